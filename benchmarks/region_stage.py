@@ -1,0 +1,286 @@
+"""Region stage on a CPU: the reference's code, or a plain PyTorch loop, against ours; one process, same weights.
+
+    python benchmarks/region_stage.py --reference DIR     DIR: a checkout of the reference, which this repository lacks
+    python benchmarks/region_stage.py                     against the plain loop of _plain.py
+
+Full width (D=1152, LLM width 1536, 8 heads, n=32), random weights, float32. Measured are
+
+* the region stage, from features to object tokens, with 1, 4 and 16 objects of one image;
+* pixels to object tokens with 8 objects of one image, on a vision encoder of 4 layers of full width.
+
+Both sides start k-means alike: from what the rival draws. A case in which the outputs differ by more than 1e-4 (largest
+difference over largest value) shows no speed-up and makes the exit status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import _harness
+import _inputs
+import torch
+from _plain import Plain
+from _reference import Reference, recorded_permutations
+
+LIMIT = 1e-4
+LAYERS = 4
+MAX_LENGTH = 16384
+HEIGHT, WIDTH = 720, 1280
+REGION_OBJECTS, PIXEL_OBJECTS = (1, 4, 16), 8
+SEED = 11
+GOALS = {"region stage, 16 objects": 5.0, "pixels to tokens, 8 objects": 3.0}  # against the reference
+
+
+def our_model(weights: dict[str, torch.Tensor]) -> Any:
+    """A PixelReferLite on these weights, around the smallest LLM of the right width (which is not run)."""
+    import pixelrefer_fast as pf
+    from pixelrefer_fast.checkpoint import open_checkpoint
+    from pixelrefer_fast.config import ModelConfig, VisionConfig
+
+    vision = VisionConfig(
+        hidden_size=_inputs.WIDTH,
+        num_layers=LAYERS,
+        num_heads=_inputs.VISION["num_attention_heads"],
+        intermediate_size=_inputs.VISION["intermediate_size"],
+    )
+    llm = {
+        "hidden_size": _inputs.LLM_WIDTH,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "vocab_size": 267,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": True,
+    }
+    config = ModelConfig("lite", vision, llm, _inputs.TOKENS, MAX_LENGTH, 2, raw={})
+    tokenizer = open_checkpoint(str(files("pixelrefer_fast.assets") / "lite")).tokenizer()
+    model = pf.PixelReferLite(config, tokenizer, {})
+    slots = model.encoder.checkpoint_slots() | model.object_tokenizer.checkpoint_slots()
+    if slots.keys() != weights.keys():
+        raise RuntimeError(f"the benchmark's weights are not the model's: {sorted(slots.keys() ^ weights.keys())[:5]}")
+    with torch.no_grad():
+        for name, slot in slots.items():
+            slot.copy_(weights[name])
+    return model
+
+
+def region_case(rival: Reference | Plain, model: Any, objects: int) -> tuple[dict[str, _harness.Run], dict[str, int]]:
+    """Features to object tokens: what to run on either side, and the sizes."""
+    from pixelrefer_fast.object_tokenizer import kmeans_starts, select_patches
+    from pixelrefer_fast.views import Mark, plan_views
+
+    masks = _inputs.blobs(objects, HEIGHT, WIDTH, SEED)
+    marks = [Mark(0, mask, f"region {i}") for i, mask in enumerate(masks)]
+    plan = plan_views(model.config, [(HEIGHT, WIDTH)], marks, objects)
+    features = [_inputs.normal((*view.grid, _inputs.WIDTH), 3000 + i) for i, view in enumerate(plan.views)]
+    packed = torch.cat([f.flatten(0, 1) for f in features])
+
+    def of(view: int | None) -> torch.Tensor:
+        assert view is not None
+        return features[view]
+
+    arguments = (
+        [of(m.crop) for m in plan.marks],
+        [torch.from_numpy(m.mask_grid) for m in plan.marks],
+        [of(m.local_view) for m in plan.marks],
+        [of(m.global_view) for m in plan.marks],
+        [(m.box, *m.image_size) for m in plan.marks],
+    )
+    theirs = _seeded(functools.partial(rival.region_stage, *arguments))
+    starts = _starts(theirs, plan)
+
+    @torch.inference_mode()
+    def ours() -> torch.Tensor:
+        selection = select_patches(plan)
+        first = kmeans_starts(selection.counts, _inputs.TOKENS, starts)
+        return model.object_tokenizer(packed, selection, first)
+
+    return {"rival": theirs, "ours": ours}, _sizes(plan)
+
+
+def pixel_case(rival: Reference | Plain, model: Any) -> tuple[dict[str, _harness.Run], dict[str, int]]:
+    """Pixels to object tokens: what to run on either side, and the sizes."""
+    from pixelrefer_fast.views import Mark, plan_views
+
+    image = _inputs.picture(HEIGHT, WIDTH, SEED)
+    masks = _inputs.blobs(PIXEL_OBJECTS, HEIGHT, WIDTH, SEED)
+    marks = [Mark(0, mask, f"region {i}") for i, mask in enumerate(masks)]
+    plan = plan_views(model.config, [(HEIGHT, WIDTH)], marks, PIXEL_OBJECTS)
+    theirs = _seeded(functools.partial(rival.pixels_to_tokens, image, torch.from_numpy(masks)))
+    starts = _starts(theirs, plan)
+    return {"rival": theirs, "ours": lambda: model.encode(image, list(masks), kmeans_start=starts).tokens}, _sizes(plan)
+
+
+def _seeded(run: _harness.Run) -> _harness.Run:
+    def seeded() -> torch.Tensor:
+        torch.manual_seed(SEED)
+        return run()
+
+    return seeded
+
+
+def _starts(theirs: _harness.Run, plan: Any) -> list[list[int] | None]:
+    """First centroids of each mark as the rival draws them: one permutation for each mark of more than n patches."""
+    with recorded_permutations() as drawn:
+        theirs()
+    selected = [int((m.mask_grid > 0).sum()) for m in plan.marks]
+    left = iter(drawn)
+    starts = [next(left)[: _inputs.TOKENS].tolist() if count > _inputs.TOKENS else None for count in selected]
+    if [len(p) for p in drawn] != [count for count in selected if count > _inputs.TOKENS]:
+        raise RuntimeError(f"k-means starts: expected permutations of {selected}, got {[len(p) for p in drawn]}")
+    return starts
+
+
+def _sizes(plan: Any) -> dict[str, int]:
+    crops = [plan.views[m.crop].patches for m in plan.marks]
+    selected = [int((m.mask_grid > 0).sum()) for m in plan.marks]
+    return {
+        "objects": len(crops),
+        "crop_patches_min": min(crops),
+        "crop_patches_max": max(crops),
+        "selected_min": min(selected),
+        "selected_max": max(selected),
+    }
+
+
+def measure(name: str, runs: dict[str, _harness.Run], sizes: dict[str, int], repeats: int) -> dict[str, Any]:
+    """One row of the result."""
+    for run in runs.values():
+        run()
+    counted = {side: _harness.count(run) for side, run in runs.items()}
+    seconds, outputs = _harness.interleaved(runs, repeats)
+    error = _harness.relative_error(outputs["ours"], outputs["rival"])
+    row: dict[str, Any] = {"case": name, **sizes, "repeats": repeats, "error": error, "ok": error <= LIMIT}
+    for side in runs:
+        row[side] = {"seconds": _harness.quantiles(seconds[side]), **counted[side]}
+    if row["ok"]:
+        rounds = [a / b for a, b in zip(seconds["rival"], seconds["ours"], strict=True)]
+        row["speedup"] = _harness.quantiles(rounds)
+    return row
+
+
+def benchmark(reference: Path | None, repeats: int, pixel_repeats: int) -> dict[str, Any]:
+    """Measure every case."""
+    weights = _inputs.region_weights() | _inputs.vision_weights(LAYERS)
+    heads = _inputs.VISION["num_attention_heads"]
+    rival: Reference | Plain
+    if reference is None:
+        rival = Plain(weights, heads, _inputs.TOKENS, MAX_LENGTH)
+    else:
+        rival = Reference(
+            reference, weights, _inputs.VISION | {"num_hidden_layers": LAYERS}, _inputs.TOKENS, MAX_LENGTH
+        )
+    model = our_model(weights)
+    rows = []
+    for objects in REGION_OBJECTS:
+        name = f"region stage, {objects} object{'s' if objects > 1 else ''}"
+        print(f"{name} ...", file=sys.stderr)
+        rows.append(measure(name, *region_case(rival, model, objects), repeats))
+    name = f"pixels to tokens, {PIXEL_OBJECTS} objects"
+    print(f"{name} ...", file=sys.stderr)
+    rows.append(measure(name, *pixel_case(rival, model), pixel_repeats))
+    return {
+        "benchmark": "region_stage",
+        "rival": "reference" if reference else "plain PyTorch",
+        "rival_commit": None if reference is None else _harness.git(reference, "rev-parse", "HEAD") or None,
+        **_harness.provenance(),
+        "rows": rows,
+    }
+
+
+def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings (the cases) and lines (what was measured), as text."""
+    rows, rival = result["rows"], result["rival"]
+
+    def line(name: str, cells: Iterable[str]) -> list[str]:
+        return [name, *cells]
+
+    def goal(row: dict[str, Any]) -> str:
+        wanted = GOALS.get(row["case"]) if rival == "reference" else None
+        if wanted is None:
+            return ""
+        met = row["ok"] and row["speedup"]["median"] >= wanted
+        return f"at least {wanted:g}x: {'met' if met else 'missed'}"
+
+    sides = {"rival": rival, "ours": "ours"}
+    return ["", *(row["case"] for row in rows)], [
+        line("patches of a crop", (f"{r['crop_patches_min']} to {r['crop_patches_max']}" for r in rows)),
+        *(line(f"{name}, ms", (_spread(r[side]["seconds"], 1e3) for r in rows)) for side, name in sides.items()),
+        line("speed-up", (_spread(r["speedup"], 1, "x") if r["ok"] else "none: outputs differ" for r in rows)),
+        line("goal", map(goal, rows)),
+        line("error", (f"{r['error']:.1e}" for r in rows)),
+        *(line(f"{name}, GFLOP", (f"{r[side]['flops'] / 1e9:,.1f}" for r in rows)) for side, name in sides.items()),
+        *(line(f"{name}, operations", (f"{r[side]['operations']:,}" for r in rows)) for side, name in sides.items()),
+    ]
+
+
+def _spread(values: dict[str, float], scale: float, unit: str = "") -> str:
+    low, middle, high = (values[key] * scale for key in ("q10", "median", "q90"))
+    digits = 1 if middle < 100 else 0
+    return f"{middle:,.{digits}f}{unit} ({low:,.{digits}f} to {high:,.{digits}f})"
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The page for docs/, made from a result."""
+    libraries = ", ".join(f"{name} {version}" for name, version in result["libraries"].items())
+    rival = "the reference's own code" if result["rival"] == "reference" else "the plain PyTorch loop of `_plain.py`"
+    if result["rival_commit"]:
+        rival += f" (commit {result['rival_commit'][:12]})"
+    commit = "no commit yet" if result["commit"] is None else f"commit {result['commit'][:12]}"
+    return f"""# Region stage on a CPU
+
+Made by `{result["command"]}`; do not edit.
+
+{result["date"]}, {commit}{", with changes" if result["dirty"] else ""}; {result["cpu"]}, {result["cores"]} cores, \
+{result["threads"]} threads; Python {result["python"]}, {libraries}.
+
+Against {rival}, in one process, calls in turn, float32, random weights of full width (D=1152, LLM width 1536, 8 heads,
+n=32); the vision encoder of the last row has {LAYERS} layers. Times are medians with the 10 % and 90 % quantiles, the
+speed-up is taken round by round. The error is the largest difference between the two outputs of the same round over the
+largest value; above {LIMIT:g} no speed-up is shown. FLOPs are those of matrix products, convolutions and attention (a
+k-means that computes its distances without matrix products has none), operations those that reach PyTorch's dispatcher.
+
+{_harness.markdown_table(*table(result))}"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Region stage on a CPU, ours against the reference or a plain loop.")
+    parser.add_argument("--reference", type=Path, metavar="DIR", help="checkout of the reference")
+    parser.add_argument("--repeats", type=int, default=11, help="rounds of the region stage (default: 11)")
+    parser.add_argument("--pixel-repeats", type=int, default=5, help="rounds from pixels (default: 5)")
+    parser.add_argument("--threads", type=int, help="threads of PyTorch (default: its own choice)")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="result file to append to")
+    parser.add_argument("--markdown", type=Path, metavar="PATH", help="page to write")
+    parser.add_argument("--render", action="store_true", help="measure nothing: --markdown from the last of --json")
+    options = parser.parse_args(arguments)
+    if options.render and not (options.json and options.markdown):
+        parser.error("--render needs --json and --markdown")
+    if min(options.repeats, options.pixel_repeats) < 1:
+        parser.error("--repeats and --pixel-repeats: expected at least 1")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+
+    if options.render:
+        result = _harness.latest_result(options.json)
+    else:
+        try:
+            result = benchmark(options.reference, options.repeats, options.pixel_repeats)
+        except FileNotFoundError as error:
+            parser.error(f"--reference: {error}")
+        if options.json:
+            _harness.append_result(options.json, result)
+    _harness.terminal_table(f"ours against the {result['rival']}", *table(result))
+    if options.markdown:
+        options.markdown.write_text(markdown(result))
+    return 0 if all(row["ok"] for row in result["rows"]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""Fast inference for PixelRefer and PixelRefer-Lite: ask about objects that are marked in images and videos.
+
+Names are loaded when first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from pixelrefer_fast._version import __version__
+
+if TYPE_CHECKING:
+    from pixelrefer_fast import ops, verify
+    from pixelrefer_fast.loading import load
+    from pixelrefer_fast.media import Video, load_image, open_media
+    from pixelrefer_fast.model import PixelRefer, PixelReferLite
+    from pixelrefer_fast.objects import Objects
+    from pixelrefer_fast.regions import Region
+
+_WHERE = {
+    "Objects": "objects",
+    "PixelRefer": "model",
+    "PixelReferLite": "model",
+    "Region": "regions",
+    "Video": "media",
+    "load": "loading",
+    "load_image": "media",
+    "open_media": "media",
+}
+_MODULES = ("ops", "verify")
+
+__all__ = [
+    "Objects",
+    "PixelRefer",
+    "PixelReferLite",
+    "Region",
+    "Video",
+    "__version__",
+    "load",
+    "load_image",
+    "open_media",
+    "ops",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"pixelrefer_fast.{name}")
+    if name in _WHERE:
+        return getattr(import_module(f"pixelrefer_fast.{_WHERE[name]}"), name)
+    raise AttributeError(f"module 'pixelrefer_fast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

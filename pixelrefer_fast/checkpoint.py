@@ -1,0 +1,286 @@
+"""Checkpoints in the released layout: in (tensor by tensor, into memory that is already there) and out."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pixelrefer_fast.config import ModelConfig, check_generation, read_config, read_generation
+from pixelrefer_fast.hub import checkpoint_folder
+from pixelrefer_fast.safe_files import brief, listed, name_of
+from pixelrefer_fast.safetensors_file import TensorInfo, bytes_of, tensor_info, write_safetensors
+from pixelrefer_fast.tokenizer import load_tokenizer, tokenizer_files
+from pixelrefer_fast.weight_files import INDEX, SINGLE, WeightFile, open_weights
+
+SHARD_BYTES = 5_000_000_000
+HEAD = "lm_head.weight"
+
+
+def open_checkpoint(path_or_hub_id: str | Path, *, progress: bool | None = None) -> Checkpoint:
+    """Opens a checkpoint in the released layout: single or sharded, safetensors or `.bin`.
+
+    Args:
+        path_or_hub_id: a folder, or an id on the Hugging Face hub, which is downloaded.
+        progress: whether to show bars while downloading; None shows them when stderr is a terminal.
+
+    Raises:
+        ValueError: there is no such checkpoint, it is damaged, or not one of the models of this package. Names the
+            file; no code in it has been run.
+    """
+    return Checkpoint(checkpoint_folder(path_or_hub_id, progress=progress))
+
+
+class Checkpoint:
+    """A checkpoint of which configuration and headers have been read and checked, but no values.
+
+    Attributes:
+        folder: where it is, resolved.
+        config: what its config.json says.
+        generation: its generation_config.json, {} when it has none.
+    """
+
+    folder: Path
+    config: ModelConfig
+    generation: dict[str, Any]
+
+    def __init__(self, folder: Path):
+        self.folder = folder.resolve()
+        read_config(self.folder)  # before the weights: a folder of something else is best told from its config
+        self._files = open_weights(self.folder)
+        self.config = ModelConfig.from_folder(self.folder, self.keys)
+        self.generation = read_generation(self.folder, self.config.llm["vocab_size"])
+
+    @property
+    def keys(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor by its name."""
+        return {name: info.shape for name, info in self.tensors.items()}
+
+    @property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """The dtype and shape of every tensor by its name."""
+        return {name: info for file in self._files for name, info in file.tensors.items()}
+
+    def check(
+        self, slots: Mapping[str, torch.Tensor], optional: Collection[str] = (), ignored: Collection[str] = ()
+    ) -> None:
+        """Raises what `load_into` would; the slots may be on the meta device, before any memory is spent."""
+        tensors = self.tensors
+        unused = set(ignored) | ({HEAD} if self.config.tied else set())
+        missing = [name_of(name) for name in slots if name not in tensors and name not in optional]
+        unexpected = [name_of(name) for name in tensors if name not in slots and name not in unused]
+        shared = [name for name in slots if name in tensors]
+        shapes = [
+            f"{name_of(name)}: expected {tuple(slots[name].shape)}, got {tensors[name].shape}"
+            for name in shared
+            if tuple(slots[name].shape) != tensors[name].shape
+        ]
+        dtypes = [
+            f"{name_of(name)}: expected floating-point values, got {tensors[name].dtype}"
+            for name in shared
+            if tensors[name].dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+        ]
+        groups = {"missing": missing, "unexpected": unexpected, "wrong shape": shapes, "wrong dtype": dtypes}
+        found = [f"{group} ({len(names)}): {listed(names)}" for group, names in groups.items() if names]
+        if found:
+            raise ValueError(f"{self.folder}: the weights do not fit the model: {'; '.join(found)}")
+
+    def load_into(
+        self, slots: Mapping[str, torch.Tensor], optional: Collection[str] = (), ignored: Collection[str] = ()
+    ) -> None:
+        """Copies every tensor into the memory given for it, casting to its dtype, on its device.
+
+        Values of a safetensors file are read where they belong; a `.bin` file is mapped while it is read, one at a
+        time. So at most one weight file is in memory beside the destination.
+
+        Args:
+            slots: the destination of every tensor, by its name in the checkpoint; views are fine.
+            optional: names of slots that the checkpoint may lack; they are then left as they are.
+            ignored: names that the checkpoint may have without a slot. With tied embeddings `lm_head.weight` is one.
+
+        Raises:
+            ValueError: missing, unexpected and mis-shaped tensors, all in one message and before anything is copied;
+                or a file that changed since it was opened.
+        """
+        self.check(slots, optional, ignored)
+        with torch.no_grad():
+            for file in self._files:
+                with file.open() as reader:
+                    for name in file.tensors:
+                        if name in slots:
+                            reader.copy(name, slots[name])
+
+    def tokenizer(self) -> Any:
+        """The transformers tokenizer, with the special tokens `<image>`, `<REGION>`, `<|stream_start|>` and
+        `<|stream_end|>` added where they are missing.
+
+        Raises:
+            ValueError: its files are missing or damaged, or it has ids for which the model has no embedding.
+        """
+        return load_tokenizer(self.folder, self.config)
+
+
+def save_checkpoint(
+    folder: str | Path,
+    slots: Mapping[str, torch.Tensor],
+    config: ModelConfig,
+    tokenizer: Any,
+    generation: Mapping[str, Any],
+) -> None:
+    """Writes one self-contained checkpoint folder that `open_checkpoint` reads again bit-equal.
+
+    It has the released layout, with the vision encoder's sizes inside config.json under "vision_config". It is
+    written beside its place and put there when it is whole.
+
+    Args:
+        folder: does not exist or is empty.
+        slots: every tensor by its name in the checkpoint, on any device.
+        config: what config.json says; its `torch_dtype` (or `dtype`) follows the tensors.
+        tokenizer: a transformers tokenizer.
+        generation: what generation_config.json says; {} writes none.
+
+    Raises:
+        ValueError: the folder is not empty, or a tensor cannot be saved; nothing has then been written.
+    """
+    target = _vacant(folder)
+    tensors = {name: tensor_info(name, slots[name]) for name in sorted(slots)}
+    if not tensors:
+        raise ValueError("expected tensors to save, got none")
+    check_generation(generation, config.llm["vocab_size"], "generation")
+    fields = config.to_dict()
+    for key in ("torch_dtype", "dtype"):
+        if key in fields:
+            fields[key] = _common_dtype(tensors)
+    with _new_folder(target) as new:
+        _write_json(new / "config.json", fields)
+        if generation:
+            _write_json(new / "generation_config.json", generation)
+        tokenizer.save_pretrained(str(new))
+        _write_weights(new, _split(tensors), lambda _: _chunks_of(slots))
+
+
+def convert(src: str | Path, dst: str | Path) -> dict[str, Any]:
+    """Copies a checkpoint of any released layout to one self-contained safetensors folder, without building a model.
+
+    Values keep their dtype and every bit; at most one weight file is in memory at a time.
+
+    Args:
+        src: a folder or a hub id.
+        dst: a folder that does not exist or is empty.
+
+    Returns:
+        A report: source, destination, tensors (how many), bytes, dtype, shards.
+
+    Raises:
+        ValueError: `src` is not a checkpoint that loads, or `dst` is not empty; nothing has then been written.
+    """
+    target = _vacant(dst)
+    checkpoint = open_checkpoint(src)
+    checkpoint.tokenizer()
+    parts = [(file, part) for file in checkpoint._files for part in _split(file.tensors)]
+    sources = [file for file, _ in parts]
+    with _new_folder(target) as new:
+        _write_json(new / "config.json", checkpoint.config.to_dict())
+        if checkpoint.generation:
+            _write_json(new / "generation_config.json", checkpoint.generation)
+        for path in tokenizer_files(checkpoint.folder):
+            shutil.copyfile(path, new / path.name)
+        _write_weights(new, [part for _, part in parts], lambda index: _chunks_in(sources[index]))
+    tensors = checkpoint.tensors
+    return {
+        "source": str(checkpoint.folder),
+        "destination": str(target),
+        "tensors": len(tensors),
+        "bytes": sum(info.nbytes for info in tensors.values()),
+        "dtype": ", ".join(sorted({str(info.dtype).removeprefix("torch.") for info in tensors.values()})),
+        "shards": len(parts),
+    }
+
+
+Chunks = Callable[[str], Iterable[memoryview]]
+
+
+@contextmanager
+def _chunks_of(slots: Mapping[str, torch.Tensor]) -> Iterator[Chunks]:
+    yield lambda name: bytes_of(slots[name])
+
+
+@contextmanager
+def _chunks_in(file: WeightFile) -> Iterator[Chunks]:
+    with file.open() as reader:
+        yield reader.chunks
+
+
+def _split(tensors: Mapping[str, TensorInfo]) -> list[dict[str, TensorInfo]]:
+    """The tensors in their order, in parts of at most 5 GB (a larger tensor has a part of its own)."""
+    parts: list[dict[str, TensorInfo]] = []
+    room = 0
+    for name, info in tensors.items():
+        if not parts or info.nbytes > room:
+            parts.append({})
+            room = SHARD_BYTES
+        parts[-1][name] = info
+        room -= info.nbytes
+    return parts
+
+
+def _write_weights(folder: Path, parts: list[dict[str, TensorInfo]], chunks: Callable[[int], Any]) -> None:
+    # `chunks(i)` is a context in which the values of part i can be read
+    weight_map: dict[str, str] = {}
+    for index, part in enumerate(parts):
+        name = SINGLE if len(parts) == 1 else f"model-{index + 1:05d}-of-{len(parts):05d}.safetensors"
+        weight_map |= dict.fromkeys(part, name)
+        with chunks(index) as read:
+            write_safetensors(folder / name, part, read)
+    if len(parts) > 1:
+        total = sum(info.nbytes for part in parts for info in part.values())
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _common_dtype(tensors: Mapping[str, TensorInfo]) -> str:
+    sizes: Counter[torch.dtype] = Counter()
+    for info in tensors.values():
+        sizes[info.dtype] += info.nbytes
+    return str(max(sizes, key=lambda dtype: sizes[dtype])).removeprefix("torch.")
+
+
+def _vacant(folder: str | Path) -> Path:
+    """`folder`, resolved; ValueError unless it does not exist or is empty."""
+    try:
+        target = Path(folder).resolve()
+        taken = target.exists() and not (target.is_dir() and not any(target.iterdir()))
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        raise ValueError(f"{brief(folder)}: expected a folder to write, got {brief(str(error))}") from error
+    if taken:
+        raise ValueError(f"{target}: expected a new or empty folder, got one with files in it, or a file")
+    return target
+
+
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `target` at the end, or vanishes when something goes wrong."""
+    existing = next(parent for parent in target.parents if parent.exists())
+    new = existing / f".{target.name}.{secrets.token_hex(8)}.partial"
+    try:
+        new.mkdir()
+        yield new
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            target.rmdir()  # empty; Windows does not rename onto a folder
+        os.rename(new, target)
+    except OSError as error:
+        raise ValueError(f"{target}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)

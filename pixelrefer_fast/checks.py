@@ -1,0 +1,58 @@
+"""Checks of what users hand in, and how messages show it."""
+
+from __future__ import annotations
+
+import reprlib
+from typing import Any
+
+import numpy as np
+import torch
+
+MAX_PIXELS = 89_478_485
+"""Most pixels of one image, frame or mask: where Pillow begins to warn of decompression bombs (256 MiB of RGB)."""
+
+
+def is_integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    return is_integer(value) or isinstance(value, (float, np.floating))
+
+
+def shown(value: Any) -> str:
+    """A short text for any value in a message."""
+    try:
+        return reprlib.repr(value)
+    except Exception:  # integers beyond Python's limit of digits, objects whose repr fails
+        return f"a value of type {type(value).__name__}"
+
+
+def check_size(height: int, width: int, label: str) -> None:
+    """ValueError unless 1 <= height * width <= `MAX_PIXELS`."""
+    if height < 1 or width < 1:
+        raise ValueError(f"{label}: expected at least one pixel, got a size of {shown(height)}x{shown(width)}")
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"{label}: expected at most {MAX_PIXELS} pixels, got a size of {shown(height)}x{shown(width)}")
+
+
+def plain_list(values: Any, label: str) -> list[Any]:
+    """A new list of what a list, tuple, range or one-dimensional array or tensor holds."""
+    if isinstance(values, (np.ndarray, torch.Tensor)) and values.ndim == 1:
+        return values.tolist()
+    if isinstance(values, (list, tuple, range)):
+        return list(values)
+    raise ValueError(f"{label}: expected a list, got {type(values).__name__}")
+
+
+def numpy_of(array: np.ndarray | torch.Tensor) -> np.ndarray:
+    """A NumPy view (or copy, from another device or dtype) of an array or tensor."""
+    if isinstance(array, np.ndarray):
+        return array
+    try:
+        # NumPy has no bfloat16 and no 8-bit floats
+        if array.is_floating_point() and array.dtype not in (torch.float16, torch.float32, torch.float64):
+            array = array.float()
+        return array.detach().cpu().numpy()
+    except (TypeError, RuntimeError, NotImplementedError) as error:  # sparse, quantized, without storage
+        raise ValueError(f"expected a dense tensor with values, got one that has none to copy: {error}") from None

@@ -1,0 +1,238 @@
+"""Regions on the command line: the options that mark them, in the order in which they were given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pixelrefer_fast.regions import Region
+    from pixelrefer_fast.video import Video
+
+MAX_JSON_BYTES = 256 * 2**20
+_ORDER = "pixelrefer_fast.options_in_order"
+_PANEL = "Regions (repeat and mix them; numbered from 0 in the order given)"
+
+
+def _option(name: str, metavar: str, text: str) -> Any:
+    return typer.Option(name, metavar=metavar, help=text, rich_help_panel=_PANEL, show_default=False)
+
+
+Boxes = Annotated[
+    list[str] | None, _option("--box", "X0,Y0,X1,Y1", "Box by two corners in pixels; the second is outside.")
+]
+SizedBoxes = Annotated[list[str] | None, _option("--xywh", "X,Y,W,H", "Box by its top left corner and its size.")]
+Masks = Annotated[
+    list[str] | None,
+    _option(
+        "--mask", "FILE.png", "Mask of the image's size: marked where not black (or, with alpha, not transparent)."
+    ),
+]
+RLEs = Annotated[list[str] | None, _option("--rle", "FILE.json", "COCO run lengths, compressed or not.")]
+Polygons = Annotated[list[str] | None, _option("--polygon", '"X,Y X,Y X,Y"', "Polygon by its corners.")]
+Scribbles = Annotated[
+    list[str] | None, _option("--scribble", '"X,Y X,Y:WIDTH"', "Line through points, WIDTH pixels thick.")
+]
+RegionFiles = Annotated[
+    list[str] | None,
+    _option("--regions", "FILE.json", "A list of regions, each as Region.to_json writes it, an RLE, a box, ..."),
+]
+FrameNumber = Annotated[
+    int | None,
+    typer.Option("--frame", metavar="N", min=0, help="Video: the frame that the regions mark.", rich_help_panel=_PANEL),
+]
+
+
+class InOrder(TyperCommand):
+    """A command that remembers in which order its options were given, across different options."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # The parser reports an entry per occurrence; click itself then groups the values by option.
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        ctx.meta[_ORDER] = [parameter.name for parameter in order]
+        return super().parse_args(ctx, args)
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A region and the words on the command line that it comes from."""
+
+    given: str
+    region: Region
+
+
+def given_regions(ctx: typer.Context, media: np.ndarray | Video, frame: int | None) -> list[Marked]:
+    """The regions of the command line in order, bound to `frame` where they name no frames, each tried on the media.
+
+    Raises ValueError that names the option and its value.
+    """
+    from pixelrefer_fast.video import Video
+
+    left = {name: list(ctx.params[name] or ()) for name in _READERS if name in ctx.params}
+    marked: list[Marked] = []
+    for name in ctx.meta[_ORDER]:
+        if name not in left:
+            continue
+        option, read = _READERS[name]
+        value = left[name].pop(0)
+        label = f"{option} {value}"
+        try:
+            regions = read(value)
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"{label}: {error}") from error
+        numbered = len(regions) > 1 or name == "region_files"
+        marked += [Marked(f"{label} [{i}]" if numbered else label, region) for i, region in enumerate(regions)]
+    if frame is not None and not isinstance(media, Video):
+        raise ValueError(f"--frame {frame}: expected a video, got an image")
+    if not isinstance(media, Video):
+        height, width = media.shape[:2]
+        for one in marked:
+            if one.region.frames is not None:
+                raise ValueError(f"{one.given}: expected a region of an image, got one bound to frames of a video")
+            one.region.mask(height, width, name=one.given)
+        return marked
+    return [_in_video(one, media, frame) for one in marked]
+
+
+def _in_video(one: Marked, video: Video, frame: int | None) -> Marked:
+    from pixelrefer_fast.regions import Region
+
+    if one.region.frames is None:
+        if frame is None:
+            raise ValueError(f"{one.given}: in a video, give --frame N with the number of the frame that it marks")
+        one = Marked(one.given, Region.from_frames({frame: one.region}))
+    for number in one.region.frames or ():
+        if number >= len(video):
+            last = len(video) - 1
+            raise ValueError(f"{one.given}: expected a frame from 0 to {last} of this video, got {number}")
+        one.region.mask(video.height, video.width, frame=number, name=one.given)
+    return one
+
+
+def _numbers(text: str, count: int, form: str) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count:
+        raise ValueError(f"expected {form} in pixels, numbers with commas between")
+    return numbers
+
+
+def _points(text: str, form: str) -> list[list[float]]:
+    return [_numbers(pair, 2, form) for pair in text.split()]
+
+
+def _box(text: str) -> list[Region]:
+    from pixelrefer_fast.regions import Region
+
+    return [Region.from_box(xyxy=_numbers(text, 4, "X0,Y0,X1,Y1"))]
+
+
+def _sized_box(text: str) -> list[Region]:
+    from pixelrefer_fast.regions import Region
+
+    return [Region.from_box(xywh=_numbers(text, 4, "X,Y,W,H"))]
+
+
+def _polygon(text: str) -> list[Region]:
+    from pixelrefer_fast.regions import Region
+
+    corners = _points(text, '"X,Y X,Y X,Y"')
+    if len(corners) < 3:
+        raise ValueError(f'expected "X,Y X,Y X,Y" with at least 3 corners, got {len(corners)}')
+    return [Region.from_polygon([[number for corner in corners for number in corner]])]
+
+
+def _scribble(text: str) -> list[Region]:
+    from pixelrefer_fast.regions import Region
+
+    points, colon, width = text.rpartition(":")
+    if not colon:
+        raise ValueError('expected "X,Y X,Y:WIDTH", got no ":WIDTH"')
+    return [Region.from_scribble(_points(points, '"X,Y X,Y:WIDTH"'), _numbers(width, 1, "WIDTH")[0])]
+
+
+def _mask(path: str) -> list[Region]:
+    import numpy as np
+    from PIL import ImageOps
+
+    from pixelrefer_fast.images import open_pil
+    from pixelrefer_fast.regions import Region
+
+    with open_pil(path, "mask") as image:
+        if image.format in ("JPEG", "MPO"):
+            raise ValueError("expected a PNG or another format without losses, got a JPEG, which blurs a mask's edges")
+        try:
+            image = ImageOps.exif_transpose(image)
+            if image.mode == "P":
+                image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+            pixels = np.asarray(image)
+        except Exception as error:  # Pillow's decoders raise many kinds on damaged data
+            raise ValueError(f"expected a complete image file, its pixels cannot be decoded: {error}") from None
+    if pixels.ndim == 3:
+        alpha = pixels[..., -1] if pixels.shape[2] in (2, 4) else None
+        colours = pixels if alpha is None else pixels[..., :-1]
+        marked = colours.any(axis=2) if alpha is None or alpha.all() else alpha != 0
+    else:
+        marked = pixels != 0
+    return [Region.from_mask(marked)]
+
+
+def _rle(path: str) -> list[Region]:
+    from pixelrefer_fast.regions import Region
+
+    content = _json(path)
+    if isinstance(content, list):
+        raise ValueError("expected one RLE, got a list, which goes to --regions")
+    return [Region.from_rle(content)]
+
+
+def _region_file(path: str) -> list[Region]:
+    from pixelrefer_fast.regions import Region
+
+    content = _json(path)
+    entries = content if isinstance(content, list) else [content]
+    regions: list[Region] = []
+    for i, entry in enumerate(entries):
+        try:
+            regions.append(Region.of(entry))
+        except ValueError as error:
+            raise ValueError(f"entry {i}: {error}") from error
+    if not regions:
+        raise ValueError("expected at least one region, got an empty list")
+    return regions
+
+
+def _json(path: str) -> Any:
+    from pixelrefer_fast.images import regular_file
+
+    file: Path = regular_file(path)
+    size = file.stat().st_size
+    if size > MAX_JSON_BYTES:
+        raise ValueError(f"expected at most {MAX_JSON_BYTES} bytes of JSON, got {size}")
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("expected JSON, got brackets nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"expected JSON, but {error}") from None
+
+
+_READERS: dict[str, tuple[str, Callable[[str], Sequence[Any]]]] = {
+    "boxes": ("--box", _box),
+    "sized_boxes": ("--xywh", _sized_box),
+    "masks": ("--mask", _mask),
+    "rles": ("--rle", _rle),
+    "polygons": ("--polygon", _polygon),
+    "scribbles": ("--scribble", _scribble),
+    "region_files": ("--regions", _region_file),
+}

@@ -1,0 +1,76 @@
+"""Checkpoints by folder or by their id on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from pixelrefer_fast.safe_files import brief
+from pixelrefer_fast.tokenizer import TOKENIZER_FILES
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*/[A-Za-z0-9][A-Za-z0-9_.\-]*")
+_SMALL_FILES = ("config.json", "generation_config.json", "vision_encoder/config.json", *TOKENIZER_FILES)
+_SAFETENSORS = ("model*.safetensors", "model.safetensors.index.json")
+_PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+
+
+def checkpoint_folder(path_or_hub_id: str | Path, *, progress: bool | None = None) -> Path:
+    """The resolved folder of a checkpoint; what is no folder but looks like a hub id is downloaded first.
+
+    Only weights, configuration and tokenizer are downloaded: no code, and no pickle where there are safetensors.
+
+    Args:
+        path_or_hub_id: a folder, or an id such as Alibaba-DAMO-Academy/PixelRefer-Lite-2B.
+        progress: whether to show bars while downloading; None shows them when stderr is a terminal.
+
+    Raises:
+        ValueError: in one line, why there is no such folder or download.
+    """
+    if not isinstance(path_or_hub_id, (str, os.PathLike)):
+        raise ValueError(f"expected the path of a checkpoint folder or a hub id, got {brief(path_or_hub_id)}")
+    text = os.fspath(path_or_hub_id)
+    if isinstance(text, str) and os.path.isdir(text):
+        return Path(text).resolve()
+    if not isinstance(path_or_hub_id, str) or os.path.exists(text) or not _HUB_ID.fullmatch(text):
+        raise ValueError(f"{brief(text)}: expected a checkpoint folder or a hub id (owner/name), found no such folder")
+    return _download(path_or_hub_id, sys.stderr.isatty() if progress is None else progress)
+
+
+def _download(hub_id: str, progress: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    bars = None if progress else _silent_bars()
+    try:
+        folder = Path(snapshot_download(hub_id, allow_patterns=[*_SMALL_FILES, *_SAFETENSORS], tqdm_class=bars))
+        if not any(folder.glob("model*.safetensors")):
+            folder = Path(snapshot_download(hub_id, allow_patterns=[*_SMALL_FILES, *_PICKLES], tqdm_class=bars))
+    except GatedRepoError:
+        reason = "the hub asks you to accept its terms and to log in"
+    except RepositoryNotFoundError:
+        reason = "the hub has no such model, or it is private"
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+        reason = "it is not in the local cache (or not whole) and the hub cannot be reached"
+    except Exception as error:  # of whichever HTTP library huggingface_hub uses
+        reason = f"the download failed ({type(error).__name__}: {brief(str(error))})"
+    else:
+        return folder.resolve()
+    raise ValueError(f"{hub_id}: no such folder here, and not to be had from the Hugging Face hub: {reason}")
+
+
+def _silent_bars() -> type:
+    from huggingface_hub.utils import tqdm
+
+    class Silent(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **{**kwargs, "disable": True})
+
+    return Silent

@@ -1,0 +1,90 @@
+"""Checkpoint, device and dtype -> a model ready to answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from pixelrefer_fast import ops
+from pixelrefer_fast.checkpoint import open_checkpoint
+from pixelrefer_fast.model import PixelRefer, PixelReferLite
+
+
+def auto_device(device: str | torch.device = "auto") -> torch.device:
+    """The device asked for; "auto" is the first CUDA device, else the CPU.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"device: expected 'auto' or a device that is here, got {device!r} ({reason})") from None
+    if chosen.type == "meta":
+        raise ValueError("device: expected 'auto' or a device that computes, got 'meta'")
+    return chosen
+
+
+def auto_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype asked for; "auto" is bfloat16 where the device computes it, else float32, never float16.
+
+    A CPU counts as a float32 device: that is what its answers are recorded in.
+    """
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    names |= {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if dtype == "auto":
+        bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if bf16 else torch.float32
+    chosen = names.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen is None or chosen not in names.values():
+        raise ValueError(f"dtype: expected 'auto' or one of {sorted(names)}, got {dtype!r}")
+    return chosen
+
+
+def load(
+    path_or_hub_id: str | Path,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    backend: str = "auto",
+) -> PixelRefer | PixelReferLite:
+    """Load a checkpoint in the released layout.
+
+    Args:
+        path_or_hub_id: a folder, or an id on the Hugging Face hub such as Alibaba-DAMO-Academy/PixelRefer-Lite-2B.
+        device: "auto" (a CUDA device if there is one) or a device.
+        dtype: "auto" (bfloat16 where the device computes it, else float32) or a dtype.
+        backend: who computes the operations: "auto", or one of `ops.BACKENDS`, which then never falls back.
+
+    Returns:
+        PixelRefer or PixelReferLite, as the checkpoint is.
+
+    Raises:
+        ValueError: in one line, what is wrong with the checkpoint, the device, the dtype or the backend.
+    """
+    target = auto_device(device)
+    precision = auto_dtype(dtype, target)
+    ops.check_backend(backend)
+    checkpoint = open_checkpoint(path_or_hub_id)
+    model_class = PixelReferLite if checkpoint.config.kind == "lite" else PixelRefer
+    tokenizer = checkpoint.tokenizer()
+    with torch.device("meta"):
+        model = model_class(checkpoint.config, tokenizer, checkpoint.generation, backend)
+    model.to(precision).to_empty(device=target)
+    _restore_buffers(model, target)
+    tied = model.llm.config.tie_word_embeddings
+    checkpoint.load_into(model.checkpoint_slots(), optional=("lm_head.weight",) if tied else ())
+    return model
+
+
+def _restore_buffers(model: PixelRefer | PixelReferLite, device: torch.device) -> None:
+    """What no checkpoint holds: the LLM's rotary frequencies (float32 in any dtype) and its tied output weight."""
+    rotary = model.llm.model.rotary_emb
+    with device:
+        model.llm.model.rotary_emb = type(rotary)(model.llm.config)
+    if model.llm.config.tie_word_embeddings:
+        model.llm.lm_head.weight = model.llm.model.embed_tokens.weight

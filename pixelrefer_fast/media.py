@@ -1,0 +1,96 @@
+"""Images and videos in: paths, bytes, PIL images, arrays, folders of frames -> pixels and presentation times."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from pixelrefer_fast.checks import MAX_PIXELS
+from pixelrefer_fast.images import (
+    ANIMATED_FORMATS,
+    NotAnImage,
+    describe_source,
+    load_image,
+    open_pil,
+    rgb_of_pil,
+)
+from pixelrefer_fast.video import (
+    BACKENDS,
+    FRAME_SEQUENCE_FPS,
+    MAX_FRAMES,
+    Animation,
+    FrameSequence,
+    Video,
+    VideoFile,
+    frame_files,
+)
+
+__all__ = ["FRAME_SEQUENCE_FPS", "MAX_FRAMES", "MAX_PIXELS", "Video", "load_image", "open_media"]
+
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts"),
+    *(".mpg", ".mpeg", ".flv", ".ogv", ".wmv", ".asf", ".3gp"),
+)
+
+
+def open_media(
+    source: Any, *, times: Sequence[float] | None = None, fps: float | None = None, backend: str = "pyav"
+) -> np.ndarray | Video:
+    """The image, as (H, W, 3) uint8 RGB, or the `Video` in `source`.
+
+    A video is: a video file (path or bytes), an animated GIF, WebP, PNG or AVIF, a folder of frames (image files in
+    natural order of their names), a list or tuple of images, an array of shape (T, H, W, C) or (T, C, H, W). Everything
+    else goes to `load_image`; a list or tuple always counts as a video, even of one frame.
+
+    times: presentation times in seconds, strictly increasing, one per frame; or fps: frames per second. They are for
+        videos without a clock (folders, lists, arrays), which otherwise play at `FRAME_SEQUENCE_FPS` like the
+        reference's folders of frames (mm_utils.load_video_from_ids). ValueError with anything else.
+    backend: "pyav" or "torchcodec" decodes video files. ImportError if torchcodec is asked for and absent.
+
+    Raises ValueError, naming the source, for what is neither, is damaged, has no frames or exceeds `MAX_PIXELS` or
+    `MAX_FRAMES`.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+    frames = frame_sources(source)
+    if frames is not None:
+        return FrameSequence(*frames, times=times, fps=fps)
+    if times is not None or fps is not None:
+        raise ValueError("times, fps: expected only with a folder, list or array of frames, got them with other media")
+    if not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
+        return load_image(source)
+    source = bytes(source) if isinstance(source, (bytearray, memoryview)) else source
+    if not isinstance(source, bytes) and os.fspath(source).lower().endswith(VIDEO_SUFFIXES):
+        return VideoFile(source, backend=backend)
+    label = describe_source(source)
+    try:
+        image = open_pil(source, label)
+    except NotAnImage as error:
+        try:
+            return VideoFile(source, backend=backend)
+        except ValueError as video_error:
+            raise ValueError(f"{error}; nor is it a video: {video_error}") from None
+    with image:
+        if image.format in ANIMATED_FORMATS and getattr(image, "is_animated", False):
+            return Animation(source)
+        return rgb_of_pil(image, label)
+
+
+def frame_sources(source: Any) -> tuple[Any, str] | None:
+    """The frames, not yet decoded, and a name for them, if `source` is a folder, list or array of frames."""
+    if isinstance(source, (str, os.PathLike)):
+        try:
+            is_folder = stat.S_ISDIR(os.stat(source).st_mode)
+        except (OSError, ValueError):  # the reader that opens it says what is wrong
+            return None
+        return (frame_files(source), f"folder {os.fspath(source)!r}") if is_folder else None
+    if isinstance(source, (list, tuple)):
+        return source, f"list of {len(source)} frames"
+    if isinstance(source, (np.ndarray, torch.Tensor)) and source.ndim == 4:
+        return source, f"array of shape {tuple(source.shape)}"
+    return None

@@ -1,0 +1,127 @@
+"""Encoded objects: reusable for many questions, saved and loaded as one safetensors file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pixelrefer_fast._version import __version__
+from pixelrefer_fast.prompt import ObjectTokens
+
+FORMAT = "pixelrefer_fast.objects/1"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Full only: what the LLM sees of whole images or frames."""
+
+    tokens: torch.Tensor  # (Z', C) vision tokens that were kept
+    kept: torch.Tensor  # (Z,) bool: which of the placeholders they are
+    counts: tuple[int, ...]  # placeholders of each image or frame; their sum is Z
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The object tokens of one image or video, and where they come from.
+
+    Attributes:
+        kind: "lite" or "full".
+        tokens: (T, C) object tokens, one object after the other.
+        objects: how each object is written into a prompt.
+        times: Full video only: seconds of each frame of the scene.
+        scene: Full only.
+        provenance: model fingerprint, library version, media and regions, for people and for the check in `ask`.
+    """
+
+    kind: str
+    tokens: torch.Tensor
+    objects: tuple[ObjectTokens, ...]
+    times: tuple[float, ...] | None
+    scene: Scene | None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file (beside, then renamed: an interrupted save leaves no half a file)."""
+        from safetensors.torch import save_file
+
+        tensors = {"object_tokens": self.tokens.cpu().contiguous()}
+        if self.scene is not None:
+            tensors["vision_tokens"] = self.scene.tokens.cpu().contiguous()
+            tensors["vision_kept"] = self.scene.kept.cpu().contiguous()
+        header = {
+            "kind": self.kind,
+            "objects": [{"counts": o.counts, "times": o.times} for o in self.objects],
+            "times": self.times,
+            "scene_counts": None if self.scene is None else self.scene.counts,
+            "provenance": self.provenance,
+        }
+        path = Path(path)
+        if not path.parent.is_dir():
+            raise ValueError(f"{path}: expected an existing folder to write to, got {path.parent}")
+        part = path.with_name(path.name + ".part")
+        try:
+            save_file(tensors, part, {"format": FORMAT, "version": __version__, "objects": json.dumps(header)})
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Objects:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: the file is missing, damaged, or holds something else.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = Path(path)
+        if not path.is_file():
+            raise ValueError(f"{path}: expected a file of encoded objects, found none")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"expected the format {FORMAT!r}, got {metadata.get('format')!r}")
+            return cls._from_parts(tensors, json.loads(metadata["objects"]))
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: not a file of encoded objects ({error})") from None
+
+    @classmethod
+    def _from_parts(cls, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> Objects:
+        kind = header["kind"]
+        if kind not in ("lite", "full"):
+            raise ValueError(f"expected kind 'lite' or 'full', got {kind!r}")
+        objects = tuple(
+            ObjectTokens(tuple(map(int, o["counts"])), None if o["times"] is None else tuple(map(float, o["times"])))
+            for o in header["objects"]
+        )
+        for i, o in enumerate(objects):
+            if min(o.counts, default=0) < 0 or (o.times is not None and len(o.times) != len(o.counts)):
+                raise ValueError(f"object {i}: expected token counts of at least 0, a time for each, got {o}")
+        tokens = tensors["object_tokens"]
+        total = sum(sum(o.counts) for o in objects)
+        if tokens.ndim != 2 or len(tokens) != total or not tokens.is_floating_point():
+            raise ValueError(f"expected {total} object tokens, got {tuple(tokens.shape)} of {tokens.dtype}")
+        times = None if header["times"] is None else tuple(map(float, header["times"]))
+        scene = None
+        if kind == "full":
+            counts = tuple(map(int, header["scene_counts"]))
+            scene = Scene(tensors["vision_tokens"], tensors["vision_kept"], counts)
+            if min(counts, default=0) < 0 or scene.kept.shape != (sum(counts),) or scene.kept.dtype != torch.bool:
+                raise ValueError(f"expected a kept flag for {sum(counts)} vision tokens, got {tuple(scene.kept.shape)}")
+            if scene.tokens.shape != (int(scene.kept.sum()), tokens.shape[1]):
+                raise ValueError(
+                    f"expected vision tokens of shape {(int(scene.kept.sum()), tokens.shape[1])}, "
+                    f"got {tuple(scene.tokens.shape)}"
+                )
+            if times is not None and len(times) != len(counts):
+                raise ValueError(f"expected a time for each of {len(counts)} frames, got {len(times)}")
+        return cls(kind, tokens, objects, times, scene, dict(header["provenance"]))

@@ -1,0 +1,36 @@
+"""Text that may come from a model or a file name, made safe for terminals and pictures."""
+
+from __future__ import annotations
+
+import unicodedata
+
+JOINERS = "\u200c\u200d"  # not printable on their own, needed inside Persian, Indic and emoji text
+_MAX_COMBINING = 4  # more marks than that on one letter climb into the neighbouring lines
+
+
+def safe_text(text: str) -> str:
+    """The text with everything that cannot be printed written as an escape (`\\x00`, `\\u202e`); newlines stay.
+
+    Model output may hold control characters, terminal escape sequences, text-direction overrides or lone
+    surrogates; none of them reaches a terminal or a picture this way.
+    """
+    out: list[str] = []
+    combining = 0
+    for char in text.replace("\r\n", "\n").replace("\t", "    "):
+        category = unicodedata.category(char)
+        combining = combining + 1 if category in ("Mn", "Me") else 0
+        if char == "\n" or char in JOINERS:
+            out.append(char)
+        elif category == "Zs":
+            out.append(" ")
+        elif char.isprintable() and combining <= _MAX_COMBINING:
+            out.append(char)
+        else:
+            code = ord(char)
+            out.append(f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
+    return "".join(out)
+
+
+def one_line(text: str) -> str:
+    """`safe_text` on a single line, for messages."""
+    return " ".join(safe_text(text).split())

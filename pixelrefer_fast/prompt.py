@@ -1,0 +1,129 @@
+"""Question and regions -> token ids with placeholders (spec: the reference's chat template and `mm_infer`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+REGION_TAG = "<region>"
+REGION_TOKEN = "<REGION>"
+IMAGE_TOKEN = "<image>"
+VIDEO_TAG = "<video>"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids of one prompt and the places of what is not text."""
+
+    input_ids: torch.Tensor  # (L,) int64, placeholders included
+    region_slots: torch.Tensor  # (T,) int64: where the object tokens go
+    image_slots: torch.Tensor  # (Z,) int64: where the vision tokens go
+
+
+@dataclass(frozen=True)
+class ObjectTokens:
+    """How one object is written: its number of tokens per mark and, in a Lite video, each mark's time in seconds."""
+
+    counts: tuple[int, ...]
+    times: tuple[float, ...] | None = None
+
+    def text(self) -> str:
+        if self.times is None:
+            return f"[{REGION_TOKEN * sum(self.counts)}]"
+        parts = (f"Time {round(t, 1)}:{REGION_TOKEN * count}" for t, count in zip(self.times, self.counts, strict=True))
+        return f"[{','.join(parts)}]"
+
+
+def scene_text(counts: Sequence[int], times: Sequence[float] | None) -> str:
+    """Full: the placeholders of whole images or frames.
+
+    Args:
+        counts: vision tokens of each image or frame.
+        times: seconds of each frame of a video, None for images.
+    """
+    if times is None:
+        return "".join(f"{IMAGE_TOKEN * count}\n" for count in counts)
+    frames = (f"Time {round(t, 1)}s:{IMAGE_TOKEN * count}" for t, count in zip(times, counts, strict=True))
+    return ",".join(frames) + "\n"
+
+
+def expand_question(
+    question: str,
+    objects: Sequence[ObjectTokens],
+    scene: Sequence[int] | None,
+    times: Sequence[float] | None,
+) -> str:
+    """The user's turn with every tag replaced by its placeholders.
+
+    Args:
+        question: with a `<region>` for each object, in order.
+        objects: in the order of the question's tags.
+        scene: Full: vision tokens of each whole image or frame; Lite: None.
+        times: seconds of each frame of a video, None for images.
+
+    Raises:
+        ValueError: the tags do not match what was marked, or a reserved token stands in the question.
+    """
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError(f"question: expected a text that is not empty, got {question!r}")
+    if REGION_TOKEN in question:
+        raise ValueError(f"question: {REGION_TOKEN} is reserved for object tokens; write {REGION_TAG} for each region")
+    tags = question.count(REGION_TAG)
+    if tags != len(objects):
+        raise ValueError(
+            f"question: expected a {REGION_TAG} tag for each of the {len(objects)} region(s), "
+            f"got {tags} in {question!r}"
+        )
+    scene_tag, other = (IMAGE_TOKEN, VIDEO_TAG) if times is None else (VIDEO_TAG, IMAGE_TOKEN)
+    if scene is None:
+        for tag in (IMAGE_TOKEN, VIDEO_TAG):
+            if tag in question:
+                raise ValueError(f"question: PixelRefer-Lite sees marked objects only and takes no {tag} tag")
+    elif other in question:
+        raise ValueError(f"question: expected {scene_tag} for this input, got {other}")
+    elif scene_tag not in question:
+        question = scene_tag + question
+    chunks = [chunk.strip() for chunk in question.split(scene_tag)]
+    if scene is None:
+        return _with_regions(chunks, objects)[0]
+    blocks = [scene_text(scene, times)] if times is not None else [scene_text([count], None) for count in scene]
+    if len(chunks) - 1 != len(blocks):
+        raise ValueError(f"question: expected {len(blocks)} {scene_tag} tag(s), got {len(chunks) - 1} in {question!r}")
+    filled = _with_regions(chunks, objects)
+    return filled[0] + "".join(block + chunk for block, chunk in zip(blocks, filled[1:], strict=True))
+
+
+def build_prompt(
+    tokenizer: Any,
+    question: str,
+    objects: Sequence[ObjectTokens],
+    scene: Sequence[int] | None = None,
+    times: Sequence[float] | None = None,
+) -> Prompt:
+    """Token ids of a question; arguments as in `expand_question`.
+
+    Raises:
+        ValueError: as `expand_question`.
+    """
+    content = expand_question(question, objects, scene, times)
+    text = f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
+    input_ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)
+    region_id, image_id = tokenizer.convert_tokens_to_ids([REGION_TOKEN, IMAGE_TOKEN])
+    region_slots = torch.nonzero(input_ids == region_id).flatten()
+    image_slots = torch.nonzero(input_ids == image_id).flatten()
+    wanted = (sum(sum(o.counts) for o in objects), sum(scene or ()))
+    if (len(region_slots), len(image_slots)) != wanted:
+        raise ValueError(
+            f"question: expected {wanted[0]} object and {wanted[1]} vision tokens in the prompt, "
+            f"got {len(region_slots)} and {len(image_slots)}"
+        )
+    return Prompt(input_ids, region_slots, image_slots)
+
+
+def _with_regions(chunks: Sequence[str], objects: Sequence[ObjectTokens]) -> list[str]:
+    texts = iter(objects)
+    return [re.sub(re.escape(REGION_TAG), lambda _: next(texts).text(), chunk) for chunk in chunks]

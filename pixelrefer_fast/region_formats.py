@@ -1,0 +1,306 @@
+"""What users and their tools hand over as a region -> shapes: COCO, JSON, arrays, supervision, SAM 2 and 3."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from pixelrefer_fast.checks import check_size, is_integer, is_number, numpy_of, shown
+from pixelrefer_fast.region_shapes import (
+    MAX_POINTS,
+    Bitmap,
+    Box,
+    Polygons,
+    Rle,
+    Scribble,
+    Shape,
+    coordinates,
+    image_size,
+)
+
+FORMS = "a mask, a COCO RLE, polygons, a box [x0, y0, x1, y1], a region's JSON, or any of these by frame number"
+MAX_FRAME_DIGITS = 9
+
+
+def shape_of(value: Any) -> Shape:
+    """The shape that a value stands for, whichever of the forms it has; not for mappings of frames."""
+    array = as_array(value)
+    if array is not None:
+        return bitmap_of(array) if array.ndim > 1 else shape_of(plain(array))
+    if isinstance(value, Mapping):
+        return shape_of_mapping(value)
+    if is_detections(value):
+        shapes = list(detection_shapes(value))
+        if len(shapes) != 1:
+            raise ValueError(f"detections: expected exactly one object here, got {len(shapes)}")
+        return shapes[0]
+    if isinstance(value, (list, tuple)) and value:
+        if len(value) == 4 and all(map(is_number, value)):
+            return box_of(xyxy=value)
+        return polygons_of(value)
+    raise ValueError(f"expected {FORMS}; got {shown(value)}")
+
+
+def shape_of_mapping(value: Mapping[Any, Any]) -> Shape:
+    kind = value.get("type")
+    if kind == "box":
+        return box_of(xyxy=value.get("xyxy"), xywh=value.get("xywh"))
+    if kind == "polygon":
+        return polygons_of(value.get("polygons"), value.get("size"))
+    if kind == "scribble":
+        return scribble_of(value.get("points"), value.get("width"))
+    if "counts" in value:
+        return Rle.of(value.get("size"), value["counts"])
+    if "segmentation" in value:  # an annotation of COCO or VideoRefer
+        segmentation = value["segmentation"]
+        if isinstance(segmentation, Mapping):
+            return Rle.of(segmentation.get("size"), segmentation.get("counts"))
+        size = (value["height"], value["width"]) if "height" in value and "width" in value else None
+        return polygons_of(segmentation, size)
+    if "bbox" in value:
+        return box_of(xywh=value["bbox"])
+    raise ValueError(f"expected {FORMS}; got a mapping with the keys {shown(list(value)[:8])}")
+
+
+def box_of(xyxy: Any = None, xywh: Any = None) -> Box:
+    if (xyxy is None) == (xywh is None):
+        raise ValueError("box: expected either xyxy or xywh")
+    numbers = plain(xyxy if xywh is None else xywh)
+    if not isinstance(numbers, (list, tuple)) or len(numbers) != 4:
+        raise ValueError(f"box: expected 4 numbers, got {shown(numbers)}")
+    x, y, right, bottom = coordinates(numbers, "box")
+    return Box(x, y, right, bottom) if xywh is None else Box(x, y, *coordinates((x + right, y + bottom), "box"))
+
+
+def polygons_of(value: Any, size: Any = None) -> Polygons:
+    """From a polygon or a list of them, each flat (x0, y0, x1, y1, ...) or a list of [x, y] pairs."""
+    value = plain(value)
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"polygon: expected a list of polygons, got {shown(value)}")
+    if value and (all(map(is_number, value)) or all(map(is_pair, value))):
+        value = [value]
+    return Polygons(
+        tuple(coordinates(flat(polygon, "polygon"), "polygon") for polygon in value),
+        None if size is None else image_size(size, "polygon size"),
+    )
+
+
+def scribble_of(points: Any, width: Any) -> Scribble:
+    numbers = coordinates(flat(points, "scribble"), "scribble")
+    return Scribble(
+        tuple(zip(numbers[::2], numbers[1::2], strict=True)), *coordinates((plain(width),), "scribble width")
+    )
+
+
+def flat(points: Any, what: str) -> list[Any]:
+    """Coordinates x0, y0, x1, y1, ... of points given so or as [x, y] pairs."""
+    points = plain(points)
+    if isinstance(points, (list, tuple)):
+        points = [plain(point) for point in points]
+        if points and all(map(is_pair, points)):
+            return [number for pair in points for number in pair]
+        if len(points) % 2 == 0 and not any(isinstance(number, (list, tuple)) for number in points):
+            return points
+    raise ValueError(f"{what}: expected points as x0, y0, x1, y1, ... or [x, y] pairs, got {shown(points)}")
+
+
+def is_pair(value: Any) -> bool:
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return tuple(value.shape) == (2,) and is_pair(plain(value))
+    return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(is_number, value))
+
+
+def plain(value: Any) -> Any:
+    """Lists and numbers for arrays and tensors; anything else as it is."""
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        if math.prod(value.shape) > 2 * MAX_POINTS:
+            raise ValueError(f"expected at most {2 * MAX_POINTS} numbers, got an array of shape {shape_text(value)}")
+        return numpy_of(value).tolist()
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def as_array(value: Any) -> np.ndarray | torch.Tensor | None:
+    """The array in an array, tensor or PIL image."""
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return value
+    pil = sys.modules.get("PIL.Image")  # not imported: then it cannot be a PIL image
+    if pil is None or not isinstance(value, pil.Image):
+        return None
+    check_size(value.height, value.width, "mask")
+    try:
+        return np.asarray(value)
+    except Exception as error:  # Pillow decodes now, and its decoders raise many kinds
+        raise ValueError(f"mask: expected a complete image, it cannot be decoded: {error}") from None
+
+
+def bitmap_of(array: np.ndarray | torch.Tensor) -> Bitmap:
+    """From an array of shape (H, W), or with leading axes of length 1."""
+    shape = tuple(array.shape)
+    if len(shape) < 2 or any(length != 1 for length in shape[:-2]):
+        raise ValueError(f"mask: expected an array of shape (H, W), got {shape}")
+    return Bitmap.of(numpy_of(array).reshape(shape[-2:]))
+
+
+def is_detections(value: Any) -> bool:
+    """A `supervision.Detections`, told by its parts: supervision need not be installed."""
+    return type(value).__name__ == "Detections" and hasattr(value, "xyxy") and hasattr(value, "mask")
+
+
+def detection_shapes(detections: Any) -> Iterator[Shape]:
+    """Per detection its mask (dense, or one at a time from a CompactMask), or its box if there are no masks."""
+    if not is_detections(detections):
+        raise ValueError(f"detections: expected supervision.Detections, got {shown(detections)}")
+    for index in range(len(detections.xyxy)):
+        with labelled(f"region {index}"):
+            if detections.mask is None:
+                yield box_of(xyxy=detections.xyxy[index])
+            else:
+                yield bitmap_of(detections.mask[index])
+
+
+def sam_shapes(output: Any, scores: Any = None) -> Iterator[Bitmap]:
+    """Per object its mask, from what transformers' SAM 2 and 3 post-processing returns for one image or frame.
+
+    output: an array or tensor (H, W), (N, H, W) or (N, K, H, W), a list of N masks, or a mapping with such under
+        "masks"; or a list that holds one of these, as post-processing a batch of one image gives.
+    scores: (N, K) or (1, N, K), where K > 1 candidates per object compete; also taken from "iou_scores".
+    """
+    if isinstance(output, (list, tuple)) and len(output) == 1:
+        first = output[0]
+        if isinstance(first, Mapping) or (isinstance(first, (np.ndarray, torch.Tensor)) and first.ndim > 2):
+            output = first
+    if isinstance(output, Mapping):
+        scores = output.get("iou_scores") if scores is None else scores
+        masks = output.get("masks", output.get("out_binary_masks"))
+        if masks is None:
+            raise ValueError(
+                f'SAM output: expected "masks" of the image\'s size (after post-processing), got the keys '
+                f"{shown(list(output)[:8])}"
+            )
+    else:
+        masks = output
+    if isinstance(masks, (list, tuple)):
+        if not all(isinstance(mask, (np.ndarray, torch.Tensor)) for mask in masks):
+            raise ValueError("SAM output: expected arrays or tensors as masks")
+        if len(masks) > 1 and any(mask.ndim > 3 for mask in masks):
+            raise ValueError(f"SAM output: expected the masks of one image, got those of {len(masks)}")
+    elif not isinstance(masks, (np.ndarray, torch.Tensor)) or masks.ndim not in (2, 3, 4):
+        raise ValueError(f"SAM output: expected masks of shape (N, H, W) or (N, K, H, W), got {shape_text(masks)}")
+    elif masks.ndim == 2:
+        masks = masks[None]
+    elif masks.ndim == 4:
+        masks = best_candidates(masks, scores)
+    for index in range(len(masks)):
+        with labelled(f"region {index}"):
+            yield object_mask(masks[index])
+
+
+def best_candidates(masks: Any, scores: Any) -> Sequence[Any]:
+    """(N, K, H, W) -> per object the candidate with the best score."""
+    count, candidates = masks.shape[:2]
+    if candidates == 1:
+        return masks[:, 0]
+    if scores is None:
+        raise ValueError(
+            f"SAM output: expected one mask per object, or scores (the model's iou_scores) to choose by, got "
+            f"{candidates} candidates per object"
+        )
+    values = numpy_of(scores) if isinstance(scores, (np.ndarray, torch.Tensor)) else np.array(None)
+    if values.size != count * candidates or values.shape[-2:] != (count, candidates) or values.dtype.kind != "f":
+        raise ValueError(f"SAM scores: expected float scores of shape {count, candidates}, got {shape_text(scores)}")
+    best = values.reshape(count, candidates).argmax(axis=1)
+    return [masks[index, int(choice)] for index, choice in enumerate(best)]
+
+
+def without_logits(mask: np.ndarray) -> np.ndarray:
+    """Probabilities are never negative, so floats that are come from `binarize=False`: logits, cut at 0 as SAM does."""
+    return mask > 0 if mask.dtype.kind == "f" and np.isfinite(mask).all() and (mask < 0).any() else mask
+
+
+def frame_numbers(value: Mapping[Any, Any]) -> dict[int, Any] | None:
+    """The mapping with frame numbers as keys in increasing order; None if its keys are no frame numbers."""
+    frames: dict[int, Any] = {}
+    for key, item in value.items():
+        if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= MAX_FRAME_DIGITS:
+            key = int(key)
+        elif not is_integer(key):
+            return None
+        if not 0 <= key < 10**MAX_FRAME_DIGITS:
+            raise ValueError(f"frames: expected frame numbers from 0 on, got {shown(key)}")
+        if int(key) in frames:
+            raise ValueError(f"frames: expected each frame once, got {key} twice")
+        frames[int(key)] = item
+    return dict(sorted(frames.items())) if frames else None
+
+
+def holds_objects(value: Any) -> bool:
+    """Whether one frame's value is a set of objects (a tracker's or segmenter's output) rather than one region."""
+    if isinstance(value, Mapping):
+        return "masks" in value or "out_binary_masks" in value or frame_numbers(value) is not None
+    if is_detections(value):
+        return value.tracker_id is not None or len(value.xyxy) != 1
+    return isinstance(value, (np.ndarray, torch.Tensor)) and any(length != 1 for length in value.shape[:-2])
+
+
+def tracks(frames: Mapping[int, Any]) -> list[dict[int, Shape]]:
+    """Per object, in order of first appearance, its shape in each frame where it is visible.
+
+    frames: per frame the output for it: what SAM 3 video post-processing returns, {object id: mask}, masks (N, 1, H, W)
+        or detections with tracker ids. Without ids the position is the object, and every frame must have as many.
+    """
+    objects: dict[Any, dict[int, Shape]] = {}
+    counts: set[int | None] = set()
+    for frame, value in frames.items():
+        with labelled(f"frame {frame}"):
+            ids, shapes = frame_objects(value)
+            if ids is not None and len(ids) != len(shapes):
+                raise ValueError(f"expected an id per object, got {len(ids)} ids for {len(shapes)} objects")
+        if shapes:
+            counts.add(len(shapes) if ids is None else None)
+        for object_id, shape in zip(range(len(shapes)) if ids is None else ids, shapes, strict=True):
+            found = objects.setdefault(object_id, {})
+            if not (isinstance(shape, Bitmap) and shape.is_empty):
+                found[frame] = shape
+    if len(counts) > 1:
+        raise ValueError(
+            "frames: expected object ids, or as many objects in every frame; got differing numbers of objects"
+        )
+    return list(objects.values())
+
+
+def frame_objects(value: Any) -> tuple[Sequence[Any] | None, Sequence[Shape]]:
+    """The objects of one frame and their ids, if it has any."""
+    if is_detections(value):
+        return plain(value.tracker_id), list(detection_shapes(value))
+    if isinstance(value, Mapping) and (masks := frame_numbers(value)) is not None:
+        return list(masks), [object_mask(mask) for mask in masks.values()]
+    ids = value.get("object_ids", value.get("out_obj_ids")) if isinstance(value, Mapping) else None
+    ids = plain(ids)
+    if ids is not None and not (isinstance(ids, (list, tuple)) and all(map(is_integer, ids))):
+        raise ValueError(f"SAM output: expected integers as object ids, got {shown(ids)}")
+    return ids, list(sam_shapes(value))
+
+
+def object_mask(mask: Any) -> Bitmap:
+    if not isinstance(mask, (np.ndarray, torch.Tensor)):
+        raise ValueError(f"SAM output: expected an array or tensor as mask of an object, got {shown(mask)}")
+    return bitmap_of(without_logits(numpy_of(mask)))
+
+
+def shape_text(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, (np.ndarray, torch.Tensor)) else shown(value)
+
+
+@contextmanager
+def labelled(name: str) -> Iterator[None]:
+    """Put `name` before the message of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None

@@ -1,0 +1,280 @@
+"""The forms in which a region is marked, and the pixels each of them covers.
+
+Every shape is immutable, small beside the image, and has `pixels(height, width, name)`, the (H, W) uint8 mask of 0 and
+1 for an image of that size (possibly empty), and `to_json()`, of plain JSON types.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+
+from pixelrefer_fast.checks import check_size, is_integer, is_number, shown
+from pixelrefer_fast.rle import compress_counts, compress_mask, parse_counts
+
+MAX_COORDINATE = 2**24
+"""Largest magnitude of a coordinate or width in pixels: whole numbers up to it are exact in float32."""
+MAX_POINTS = 2**15
+"""Most points of one region."""
+MAX_OUTLINE = 2**20
+"""Most pixels along a region's polygons; pycocotools takes about 100 bytes for each."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """Pixels that a rectangle touches: columns floor(x0) to ceil(x1) - 1 and rows likewise, within the image."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    kind: ClassVar[str] = "box"
+
+    def __post_init__(self) -> None:
+        if not (self.x0 < self.x1 and self.y0 < self.y1):
+            raise ValueError(f"box: expected x0 < x1 and y0 < y1, got {self.x0, self.y0, self.x1, self.y1}")
+
+    def pixels(self, height: int, width: int, name: str) -> np.ndarray:
+        mask = np.zeros((height, width), np.uint8)
+        left, top = max(math.floor(self.x0), 0), max(math.floor(self.y0), 0)
+        # A negative end would count from the far side
+        mask[top : max(math.ceil(self.y1), 0), left : max(math.ceil(self.x1), 0)] = 1
+        return mask
+
+    def to_json(self) -> dict[str, Any]:
+        return {"type": "box", "xyxy": [self.x0, self.y0, self.x1, self.y1]}
+
+
+@dataclass(frozen=True)
+class Polygons:
+    """The union of closed polygons, on pycocotools' grid.
+
+    polygons: per polygon x0, y0, x1, y1, ... of at least three corners.
+    size: (height, width) of the image that they were made for, if known.
+    """
+
+    polygons: tuple[tuple[float, ...], ...]
+    size: tuple[int, int] | None = None
+    kind: ClassVar[str] = "polygon"
+
+    def __post_init__(self) -> None:
+        if not self.polygons:
+            raise ValueError("polygon: expected at least one polygon, got none")
+        if sum(map(len, self.polygons)) > 2 * MAX_POINTS:
+            raise ValueError(f"polygon: expected at most {MAX_POINTS} points, got more")
+        outline = 0.0
+        for polygon in self.polygons:
+            if len(polygon) < 6:
+                raise ValueError(f"polygon: expected at least 3 points, got {len(polygon) // 2}")
+            corners = np.array(polygon).reshape(-1, 2)
+            outline += np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum()
+        if outline > MAX_OUTLINE:
+            raise ValueError(f"polygon: expected an outline of at most {MAX_OUTLINE} pixels, got {outline:.0f}")
+
+    def pixels(self, height: int, width: int, name: str) -> np.ndarray:
+        from pycocotools import mask as coco
+
+        if self.size is not None and self.size != (height, width):
+            made = f"{self.size[0]}x{self.size[1]}"
+            raise ValueError(
+                f"{name}: expected polygons for {height}x{width} (the image's height x width), got ones for {made}"
+            )
+        rles = coco.frPyObjects([list(polygon) for polygon in self.polygons], height, width)
+        return Rle(height, width, coco.merge(rles)["counts"]).pixels(height, width, name)
+
+    def to_json(self) -> dict[str, Any]:
+        value: dict[str, Any] = {"type": "polygon", "polygons": [list(polygon) for polygon in self.polygons]}
+        return value if self.size is None else {**value, "size": list(self.size)}
+
+
+@dataclass(frozen=True)
+class Scribble:
+    """Pixels whose centre is within width / 2 of a polyline; the centre of pixel (row r, column c) is at x = c, y = r.
+
+    A stroke narrower than the diagonal of a pixel is widened to it: no point of the plane is farther than that from a
+    centre, so strokes have no gaps.
+    """
+
+    points: tuple[tuple[float, float], ...]
+    width: float
+    kind: ClassVar[str] = "scribble"
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.points) <= MAX_POINTS:
+            raise ValueError(f"scribble: expected 1 to {MAX_POINTS} points, got {len(self.points)}")
+        if self.width <= 0:
+            raise ValueError(f"scribble: expected a positive width, got {self.width}")
+
+    def pixels(self, height: int, width: int, name: str) -> np.ndarray:
+        points = np.array(self.points)
+        radius = max(self.width / 2, math.sqrt(0.5))
+        top = max(math.ceil(points[:, 1].min() - radius), 0)
+        bottom = min(math.floor(points[:, 1].max() + radius), height - 1)
+        mask = np.zeros((height, width), np.uint8)
+        if bottom < top:
+            return mask
+        # Each segment covers one span of columns per row: +1 where it starts, -1 behind its end, summed along the rows
+        steps = np.zeros((bottom - top + 1, width + 1), np.int32)
+        for start, end in zip(points, points[1:] if len(points) > 1 else points, strict=False):
+            first_row = max(math.ceil(min(start[1], end[1]) - radius), top)
+            last_row = min(math.floor(max(start[1], end[1]) + radius), bottom)
+            rows = np.arange(first_row, last_row + 1)
+            left, right = stroke_spans(start, end, radius, rows.astype(np.float64))
+            # Rounding must not lose centres that are exactly at the stroke's edge
+            first = np.ceil(np.maximum(left - 1e-9, 0))
+            last = np.floor(np.minimum(right + 1e-9, width - 1))
+            inside = first <= last
+            rows = rows[inside] - top
+            steps[rows, first[inside].astype(np.int64)] += 1
+            steps[rows, last[inside].astype(np.int64) + 1] -= 1
+        mask[top : bottom + 1] = np.cumsum(steps, axis=1, out=steps)[:, :-1] > 0
+        return mask
+
+    def to_json(self) -> dict[str, Any]:
+        return {"type": "scribble", "points": [list(point) for point in self.points], "width": self.width}
+
+
+@dataclass(frozen=True)
+class Rle:
+    """A mask as compressed COCO run lengths (columns first), validated."""
+
+    height: int
+    width: int
+    counts: bytes
+    kind: ClassVar[str] = "rle"
+
+    @classmethod
+    def of(cls, size: Any, counts: Any) -> Rle:
+        """From the `size` [height, width] and `counts` of COCO's compressed or uncompressed form."""
+        height, width = image_size(size, "RLE size")
+        if isinstance(counts, (list, tuple)):
+            return cls(height, width, compress_counts(counts, height, width))
+        if isinstance(counts, str) and counts.isascii():
+            counts = counts.encode("ascii")
+        if not isinstance(counts, bytes):
+            raise ValueError(f"RLE counts: expected ASCII text, bytes or a list of integers, got {shown(counts)}")
+        parse_counts(counts, height, width)
+        return cls(height, width, counts)
+
+    def pixels(self, height: int, width: int, name: str) -> np.ndarray:
+        check_made_for(self.height, self.width, height, width, name)
+        counts = parse_counts(self.counts, height, width)
+        values = np.zeros(len(counts), np.uint8)
+        values[1::2] = 1
+        return np.ascontiguousarray(np.repeat(values, counts).reshape(width, height).T)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"type": "rle", "size": [self.height, self.width], "counts": self.counts.decode("ascii")}
+
+
+@dataclass(frozen=True)
+class Bitmap:
+    """A mask as the bits of its bounding box: a copy, so later changes to the user's array do not reach it."""
+
+    height: int
+    width: int
+    top: int
+    left: int
+    box_height: int
+    box_width: int
+    bits: bytes
+    kind: ClassVar[str] = "mask"
+
+    @classmethod
+    def of(cls, mask: np.ndarray) -> Bitmap:
+        """From a (H, W) array: bool; integers, where all but 0 is marked; finite floats, marked above 0.5."""
+        height, width = mask.shape
+        check_size(height, width, "mask")
+        if mask.dtype.kind == "f":
+            if not np.isfinite(mask).all():
+                raise ValueError("mask: expected finite values, got NaN or infinity")
+            mask = mask > 0.5
+        elif mask.dtype.kind not in "biu":
+            raise ValueError(f"mask: expected bool, integer or float values, got {mask.dtype}")
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if not len(rows):
+            return cls(height, width, 0, 0, 0, 0, b"")
+        top, left = int(rows[0]), int(columns[0])
+        marked = mask[top : rows[-1] + 1, left : columns[-1] + 1] != 0
+        return cls(height, width, top, left, len(marked), len(marked[0]), np.packbits(marked).tobytes())
+
+    @property
+    def is_empty(self) -> bool:
+        return self.box_height == 0
+
+    def pixels(self, height: int, width: int, name: str) -> np.ndarray:
+        check_made_for(self.height, self.width, height, width, name)
+        mask = np.zeros((height, width), np.uint8)
+        bits = np.unpackbits(np.frombuffer(self.bits, np.uint8), count=self.box_height * self.box_width)
+        rows, columns = slice(self.top, self.top + self.box_height), slice(self.left, self.left + self.box_width)
+        mask[rows, columns] = bits.reshape(self.box_height, self.box_width)
+        return mask
+
+    def to_json(self) -> dict[str, Any]:
+        counts = compress_mask(self.pixels(self.height, self.width, "mask"))
+        return Rle(self.height, self.width, counts).to_json()
+
+
+Shape: TypeAlias = Box | Polygons | Scribble | Rle | Bitmap
+
+
+def check_made_for(made_height: int, made_width: int, height: int, width: int, name: str) -> None:
+    if (made_height, made_width) != (height, width):
+        raise ValueError(
+            f"{name}: expected a mask of {height}x{width} (the image's height x width), got {made_height}x{made_width}"
+        )
+
+
+def image_size(size: Any, what: str) -> tuple[int, int]:
+    if isinstance(size, np.ndarray):
+        size = size.tolist()
+    if not isinstance(size, (list, tuple)) or len(size) != 2 or not all(map(is_integer, size)):
+        raise ValueError(f"{what}: expected [height, width], got {shown(size)}")
+    height, width = int(size[0]), int(size[1])
+    check_size(height, width, what)
+    return height, width
+
+
+def coordinates(values: Sequence[Any], what: str) -> tuple[float, ...]:
+    """Finite floats of a bounded magnitude."""
+    for value in values:
+        if not is_number(value) or not -MAX_COORDINATE <= value <= MAX_COORDINATE:  # false for NaN
+            raise ValueError(
+                f"{what}: expected numbers of magnitude up to {MAX_COORDINATE} (pixels), got {shown(value)}"
+            )
+    return tuple(map(float, values))
+
+
+def stroke_spans(start: np.ndarray, end: np.ndarray, radius: float, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Per row the columns [left, right] within `radius` of a segment: one span, as what is near it is convex.
+
+    left > right where there is none. It is the union of a disc at each end and the rectangle between.
+    """
+    left, right = np.full(len(rows), np.inf), np.full(len(rows), -np.inf)
+    for x, y in (start, end):
+        half = np.sqrt(np.maximum(radius**2 - (rows - y) ** 2, 0))
+        near = np.abs(rows - y) <= radius
+        left = np.where(near, np.minimum(left, x - half), left)
+        right = np.where(near, np.maximum(right, x + half), right)
+    length = math.dist(start, end)
+    if length > 0:
+        along_x, along_y = (end - start) / length
+        low, high = np.full(len(rows), -np.inf), np.full(len(rows), np.inf)
+        # The rectangle: 0 <= u·along_x + v·along_y <= length and |v·along_x - u·along_y| <= radius,
+        # for the pixel (u, v) relative to the start
+        v = rows - start[1]
+        limits = ((along_x, v * along_y, 0.0, length), (-along_y, v * along_x, -radius, radius))
+        for slope, offset, least, most in limits:
+            if abs(slope) > 1e-12:
+                a, b = (least - offset) / slope, (most - offset) / slope
+                low, high = np.maximum(low, np.minimum(a, b)), np.minimum(high, np.maximum(a, b))
+            else:
+                high = np.where((offset >= least) & (offset <= most), high, -np.inf)
+        crossed = low <= high
+        left = np.where(crossed, np.minimum(left, start[0] + low), left)
+        right = np.where(crossed, np.maximum(right, start[0] + high), right)
+    return left, right

@@ -1,0 +1,246 @@
+"""What the user marks in an image or a video: `Region`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from pixelrefer_fast.checks import check_size, is_integer, is_number, shown
+from pixelrefer_fast.region_formats import (
+    as_array,
+    bitmap_of,
+    box_of,
+    detection_shapes,
+    frame_numbers,
+    holds_objects,
+    is_detections,
+    is_pair,
+    labelled,
+    polygons_of,
+    sam_shapes,
+    scribble_of,
+    shape_of,
+    tracks,
+)
+from pixelrefer_fast.region_shapes import Rle, Shape
+
+__all__ = ["Region", "as_regions"]
+
+
+@dataclass(frozen=True)
+class Region:
+    """One marked object: in an image (or in whichever frame is asked for), or in given frames of a video.
+
+    Made by the `from_...` functions or by `Region.of`; immutable, a copy of what it was made from, and small beside
+    the image. Coordinates are pixels, x to the right and y down. What is malformed raises ValueError on construction;
+    what depends on the image's size raises it in `mask`.
+    """
+
+    marks: tuple[tuple[int | None, Shape], ...]
+
+    @classmethod
+    def from_mask(cls, mask: Any) -> Region:
+        """From an array, tensor or PIL image (H, W), or with leading axes of length 1: bool; integers, where all but 0
+        is marked; finite floats, marked above 0.5."""
+        array = as_array(mask)
+        if array is None:
+            raise ValueError(f"mask: expected an array or tensor, got {type(mask).__name__}")
+        return cls(((None, bitmap_of(array)),))
+
+    @classmethod
+    def from_rle(cls, rle: Mapping[str, Any]) -> Region:
+        """From COCO's {"size": [height, width], "counts": ...}, compressed (text or bytes) or not (list)."""
+        if not isinstance(rle, Mapping) or "counts" not in rle:
+            raise ValueError(f'RLE: expected a mapping with "size" and "counts", got {shown(rle)}')
+        return cls(((None, Rle.of(rle.get("size"), rle["counts"])),))
+
+    @classmethod
+    def from_polygon(cls, polygons: Any, size: tuple[int, int] | None = None) -> Region:
+        """From a polygon or a list of them (their union), each flat (x0, y0, x1, y1, ...) or a list of [x, y].
+
+        size: (height, width) of the image they were made for, compared with the image's if given. Pixels as pycocotools
+        fills them (the reference's annToMask)."""
+        return cls(((None, polygons_of(polygons, size)),))
+
+    @classmethod
+    def from_box(cls, *, xyxy: Any = None, xywh: Any = None) -> Region:
+        """From corners (x0, y0, x1, y1), or corner and extent (x, y, width, height): columns floor(x0) to ceil(x1) - 1
+        and rows likewise, clipped to the image. Filled, as the reference's evaluation does with boxes."""
+        return cls(((None, box_of(xyxy, xywh)),))
+
+    @classmethod
+    def from_scribble(cls, points: Any, width: float) -> Region:
+        """From a polyline, flat or as [x, y] pairs, and its width in pixels: pixels whose centre (whole numbers) is
+        within width / 2 of it, at least half a pixel's diagonal."""
+        return cls(((None, scribble_of(points, width)),))
+
+    @classmethod
+    def from_frames(cls, frames: Mapping[Any, Any]) -> Region:
+        """From {frame number: region}, each in any form `of` takes. None and {"segmentation": None} are skipped: the
+        object is not seen in that frame."""
+        numbered = frame_numbers(frames) if isinstance(frames, Mapping) else None
+        if numbered is None:
+            raise ValueError(f"frames: expected a mapping of frame numbers to regions, got {shown(frames)}")
+        marks: list[tuple[int | None, Shape]] = []
+        for frame, value in numbered.items():
+            if isinstance(value, Mapping) and "segmentation" in value and value["segmentation"] is None:
+                value = None
+            if value is not None:
+                with labelled(f"frame {frame}"):
+                    marks.append((frame, _shape(value)))
+        if not marks:
+            raise ValueError("frames: expected the object to be marked in at least one frame, got none")
+        return cls(tuple(marks))
+
+    @classmethod
+    def from_detections(cls, detections: Any) -> list[Region]:
+        """Per object of `supervision.Detections` its mask (dense or CompactMask), or its box if there are no masks."""
+        return [cls(((None, shape),)) for shape in detection_shapes(detections)]
+
+    @classmethod
+    def from_sam(cls, output: Any, scores: Any = None) -> list[Region]:
+        """Per object a region, from what transformers' post-processing of SAM 2 and SAM 3 returns.
+
+        output: for one image, masks (N, H, W) or (N, K, H, W), a list of masks, a dict with "masks", or a list holding
+            one of these. For a video, {frame: output of that frame}: a dict with "masks" and "object_ids",
+            {object id: mask}, or masks (N, 1, H, W), where the same N objects keep their order in all frames. Frames
+            where an object's mask is empty are left out; regions come in order of the objects' first appearance.
+            Negative floats mean logits, cut at 0.
+        scores: (N, K), the model's iou_scores; needed where K > 1 candidates per object were asked for.
+        """
+        frames = frame_numbers(output) if isinstance(output, Mapping) else None
+        if frames is None:
+            return [cls(((None, shape),)) for shape in sam_shapes(output, scores)]
+        regions = []
+        for index, marks in enumerate(tracks(frames)):
+            if not marks:
+                raise ValueError(f"region {index}: expected a mask in at least one frame, got only empty ones")
+            regions.append(cls(tuple(marks.items())))
+        return regions
+
+    @classmethod
+    def of(cls, value: Any) -> Region:
+        """From any form: a `Region`; a mask (array, tensor or PIL image of two dimensions); COCO RLE; polygons; four
+        numbers x0, y0, x1, y1; an annotation with "segmentation" or "bbox" (x, y, width, height); a region's JSON; a
+        mapping of frame numbers to any of these."""
+        if isinstance(value, Region):
+            return value
+        if isinstance(value, Mapping):
+            if value.get("type") == "frames":
+                return cls.from_frames(value.get("frames"))  # type: ignore[arg-type]  # checked there
+            if frame_numbers(value) is not None:
+                return cls.from_frames(value)
+        return cls(((None, shape_of(value)),))
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Region:
+        """From what `to_json` gave, or from any other form that `of` takes and JSON can hold in an object."""
+        if not isinstance(value, Mapping):
+            raise ValueError(f"region: expected a JSON object, got {shown(value)}")
+        return cls.of(value)
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of plain JSON types that `from_json` reads: box, polygon, scribble and RLE as they were given, masks
+        as compressed COCO RLE."""
+        if self.frames is None:
+            return self.marks[0][1].to_json()
+        return {"type": "frames", "frames": {str(frame): shape.to_json() for frame, shape in self.marks}}
+
+    @property
+    def kind(self) -> str:
+        """ "box", "polygon", "scribble", "rle", "mask" or "frames"."""
+        return self.marks[0][1].kind if self.frames is None else "frames"
+
+    @property
+    def frames(self) -> tuple[int, ...] | None:
+        """Numbers of the frames in which the object is marked, increasing; None for an image's region."""
+        return None if self.marks[0][0] is None else tuple(frame for frame, _ in self.marks if frame is not None)
+
+    def mask(self, height: int, width: int, frame: int | None = None, *, name: str = "region") -> np.ndarray:
+        """The marked pixels of an image of this size, (height, width) uint8 of 0 and 1, a new array.
+
+        frame: which of `frames`; an image's region is the same in all. Raises ValueError, starting with `name`, for a
+        mask of another size, a frame that is not marked, or no pixel inside the image.
+        """
+        if not is_integer(height) or not is_integer(width):
+            raise ValueError(f"{name}: expected a size in pixels, got {shown(height)}x{shown(width)}")
+        check_size(height, width, name)
+        pixels = self._shape_in(frame, name).pixels(int(height), int(width), name)
+        if not pixels.any():
+            raise ValueError(
+                f"{name}: expected at least one marked pixel inside the image of {height}x{width} (height x width), "
+                f"got none from {self!r}"
+            )
+        return pixels
+
+    def _shape_in(self, frame: int | None, name: str) -> Shape:
+        if self.frames is None:
+            return self.marks[0][1]
+        for number, shape in self.marks:
+            if frame is not None and number == frame:
+                return shape
+        asked = "an image" if frame is None else f"frame {shown(frame)}"
+        raise ValueError(f"{name}: expected one of the frames it is marked in, {shown(list(self.frames))}, got {asked}")
+
+    def __repr__(self) -> str:
+        if self.frames is not None:
+            return f"<Region in {len(self.marks)} frames: {shown(list(self.frames))}>"
+        described = {key: value for key, value in self.marks[0][1].__dict__.items() if key not in ("kind", "bits")}
+        return f"<Region {self.kind}: {', '.join(f'{key}={shown(value)}' for key, value in described.items())}>"
+
+
+def as_regions(regions: Any) -> list[Region]:
+    """A list of regions from one region, or from a list or other set of them.
+
+    A list or tuple is a list of regions, each in any form `Region.of` takes, unless it is numbers (a box of four or a
+    flat polygon) or [x, y] pairs (a polygon). Arrays of three or four dimensions are masks (N, H, W) or (N, 1, H, W).
+    `supervision.Detections` and outputs of SAM are as for `Region.from_detections` and `Region.from_sam`. An empty list
+    gives an empty list.
+
+    Raises ValueError that names the index of the region that is malformed.
+    """
+    if is_detections(regions):
+        return Region.from_detections(regions)
+    with labelled("region 0"):
+        holds_many = is_sam_output(regions)
+    if holds_many:
+        return Region.from_sam(regions)
+    if is_list_of_regions(regions):
+        return list(_numbered(regions))
+    return list(_numbered([regions]))
+
+
+def is_list_of_regions(value: Any) -> bool:
+    if not isinstance(value, (list, tuple)):
+        return False
+    return not value or not (all(map(is_number, value)) or all(map(is_pair, value)))
+
+
+def is_sam_output(value: Any) -> bool:
+    """Whether the value holds objects rather than one region."""
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return value.ndim > 2
+    if isinstance(value, Mapping):
+        frames = frame_numbers(value)
+        return "masks" in value if frames is None else any(map(holds_objects, frames.values()))
+    # Post-processing of a batch of one image; {number: region} would be a region in frames
+    batch_of_one = isinstance(value, (list, tuple)) and len(value) == 1
+    return batch_of_one and holds_objects(value[0]) and not (isinstance(value[0], Mapping) and "masks" not in value[0])
+
+
+def _numbered(values: Iterable[Any]) -> Iterable[Region]:
+    for index, value in enumerate(values):
+        with labelled(f"region {index}"):
+            yield Region.of(value)
+
+
+def _shape(value: Any) -> Shape:
+    if isinstance(value, Region):
+        value = value.marks[0][1] if value.frames is None else value
+    if isinstance(value, Region) or (isinstance(value, Mapping) and frame_numbers(value) is not None):
+        raise ValueError("expected a region of one frame, got a mapping of frames")
+    return value if isinstance(value, Shape) else shape_of(value)

@@ -1,0 +1,356 @@
+"""Pictures of answers: every region outlined and numbered on the image, captions in a panel beside or below it."""
+
+from __future__ import annotations
+
+import colorsys
+import os
+import secrets
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw
+
+from pixelrefer_fast import captions as _captions
+from pixelrefer_fast.captions import MUTED, PAPER, Caption, Colour
+from pixelrefer_fast.printable import one_line
+from pixelrefer_fast.regions import Region
+from pixelrefer_fast.video import Video
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+SMALLEST = 640  # pixels of the long side: smaller pictures are enlarged so that outlines and numbers have room
+LARGEST = 4096  # larger pictures are reduced
+SHEET_FRAMES = 16  # frames of a contact sheet
+
+_SHEET_WIDTH = 1600
+_FILL = 0.2  # opacity of a region's colour
+_HALO: Colour = (16, 16, 18)
+_COLOURS: tuple[Colour, ...] = (
+    (255, 176, 0),
+    (64, 186, 255),
+    (255, 92, 138),
+    (94, 224, 108),
+    (184, 138, 255),
+    (255, 235, 82),
+    (255, 122, 60),
+    (0, 214, 194),
+)
+
+
+def colour(number: int) -> Colour:
+    """The colour of region `number` (from 0): eight hand-picked ones, then hues a golden angle apart."""
+    if number < len(_COLOURS):
+        return _COLOURS[number]
+    step = number - len(_COLOURS) + 1
+    r, g, b = colorsys.hsv_to_rgb(step * 0.618034 % 1.0, 0.55 + 0.3 * (step % 2), 1.0)
+    return round(r * 255), round(g * 255), round(b * 255)
+
+
+def check_writable(path: str | os.PathLike[str], suffixes: Sequence[str] = SUFFIXES) -> Path:
+    """The path, if a file can be written there; else a `ValueError` that says why not. Leaves nothing behind.
+
+    Meant to be called before the work whose result is to be saved.
+    """
+    target = Path(path)
+    if target.suffix.lower() not in suffixes:
+        raise ValueError(f"{target}: expected a file name ending in {', '.join(suffixes)}, got {target.suffix!r}")
+    if target.is_dir():
+        raise ValueError(f"{target}: expected the name of a file to write, got a folder")
+    if not target.parent.is_dir():
+        raise ValueError(f"{target}: the folder {target.parent} does not exist")
+    try:
+        # Permission bits do not tell (root, read-only file systems, quotas); an actual file does.
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"{target}: cannot write into {target.parent}: {error.strerror or error}") from error
+    return target
+
+
+def save(picture: Image.Image, path: str | os.PathLike[str]) -> Path:
+    """Writes the picture beside `path`, then renames it: no half-written file is ever seen under that name."""
+    target = check_writable(path)
+    beside = target.with_name(f".{target.stem[:100]}.{secrets.token_hex(4)}{target.suffix}")
+    options: dict[str, Any] = {} if target.suffix.lower() == ".png" else {"quality": 92}
+    try:
+        picture.save(beside, **options)
+        os.replace(beside, target)
+    finally:
+        beside.unlink(missing_ok=True)
+    return target
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A marked frame of a video: pixels (H, W, 3) uint8 RGB, what to write under it, and masks by region number."""
+
+    pixels: np.ndarray
+    label: str
+    masks: Mapping[int, np.ndarray]
+
+
+def answers(
+    media: np.ndarray | Video, regions: Sequence[Region], texts: Sequence[str], *, title: str | None = None
+) -> Image.Image:
+    """The `picture` of an image or the `contact_sheet` of a video, with a text per region.
+
+    `media`: what `media.open_media` returns. Of a video at most `SHEET_FRAMES` marked frames are decoded.
+    """
+    if not isinstance(media, Video):
+        height, width = media.shape[:2]
+        return picture(media, (region.mask(height, width) for region in regions), texts, title=title)
+    marked = [region.frames or () for region in regions]
+    chosen = sheet_frames(marked)
+    scale = min(1.0, _SHEET_WIDTH / max(media.height, media.width))  # a sheet shows no more, and memory stays bounded
+    height, width = max(1, round(media.height * scale)), max(1, round(media.width * scale))
+    frames = []
+    for number, pixels in zip(chosen, media.read(chosen), strict=True):
+        masks = {
+            i: _scaled(region.mask(media.height, media.width, frame=number), width, height, scale)
+            for i, region in enumerate(regions)
+            if number in marked[i]
+        }
+        if scale < 1:
+            pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+        frames.append(Frame(pixels, f"frame {number} · {media.times[number]:.2f} s", masks))
+    every = len({frame for numbers in marked for frame in numbers})
+    if len(chosen) < every:
+        title = f"{title} · " if title else ""
+        title = f"{title}{len(chosen)} of {every} marked frames"
+    return contact_sheet(frames, texts, title=title)
+
+
+def picture(
+    image: np.ndarray, masks: Iterable[np.ndarray], captions: Sequence[str], *, title: str | None = None
+) -> Image.Image:
+    """The image (H, W, 3) uint8 RGB with each region outlined and numbered from 0, and `captions` in a panel.
+
+    `masks`: (H, W), non-zero where marked, one per caption; read one at a time. Small images are enlarged by a whole
+    factor and very large ones reduced. The panel lies below wide pictures and beside tall ones, never on the image.
+    """
+    height, width = image.shape[:2]
+    longest = max(height, width)
+    scale = float(-(-SMALLEST // longest)) if longest < SMALLEST else min(1.0, LARGEST / longest)
+    beside = height > 1.3 * width
+    size = max(16, round(longest * scale / 56))
+    marked = _marked(image, enumerate(masks), scale, size)
+    entries = [Caption(i, colour(i), text) for i, text in enumerate(captions)]
+    if not entries and not title:
+        return marked
+    if beside:
+        panel_width = max(marked.width, size * 24)
+        panel = _captions.panel(entries, panel_width, size, title=title, tallest=max(marked.height, size * 24))
+        canvas = Image.new("RGB", (marked.width + panel_width, max(marked.height, panel.height)), PAPER)
+        canvas.paste(marked, (0, 0))
+        canvas.paste(panel, (marked.width, 0))
+        return canvas
+    panel = _captions.panel(
+        entries, marked.width, size, title=title, tallest=max(round(marked.height * 1.5), size * 30)
+    )
+    return _stacked(marked, panel)
+
+
+def contact_sheet(frames: Sequence[Frame], captions: Sequence[str], *, title: str | None = None) -> Image.Image:
+    """The marked frames of a video in a grid, each with its label below, and the captions of all regions at the end.
+
+    `frames`: as many as `sheet_frames` chooses; a region keeps its number and colour in every frame. `captions[i]`
+    belongs to region i.
+    """
+    if not frames:
+        raise ValueError("contact_sheet: expected at least one frame, got none")
+    height, width = frames[0].pixels.shape[:2]
+    columns = min(len(frames), max(1, round((len(frames) * height / width * 1.4) ** 0.5)), 6)
+    gap, size = 16, 26
+    cell = (_SHEET_WIDTH - gap * (columns + 1)) // columns
+    tallest = max(cell, 1200 if len(frames) == 1 else 800)
+    strip = round(size * 1.8)
+    rows = []
+    for start in range(0, len(frames), columns):
+        row = Image.new("RGB", (_SHEET_WIDTH, tallest + strip), PAPER)
+        lowest = 0
+        for i, frame in enumerate(frames[start : start + columns]):
+            tall, wide = frame.pixels.shape[:2]
+            tile = _marked(frame.pixels, frame.masks.items(), min(cell / wide, tallest / tall), round(size * 0.9))
+            left = gap + i * (cell + gap)
+            row.paste(tile, (left + (cell - tile.width) // 2, gap))
+            label = Image.new("RGB", (cell, strip - gap // 2), PAPER)
+            ImageDraw.Draw(label).text(
+                (cell / 2, label.height / 2),
+                one_line(frame.label),
+                MUTED,
+                _captions.default_font(round(size * 0.85)),
+                "mm",
+            )
+            row.paste(label, (left, gap + tile.height))
+            lowest = max(lowest, gap + tile.height + label.height)
+        rows.append(row.crop((0, 0, _SHEET_WIDTH, min(lowest, row.height))))
+    entries = [Caption(i, colour(i), text) for i, text in enumerate(captions)]
+    if entries or title:
+        tallest_panel = max(sum(row.height for row in rows), size * 40)
+        rows.append(_captions.panel(entries, _SHEET_WIDTH, size, title=title, tallest=tallest_panel))
+    return _stacked(*rows)
+
+
+def sheet_frames(marked: Sequence[Sequence[int]], limit: int = SHEET_FRAMES) -> list[int]:
+    """Frame numbers for a contact sheet: at most `limit` of the frames in which each region is marked, in order.
+
+    First a frame for every region in turn, as long as there is room, then the rest spread evenly.
+    """
+    chosen: list[int] = []
+    for region in marked:
+        if region and len(chosen) < limit and not set(region) & set(chosen):
+            chosen.append(sorted(region)[len(region) // 2])
+    rest = sorted({frame for region in marked for frame in region} - set(chosen))
+    room = limit - len(chosen)
+    if len(rest) > room:
+        rest = [rest[i * len(rest) // room] for i in range(room)]
+    return sorted(chosen + rest)
+
+
+def _stacked(*parts: Image.Image) -> Image.Image:
+    canvas = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), PAPER)
+    top = 0
+    for part in parts:
+        canvas.paste(part, ((canvas.width - part.width) // 2, top))
+        top += part.height
+    return canvas
+
+
+@dataclass(frozen=True)
+class _Shape:
+    number: int
+    colour: Colour
+    box: tuple[slice, slice]
+    contours: Sequence[np.ndarray]
+
+
+@dataclass(frozen=True)
+class _Badge:
+    shape: _Shape
+    left: int
+    top: int
+    pointer: tuple[int, int] | None  # the point of the region to draw a line to
+
+
+def _marked(image: np.ndarray, masks: Iterable[tuple[int, np.ndarray]], scale: float, size: int) -> Image.Image:
+    """The scaled image with fills, outlines and number badges set at `size` pixels; masks are (number, (H, W))."""
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    # Enlarged pixels stay square blocks when there are few of them; photographs are enlarged smoothly.
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST if scale >= 8 else cv2.INTER_CUBIC
+    pixels = np.ascontiguousarray(image)
+    pixels = cv2.resize(pixels, (width, height), interpolation=method) if scale != 1 else pixels.copy()
+    shapes: list[_Shape] = []
+    covered = np.zeros((height, width), np.uint8)  # by how many regions, up to 2
+    for number, mask in masks:
+        if mask.shape != image.shape[:2]:
+            raise ValueError(
+                f"region {number}: expected a mask of {image.shape[0]}x{image.shape[1]} (the image's height x width), "
+                f"got {'x'.join(map(str, mask.shape))}"
+            )
+        marked = _scaled(mask, width, height, scale)
+        rows, columns = np.flatnonzero(marked.any(axis=1)), np.flatnonzero(marked.any(axis=0))
+        if not rows.size:
+            continue
+        top, left = int(rows[0]), int(columns[0])
+        box = np.s_[top : int(rows[-1]) + 1, left : int(columns[-1]) + 1]
+        inside = marked[box].astype(bool)
+        area = pixels[box]
+        area[inside] = (area[inside] * (1 - _FILL) + np.array(colour(number)) * _FILL).astype(np.uint8)
+        np.minimum(covered[box] + marked[box], 2, out=covered[box])
+        # The padding lets a region that fills its box be outlined all around.
+        contours, _ = cv2.findContours(
+            np.pad(marked[box], 1), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(left - 1, top - 1)
+        )
+        shapes.append(_Shape(number, colour(number), box, contours))
+    line = max(2, round(size / 8))
+    # Crowded pictures get smaller numbers.
+    size = max(11, round(size * min(1.0, (24 / max(1, len(shapes))) ** 0.25)))
+    taken = np.zeros((height, width), np.uint8)
+    badges = [_place(shape, covered, taken, size) for shape in shapes]
+    for badge in badges:
+        if badge.pointer:
+            wide, tall = _captions.badge_size(badge.shape.number, size)
+            middle = (badge.left + wide // 2, badge.top + tall // 2)
+            cv2.line(pixels, middle, badge.pointer, _HALO, line + 2, cv2.LINE_AA)
+            cv2.line(pixels, middle, badge.pointer, badge.shape.colour, max(1, line - 1), cv2.LINE_AA)
+    for shape in shapes:
+        cv2.drawContours(pixels, shape.contours, -1, _HALO, line + 2 * max(1, line // 2), cv2.LINE_AA)
+    for shape in shapes:
+        cv2.drawContours(pixels, shape.contours, -1, shape.colour, line, cv2.LINE_AA)
+    result = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(result)
+    rim = max(1, line // 2)
+    for badge in badges:
+        left, top, number = badge.left, badge.top, badge.shape.number
+        wide, tall = _captions.badge_size(number, size)
+        edge = (left - rim, top - rim, left + wide - 1 + rim, top + tall - 1 + rim)
+        draw.rounded_rectangle(edge, tall * 0.32 + rim, fill=_HALO)
+        _captions.draw_badge(draw, left, top, number, badge.shape.colour, size)
+    return result
+
+
+def _scaled(mask: np.ndarray, width: int, height: int, scale: float) -> np.ndarray:
+    """The mask as 0/1 uint8 at the size of the scaled image; a single marked pixel survives any reduction."""
+    marked = (np.ascontiguousarray(mask) != 0).astype(np.uint8)
+    if scale > 1:
+        return cv2.resize(marked, (width, height), interpolation=cv2.INTER_NEAREST)
+    if scale < 1:
+        shares = cv2.resize(marked.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
+        return (shares > 0).astype(np.uint8)
+    return marked
+
+
+def _place(shape: _Shape, covered: np.ndarray, taken: np.ndarray, size: int) -> _Badge:
+    """Where the badge of a region goes; `taken`, the pixels under badges, is updated.
+
+    Well inside the region: near its middle, away from its edge, from the parts it shares with other regions
+    (`covered` > 1) and from other badges. A region smaller than its badge would vanish under it: there the badge
+    goes beside the region, with a line to it.
+    """
+    wide, tall = _captions.badge_size(shape.number, size)
+    height, width = taken.shape
+    top, left = shape.box[0].start, shape.box[1].start
+    inside = np.zeros((shape.box[0].stop - top, shape.box[1].stop - left), np.uint8)
+    cv2.drawContours(inside, shape.contours, -1, 1, cv2.FILLED, offset=(-left, -top))
+    rows, columns = inside.shape
+    shrink = max(1, max(rows, columns) // 512)
+    free = inside & (1 - taken[shape.box])
+    pointer = None
+    for room in (free & (covered[shape.box] < 2), free, inside):
+        padded = np.ascontiguousarray(np.pad(room, shrink)[::shrink, ::shrink])
+        distance = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) * shrink
+        if distance.max() >= 0.6 * tall:
+            break
+    # Of all places nearly as roomy as the roomiest, the one nearest to the middle of the region.
+    y, x = np.nonzero(distance >= 0.8 * distance.max())
+    middle_y, middle_x = (coordinates.mean() for coordinates in np.nonzero(padded))
+    nearest = int(((y - middle_y) ** 2 + (x - middle_x) ** 2).argmin())
+    centre = left + (int(x[nearest]) - 1) * shrink, top + (int(y[nearest]) - 1) * shrink
+    if distance.max() < 0.6 * tall and min(rows, columns) < 2.5 * tall:
+        pointer = centre
+        centre = _beside((left + columns // 2, top + rows // 2), (columns, rows), (wide, tall), taken, size)
+    x0 = int(np.clip(centre[0] - wide // 2, 0, max(0, width - wide)))
+    y0 = int(np.clip(centre[1] - tall // 2, 0, max(0, height - tall)))
+    taken[max(0, y0 - 2) : y0 + tall + 2, max(0, x0 - 2) : x0 + wide + 2] = 1
+    return _Badge(shape, x0, y0, pointer)
+
+
+def _beside(
+    middle: tuple[int, int], region: tuple[int, int], badge: tuple[int, int], taken: np.ndarray, size: int
+) -> tuple[int, int]:
+    """The centre of a badge beside a region (pairs are x, y): inside the picture and off other badges if it can be."""
+    height, width = taken.shape
+    wide, tall = badge
+    reach_x, reach_y = (region[0] + wide) // 2 + size, (region[1] + tall) // 2 + size
+
+    def crowding(spot: tuple[int, int]) -> int:
+        x, y = spot[0] - wide // 2, spot[1] - tall // 2
+        outside = max(0, -x) + max(0, -y) + max(0, x + wide - width) + max(0, y + tall - height)
+        return 1000 * outside + int(taken[max(0, y) : max(0, y + tall), max(0, x) : max(0, x + wide)].sum())
+
+    around = ((0, -1), (1, 0), (0, 1), (-1, 0), (1, -1), (1, 1), (-1, 1), (-1, -1))
+    return min(((middle[0] + dx * reach_x, middle[1] + dy * reach_y) for dx, dy in around), key=crowding)

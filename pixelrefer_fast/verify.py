@@ -1,0 +1,318 @@
+"""Replay recorded cases of the reference and report the error of every stage.
+
+A folder holds a checkpoint and `case_*.safetensors`: the inputs, intermediates and outputs of one request each, with
+the k-means starts that were drawn. Users run it to check an install.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pixelrefer_fast.decoder import Generation
+from pixelrefer_fast.loading import load
+from pixelrefer_fast.model import PixelRefer, PixelReferLite
+from pixelrefer_fast.object_tokenizer import kmeans_starts, select_patches
+from pixelrefer_fast.objects import Objects
+from pixelrefer_fast.ops.view_patches import resize_view
+from pixelrefer_fast.patches import pack_views
+from pixelrefer_fast.prompt import ObjectTokens
+from pixelrefer_fast.request import FrameSource
+from pixelrefer_fast.views import Mark, ViewPlan, plan_views
+
+TIE = 1e-5  # a smaller relative gap between two distances makes a clustering a tie: either outcome is right
+GREY_LEVELS = 1  # a resized value may differ by so many levels ...
+GREY_SHARE = 1e-3  # ... on this share of the values
+
+# Largest error that holds, by stage: relative to the largest recorded value, logits absolute. In 16-bit formats the
+# whole stack rounds at every layer; what can hold there is that rounding, and a greedy choice between near-equal logits
+# may differ, so text is reported but not judged.
+LIMITS = {
+    torch.float32: {"features": 1e-4, "object_tokens": 1e-4, "inputs_embeds": 1e-4, "logits": 1e-3},
+    torch.bfloat16: {"features": 8e-2, "object_tokens": 8e-2, "inputs_embeds": 8e-2, "logits": 2.5e-1},
+    torch.float16: {"features": 1e-2, "object_tokens": 1e-2, "inputs_embeds": 1e-2, "logits": 3e-2},
+}
+STAGES = ("crops", "patches", "features", "object_tokens", "input_ids", "inputs_embeds", "logits", "text")
+
+
+@dataclass
+class Case:
+    """One recorded request."""
+
+    name: str
+    tensors: dict[str, torch.Tensor]
+    question: str
+    text: str
+    times: list[float] | None
+    mark_frames: list[list[int]] | None  # Lite video: per object, the frames in which it is marked
+
+    @classmethod
+    def read(cls, path: Path) -> Case:
+        """Raises ValueError when the file is damaged or lacks something."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            case = cls(
+                path.stem.removeprefix("case_"),
+                tensors,
+                metadata["question"],
+                metadata["text"],
+                json.loads(metadata["timestamps"]),
+                json.loads(metadata["mask_ids_raw"]),
+            )
+            for key in ("masks", "mask_ids", "box_params", "mask_nums", "object_tokens", "input_ids", "image.0"):
+                if key not in tensors:
+                    raise ValueError(f"expected a tensor {key}, found none")
+            return case
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise ValueError(f"{path}: not a recorded case ({error})") from None
+
+    def series(self, key: str) -> list[torch.Tensor]:
+        """key.0, key.1, ... as far as they go."""
+        found: list[torch.Tensor] = []
+        while f"{key}.{len(found)}" in self.tensors:
+            found.append(self.tensors[f"{key}.{len(found)}"])
+        return found
+
+
+def verify(
+    folder: str | Path,
+    backend: str = "auto",
+    device: str = "auto",
+    dtype: str = "auto",
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Replay every case of a folder.
+
+    Args:
+        folder: holds a checkpoint and at least one `case_*.safetensors`.
+        backend, device, dtype: as `load` takes them.
+        progress: called with the name of each case before it runs.
+
+    Returns:
+        {"ok", "backend", "device", "dtype", "cases": [{"name", "ok", "stages": {stage: {"error", "limit", "ok"}}}]};
+        a stage with "note" says what was left out of it and why.
+
+    Raises:
+        ValueError: no folder, no case, or a checkpoint that cannot be loaded.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: expected a folder with a checkpoint and case_*.safetensors, found none")
+    paths = sorted(folder.glob("case_*.safetensors"))
+    if not paths:
+        raise ValueError(f"{folder}: expected at least one case_*.safetensors, found none")
+    model = load(folder, device=device, dtype=dtype, backend=backend)
+    cases = []
+    for path in paths:
+        if progress is not None:
+            progress(path.stem)
+        stages = replay(model, Case.read(path))
+        cases.append({"name": path.stem, "ok": all(s["ok"] for s in stages.values()), "stages": stages})
+    return {
+        "ok": all(c["ok"] for c in cases),
+        "backend": backend,
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "cases": cases,
+    }
+
+
+def replay(model: PixelRefer | PixelReferLite, case: Case) -> dict[str, dict[str, Any]]:
+    """Run one case stage by stage; each goes on from our own results, but for ties in the clustering."""
+    limits = LIMITS[model.dtype]
+    exact = model.dtype == torch.float32
+    source, plan = _plan(model, case)
+    stages: dict[str, dict[str, Any]] = {"crops": _compare_crops(case, source, plan)}
+
+    patches = pack_views(plan, source, model.backend)
+    calls = _calls(plan, model.kind)
+    stages["patches"] = _compare_patches(case, plan, patches, calls)
+    features = model.encoder(patches.to(model.device), plan.grids, model.backend)
+    first = plan.first_rows
+    own_calls = [torch.cat([features[first[v] : first[v + 1]] for v in call]) for call in calls]
+    stages["features"] = _worst(
+        [_relative(a, b) for a, b in zip(own_calls, case.series("vision_features"), strict=False)], limits["features"]
+    )
+
+    tokens, stages["object_tokens"] = _object_tokens(model, case, plan, features, limits["object_tokens"])
+    scene = model.encode_scene(plan, patches, features)
+    objects = Objects(model.kind, tokens, _grouped(case, plan), tuple(case.times or ()) or None, scene)
+    prompt = model.build_prompt(case.question, objects)
+    recorded = case.tensors["input_ids"][0]
+    stages["input_ids"] = _equal(prompt.input_ids.tolist(), recorded.tolist())
+    embeds = model.embed_prompt(prompt, objects)
+    stages["inputs_embeds"] = _stage(_relative(embeds, case.tensors["inputs_embeds"][0]), limits["inputs_embeds"])
+
+    steps = list(model.decoder.steps(embeds, Generation(max_new_tokens=case.tensors["output_ids"].shape[1])))
+    output = [s.token for s in steps]
+    wanted = case.tensors["output_ids"][0].tolist()
+    common = next(
+        (i for i, (a, b) in enumerate(zip(output, wanted, strict=False)) if a != b), min(map(len, (output, wanted)))
+    )
+    # past the first token that differs, the two decode different texts
+    judged = min(common + 1, len(steps), len(wanted))
+    logits = torch.stack([s.logits for s in steps[:judged]]).cpu()
+    difference = (logits - case.tensors["scores"][:judged, 0]).abs().max().item()
+    stages["logits"] = _stage(difference, limits["logits"])
+    text = model.decoder.text(output)
+    stages["text"] = _equal((output, text), (wanted, case.text.strip()))
+    if not stages["text"]["ok"]:
+        stages["text"]["note"] = f"token {common} of {len(wanted)} is the first that differs"
+        stages["text"]["ok"] = not exact
+    return stages
+
+
+def _plan(model: PixelRefer | PixelReferLite, case: Case) -> tuple[FrameSource, ViewPlan]:
+    source = FrameSource.of_images([i.numpy() for i in case.series("image")], case.times)
+    frames = case.tensors["mask_ids"].tolist()
+    marks: Iterator[Mark] = (
+        Mark(frame, mask.numpy().astype(np.uint8), f"mask {i}")
+        for i, (frame, mask) in enumerate(zip(frames, case.tensors["masks"], strict=True))
+    )
+    scene = range(len(source.sizes)) if model.kind == "full" else ()
+    merge = model.config.spatial_merge_size if source.video else 1
+    return source, plan_views(model.config, source.sizes, marks, len(frames), scene, merge)
+
+
+def _calls(plan: ViewPlan, kind: str) -> list[list[int]]:
+    """The views of each of the reference's encoder calls, repeated as it repeats them."""
+    crops = [m.crop for m in plan.marks]
+    if kind == "full":
+        return [plan.scene, crops]
+    shared = [
+        [v for v in views if v is not None]
+        for views in zip(*((m.global_view, m.local_view) for m in plan.marks), strict=True)
+    ]
+    return [crops, *shared]
+
+
+def _compare_crops(case: Case, source: FrameSource, plan: ViewPlan) -> dict[str, Any]:
+    """Share of the crops' values that differ; sizes, boxes, token counts and selected patches must be equal."""
+    boxes = [[*m.box, *m.image_size] for m in plan.marks]
+    if boxes != case.tensors["box_params"].tolist():
+        return _failed(f"expected boxes {case.tensors['box_params'].tolist()}, got {boxes}")
+    counts = [m.tokens for m in plan.marks]
+    if counts != case.tensors["mask_nums"].tolist():
+        return _failed(f"expected token counts {case.tensors['mask_nums'].tolist()}, got {counts}")
+    pairs = []
+    for i, mark in enumerate(plan.marks):
+        view = plan.views[mark.crop]
+        image = next(source.read([view.image])) if view.image >= 0 else None
+        row = plan.table()[mark.crop].tolist()
+        own = resize_view(image, [*row[:8], view.height, view.width, 1])
+        pairs.append((torch.from_numpy(own.copy()), case.tensors[f"crop.{i}"]))
+        grid, recorded = torch.from_numpy(mark.mask_grid), case.tensors[f"crop_mask.{i}"]
+        if grid.shape != recorded.shape or not torch.equal(grid > 0, recorded > 0):
+            return _failed(f"mask {i}: other patches are selected than recorded")
+    return _levels(pairs)
+
+
+def _compare_patches(case: Case, plan: ViewPlan, patches: torch.Tensor, calls: list[list[int]]) -> dict[str, Any]:
+    first = plan.first_rows
+    pairs = []
+    for j, (call, recorded) in enumerate(zip(calls, case.series("vision_patches_uint8"), strict=False)):
+        grids = [[1, *plan.views[v].grid] for v in call]
+        wanted = case.tensors[f"vision_grid_thw.{j}"].tolist()
+        if grids != wanted:
+            return _failed(f"call {j}: expected grids {wanted}, got {grids}")
+        own = torch.cat([patches[first[v] : first[v + 1]] for v in call])
+        pairs.append((((own + 1) * 127.5).round().to(torch.uint8), recorded))
+    return _levels(pairs)
+
+
+def _object_tokens(
+    model: PixelRefer | PixelReferLite, case: Case, plan: ViewPlan, features: torch.Tensor, limit: float
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    selection = select_patches(plan, model.backend)
+    clusters = model.config.mask_num
+    counts = selection.counts
+    clustered = [i for i, count in enumerate(counts) if count > clusters]
+    permutations = case.series("kmeans_perm")
+    if [counts[i] for i in clustered] != [len(p) for p in permutations]:
+        sizes = [len(p) for p in permutations]
+        return case.tensors["object_tokens"], _failed(
+            f"expected clusterings of {sizes} patches, got {[counts[i] for i in clustered]}"
+        )
+    given: list[Any] = [None] * len(counts)
+    for i, permutation in zip(clustered, permutations, strict=True):
+        given[i] = permutation[:clusters].tolist()
+    starts = kmeans_starts(counts, clusters, given).to(model.device)
+    tokens = model.object_tokenizer(features, selection.to(model.device), starts, backend=model.backend)
+    recorded = case.tensors["object_tokens"]
+    if tokens.shape != recorded.shape:
+        return recorded, _failed(f"expected {tuple(recorded.shape)} object tokens, got {tuple(tokens.shape)}")
+    gaps = case.tensors.get("kmeans_gap", torch.zeros(0)).tolist()
+    tied = {i for i, gap in zip(clustered, gaps, strict=True) if gap < TIE}
+    sizes = [m.tokens for m in plan.marks]
+    own, wanted = tokens.split(sizes), recorded.to(tokens).split(sizes)
+    judged = [i for i in range(len(sizes)) if i not in tied]
+    scale = recorded.abs().max().item() if len(recorded) else 1.0
+    stage = _worst([_relative(own[i], wanted[i], scale) for i in judged], limit)
+    if tied:
+        errors = {f"mask {i}": _relative(own[i], wanted[i], scale) for i in sorted(tied)}
+        stage["note"] = f"ties in the clustering, reported and not judged: {errors}"
+        tokens = torch.cat([wanted[i] if i in tied else own[i] for i in range(len(sizes))])
+    return tokens, stage
+
+
+def _grouped(case: Case, plan: ViewPlan) -> tuple[ObjectTokens, ...]:
+    counts = [m.tokens for m in plan.marks]
+    if case.mark_frames is None or case.times is None:
+        return tuple(ObjectTokens((count,)) for count in counts)
+    left = iter(counts)
+    return tuple(
+        ObjectTokens(tuple(next(left) for _ in frames), tuple(case.times[f] for f in frames))
+        for frames in case.mark_frames
+    )
+
+
+def _relative(own: torch.Tensor, recorded: torch.Tensor, scale: float | None = None) -> float:
+    """Largest difference, relative to the largest recorded value; infinite for another shape or a NaN."""
+    if own.shape != recorded.shape:
+        return math.inf
+    if not own.numel():
+        return 0.0
+    difference = (own.double().cpu() - recorded.double().cpu()).abs().max().item()
+    scale = scale or recorded.double().abs().max().item() or 1.0
+    return math.inf if math.isnan(difference) else difference / scale
+
+
+def _levels(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, Any]:
+    """Share of grey levels that differ; none may differ by more than one."""
+    different = total = 0
+    for i, (own, recorded) in enumerate(pairs):
+        if own.shape != recorded.shape:
+            return _failed(f"number {i}: expected shape {tuple(recorded.shape)}, got {tuple(own.shape)}")
+        off = (own.int() - recorded.int()).abs()
+        if off.numel() and int(off.max()) > GREY_LEVELS:
+            return _failed(f"number {i}: a value is {int(off.max())} grey levels off")
+        different += int((off > 0).sum())
+        total += off.numel()
+    return _stage(different / max(total, 1), GREY_SHARE)
+
+
+def _stage(error: float, limit: float) -> dict[str, Any]:
+    return {"error": error if math.isfinite(error) else None, "limit": limit, "ok": error <= limit}
+
+
+def _worst(errors: list[float], limit: float) -> dict[str, Any]:
+    return _stage(max(errors, default=0.0), limit)
+
+
+def _equal(own: Any, recorded: Any) -> dict[str, Any]:
+    return _stage(0.0 if own == recorded else 1.0, 0.0)
+
+
+def _failed(note: str) -> dict[str, Any]:
+    return {"error": None, "limit": 0.0, "ok": False, "note": note}

@@ -1,0 +1,301 @@
+"""Which pixels each marked object needs: crop, local view, global view, whole frames -> ViewPlan (integers, no pixels).
+
+Follows `resize_image_mask` of the reference's two mm_utils.py and `smart_resize` of its image processor; paper section
+4.2.1 (Dynamic Object Processing).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, field, replace
+from itertools import accumulate
+
+import numpy as np
+import torch
+
+from pixelrefer_fast.config import ModelConfig
+from pixelrefer_fast.ops.view_patches import AREA, BLACK, LINEAR, PATCH, PLAN_COLUMNS
+
+Box = tuple[int, int, int, int]  # top, left, bottom, right
+EMPTY: Box = (0, 0, 0, 0)  # of a mask without a marked pixel
+
+PAD = 2 * PATCH  # pixels of context around an object's bounding box
+CELL = PATCH * PATCH
+MAX_CELLS = {"lite": 50, "full": 100}  # an object of more cells of 14x14 pixels is scaled down to that many
+GLOBAL_SIDE = 336
+LOCAL_SIDE = 224
+MIN_PIXELS = 56 * 56
+MAX_ASPECT = 200
+MAX_CROP_PIXELS = 2**27  # a few scattered pixels can ask for a crop of any size; this one takes 400 MB
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One mask of one object: `image` says in which of the request's images or frames it lies."""
+
+    image: int
+    mask: np.ndarray  # (H, W) uint8 of 0 and 1, the image's size
+    name: str  # how errors call it
+
+
+@dataclass(frozen=True)
+class View:
+    """One sequence of the packed encoder pass; the columns of `ops.view_patches`."""
+
+    image: int
+    top: int
+    left: int
+    bottom: int
+    right: int
+    height: int
+    width: int
+    filter: int
+    final_height: int
+    final_width: int
+    merge: int
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.final_height // PATCH, self.final_width // PATCH
+
+    @property
+    def patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+
+@dataclass(frozen=True)
+class MarkPlan:
+    """What one mark needs; views are indices into the plan's views."""
+
+    name: str
+    image: int
+    crop: int
+    mask_grid: np.ndarray  # (rows, columns) float32, the mask at patch resolution; may be finer than the crop's grid
+    box: Box  # as the position term takes it: top, left, bottom, right
+    image_size: tuple[int, int]  # height, width
+    tokens: int  # placeholders in the prompt
+    global_view: int | None  # Lite only
+    local_view: int | None  # Lite only
+
+
+@dataclass
+class ViewPlan:
+    """All views of one request, each once, and what uses them."""
+
+    views: list[View] = field(default_factory=list)
+    scene: list[int] = field(default_factory=list)  # Full: the views of the whole images or frames, in order
+    marks: list[MarkPlan] = field(default_factory=list)
+    _index: dict[View, int] = field(default_factory=dict)
+
+    def add(self, view: View) -> int:
+        """The view's index; a view that is there already is used again."""
+        if view not in self._index:
+            self._index[view] = len(self.views)
+            self.views.append(view)
+        return self._index[view]
+
+    def table(self) -> torch.Tensor:
+        """(V, 11) int64, a row a view, as `ops.view_patches` takes it."""
+        return torch.tensor([astuple(v) for v in self.views], dtype=torch.int64).reshape(-1, PLAN_COLUMNS)
+
+    @property
+    def grids(self) -> list[tuple[int, int, int]]:
+        """(rows, columns, merge) of each view, as the encoder takes it."""
+        return [(*v.grid, v.merge) for v in self.views]
+
+    @property
+    def first_rows(self) -> list[int]:
+        """First row of each view among the packed patches, and their number last."""
+        return list(accumulate((v.patches for v in self.views), initial=0))
+
+
+def processor_size(height: int, width: int, factor: int, max_pixels: int) -> tuple[int, int]:
+    """The size to which the image processor brings a picture.
+
+    Args:
+        height, width: in pixels.
+        factor: both sides become multiples of it (14 x merge).
+        max_pixels: the pixel budget of each image of the call.
+
+    Raises:
+        ValueError: an aspect ratio over 200, or a budget that leaves a side of no patch at all.
+    """
+    if min(height, width) < factor:
+        scale = factor / min(height, width)
+        height, width = round(height * scale), round(width * scale)
+    elif max(height, width) / min(height, width) > MAX_ASPECT:
+        raise ValueError(f"expected an aspect ratio of at most {MAX_ASPECT}, got {height}x{width}")
+    rows, columns = round(height / factor), round(width / factor)
+    if rows * columns * factor**2 > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels) if max_pixels else math.inf
+        rows, columns = math.floor(height / shrink / factor), math.floor(width / shrink / factor)
+    elif rows * columns * factor**2 < MIN_PIXELS:
+        grow = math.sqrt(MIN_PIXELS / (height * width))
+        rows, columns = math.ceil(height * grow / factor), math.ceil(width * grow / factor)
+    if rows < 1 or columns < 1:
+        raise ValueError(
+            f"expected a pixel budget that leaves at least one patch, got {max_pixels} pixels for {height}x{width} "
+            "(too many images or regions in one request)"
+        )
+    return rows * factor, columns * factor
+
+
+def pixel_budget(config: ModelConfig, images: int, merge: int = 1) -> int:
+    """Pixels that each of `images` images of one processor call may have."""
+    return config.mm_max_length * CELL * merge**2 // images
+
+
+def plan_views(
+    config: ModelConfig,
+    sizes: Sequence[tuple[int, int]],
+    marks: Iterable[Mark],
+    num_marks: int,
+    scene: Sequence[int] = (),
+    scene_merge: int = 1,
+    into: ViewPlan | None = None,
+) -> ViewPlan:
+    """Plan one request.
+
+    Args:
+        config: the model's; its kind decides between the two models' rules.
+        sizes: (height, width) of the request's images or frames.
+        marks: the masks, in the order of their tokens; looked at one by one, so that a generator keeps few in memory.
+        num_marks: how many there are, which the pixel budget depends on.
+        scene: Full only: which images or frames the LLM sees whole, in order.
+        scene_merge: 2 for the frames of a Full video, else 1.
+        into: a plan to add to, so that requests about the same images share their views.
+
+    Raises:
+        ValueError: naming the mark (or the image) that cannot be planned, with what was expected and given.
+    """
+    plan = ViewPlan() if into is None else into
+    budget = pixel_budget(config, max(len(scene), 1), scene_merge)
+    for image in scene:
+        height, width = sizes[image]
+        whole = View(image, 0, 0, height, width, height, width, LINEAR, 0, 0, scene_merge)
+        plan.scene.append(plan.add(_with_final(f"image {image}", whole, budget)))
+
+    budget = pixel_budget(config, max(num_marks, 1))
+    context: dict[int, tuple[int, ...]] = {}
+    for mark in marks:
+        if mark.mask.shape != tuple(sizes[mark.image]):
+            raise ValueError(f"{mark.name}: expected a mask of {sizes[mark.image]}, got {mark.mask.shape}")
+        box, crop = _crop_lite(mark) if config.kind == "lite" else _crop_full(mark)
+        size, mask_grid = _scale(mark, crop, config)
+        if config.kind == "lite" and mark.image not in context:
+            # made once per image, on its first object: every later one gets the first one's local view
+            context[mark.image] = tuple(plan.add(_with_final(mark.name, v, budget)) for v in _context(mark, crop))
+        global_view, local_view = context.get(mark.image, (None, None))
+        view = _with_final(mark.name, _crop_view(mark, crop, size, config.kind), budget)
+        plan.marks.append(
+            MarkPlan(
+                name=mark.name,
+                image=mark.image,
+                crop=plan.add(view),
+                mask_grid=mask_grid,
+                box=box,
+                image_size=mark.mask.shape,
+                tokens=config.mask_num if config.kind == "lite" else min(config.mask_num, int(mask_grid.sum())),
+                global_view=global_view,
+                local_view=local_view,
+            )
+        )
+    return plan
+
+
+def _crop_view(mark: Mark, crop: Box, size: tuple[int, int], kind: str) -> View:
+    """The scaled crop, before the image processor; an empty mask's is black."""
+    if crop == EMPTY:
+        return View(BLACK, 0, 0, PATCH, PATCH, PATCH, PATCH, LINEAR, 0, 0, 1)
+    shrinks = kind == "lite" and size[0] < crop[2] - crop[0] and size[1] < crop[3] - crop[1]
+    return View(mark.image, *crop, *size, AREA if shrinks else LINEAR, 0, 0, 1)
+
+
+def _context(mark: Mark, crop: Box) -> tuple[View, View]:
+    """Global and local view; the local view of an empty mask is the whole image."""
+    height, width = mark.mask.shape
+    whole: Box = (0, 0, height, width)
+    local = whole if crop == EMPTY else crop
+    return (
+        View(mark.image, *whole, GLOBAL_SIDE, GLOBAL_SIDE, AREA, 0, 0, 1),
+        View(mark.image, *local, LOCAL_SIDE, LOCAL_SIDE, AREA, 0, 0, 1),
+    )
+
+
+def _with_final(name: str, view: View, budget: int) -> View:
+    try:
+        height, width = processor_size(view.height, view.width, PATCH * view.merge, budget)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    return replace(view, final_height=height, final_width=width)
+
+
+def _bounds(mask: np.ndarray) -> Box | None:
+    """First and last row and column with a marked pixel: (top, left, bottom, right), the last two included."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return None
+    return int(rows[0]), int(columns[0]), int(rows[-1]), int(columns[-1])
+
+
+def _crop_lite(mark: Mark) -> tuple[Box, Box]:
+    """Box for the position term and half-open crop; both zeros for an empty mask."""
+    bounds = _bounds(mark.mask)
+    if bounds is None:
+        return EMPTY, EMPTY
+    height, width = mark.mask.shape
+    top, left = max(0, bounds[0] - PAD), max(0, bounds[1] - PAD)
+    bottom, right = min(height, bounds[2] + 1 + PAD), min(width, bounds[3] + 1 + PAD)
+    return (top, left, min(height - 1, bottom - 1), min(width - 1, right - 1)), (top, left, bottom, right)
+
+
+def _crop_full(mark: Mark) -> tuple[Box, Box]:
+    """Box for the position term, which is the crop as well: its last row and column are left out of the pixels."""
+    bounds = _bounds(mark.mask)
+    if bounds is None:
+        raise ValueError(f"{mark.name}: expected a mask with at least one marked pixel, got an empty one")
+    height, width = mark.mask.shape
+    if min(height, width) < 2:
+        raise ValueError(f"{mark.name}: expected an image of at least 2x2 pixels, got {height}x{width}")
+    box = (
+        max(0, bounds[0] - PAD),
+        max(0, bounds[1] - PAD),
+        min(height - 1, bounds[2] + PAD),
+        min(width - 1, bounds[3] + PAD),
+    )
+    return box, box
+
+
+def _scale(mark: Mark, crop: Box, config: ModelConfig) -> tuple[tuple[int, int], np.ndarray]:
+    """Size of the scaled crop in pixels and the mask at its patch resolution, (rows, columns) float32."""
+    area = int(mark.mask.sum(dtype=np.int64))
+    if area == 0:
+        return (PATCH, PATCH), np.zeros((1, 1), dtype=np.float32)
+    limit = MAX_CELLS[config.kind]
+    scale: float = math.ceil(math.sqrt(CELL * config.mask_num / area))
+    if scale == 1 and area / CELL > limit:
+        scale = 1 / math.sqrt(area / CELL / limit)
+    rows = math.ceil((crop[2] - crop[0]) * scale / PATCH)
+    columns = math.ceil((crop[3] - crop[1]) * scale / PATCH)
+    if rows * columns * CELL > MAX_CROP_PIXELS:
+        raise ValueError(
+            f"{mark.name}: expected marked pixels that lie together, got {area} of them spread over "
+            f"{crop[2] - crop[0]}x{crop[3] - crop[1]}: enlarging that crop {scale} times would take "
+            f"{rows * PATCH}x{columns * PATCH} pixels"
+        )
+    cut = np.ascontiguousarray(mark.mask[crop[0] : crop[2], crop[1] : crop[3]])
+    return (rows * PATCH, columns * PATCH), _mask_grid(cut, rows, columns, config.kind)
+
+
+def _mask_grid(mask: np.ndarray, rows: int, columns: int, kind: str) -> np.ndarray:
+    """The mask at patch resolution, resized as each reference does: Lite keeps fractions, Full rounds each pass."""
+    if kind == "lite":
+        import cv2
+
+        return cv2.resize(mask.astype(np.float32), (columns, rows), interpolation=cv2.INTER_LINEAR)
+    resized = torch.nn.functional.interpolate(
+        torch.from_numpy(mask)[None, None], size=(rows, columns), mode="bilinear", align_corners=False
+    )
+    return resized[0, 0].numpy().astype(np.float32)
