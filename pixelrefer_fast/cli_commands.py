@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.resources
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,12 +117,13 @@ def describe(
         options = _options(ctx)
         loaded, loading = _load(name, device, dtype, backend)
         start = time.perf_counter()
-        texts = loaded.describe(_for_model(source, media), [one.region for one in regions], question, **options)
+        texts = loaded.describe(media, [one.region for one in regions], question, **options)
         answering = time.perf_counter() - start
         if save is not None:
             from pixelrefer_fast import render
 
-            render.save(render.answers(media, [one.region for one in regions], texts), save)
+            title = None if model else "the bundled checkpoint with random weights: the words mean nothing"
+            render.save(render.answers(media, [one.region for one in regions], texts, title=title), save)
         if as_json:
             document: dict[str, Any] = {"source": source, "model": name, "question": question}
             document |= {"regions": _listed(regions, texts)}
@@ -183,11 +186,11 @@ def ask(
         marked = None if regions is None else [one.region for one in regions]
         start = time.perf_counter()
         if stream:
-            for piece in loaded.stream(_for_model(source, media), question, marked, **options):
+            for piece in loaded.stream(media, question, marked, **options):
                 print(safe_text(piece), end="", file=out, flush=True)
             print(file=out)
             return
-        answer = loaded.ask(_for_model(source, media), question, marked, **options)
+        answer = loaded.ask(media, question, marked, **options)
         answering = time.perf_counter() - start
         if as_json:
             document: dict[str, Any] = {"source": source, "model": name, "question": question, "answer": answer}
@@ -228,11 +231,11 @@ def encode(
     with reserved_stdout() as out:
         _check_writable("--out", out_file, (".safetensors",))
         name = _model_name(model)
-        media, regions = _marked_media(ctx, source, frame)
+        _, regions = _marked_media(ctx, source, frame)
         options = _options(ctx)
         loaded, loading = _load(name, device, dtype, backend)
         start = time.perf_counter()
-        objects = loaded.encode(_for_model(source, media), [one.region for one in regions], **options)
+        objects = loaded.encode(source, [one.region for one in regions], **options)
         encoding = time.perf_counter() - start
         objects.save(out_file)
         if as_json:
@@ -321,11 +324,16 @@ def demo(
 
 
 def _model_name(model: str | None) -> str:
-    if not model:
-        raise ValueError(
-            f"--model: expected a folder or a hub id ({', '.join(RELEASED)}), got none; {MODEL_VARIABLE} sets a default"
-        )
-    return model
+    """The model asked for; without one the small bundled checkpoint, said to be what it is."""
+    if model:
+        return model
+    bundled = importlib.resources.files("pixelrefer_fast.assets") / "lite"
+    print(
+        f"no --model and no {MODEL_VARIABLE}: using the small bundled checkpoint, whose weights are random, so its "
+        f"words mean nothing. Released models: {', '.join(RELEASED)}",
+        file=sys.stderr,
+    )
+    return str(bundled)
 
 
 def _check_writable(option: str, path: str, suffixes: Sequence[str] | None = None) -> None:
@@ -351,12 +359,6 @@ def _marked_media(ctx: typer.Context, source: str, frame: int | None) -> tuple[A
             if ctx.params.get(option) is not None:
                 raise ValueError(f"--{option.replace('_', '-')}: expected a video, got the image {source}")
     return media, regions
-
-
-def _for_model(source: str, media: Any) -> Any:
-    from pixelrefer_fast.video import Video
-
-    return source if isinstance(media, Video) else media  # `open_media` does not take its own videos back
 
 
 def _encoded(ctx: typer.Context, source: str) -> Any:

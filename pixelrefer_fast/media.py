@@ -44,8 +44,9 @@ def open_media(
     """The image, as (H, W, 3) uint8 RGB, or the `Video` in `source`.
 
     A video is: a video file (path or bytes), an animated GIF, WebP, PNG or AVIF, a folder of frames (image files in
-    natural order of their names), a list or tuple of images, an array of shape (T, H, W, C) or (T, C, H, W). Everything
-    else goes to `load_image`; a list or tuple always counts as a video, even of one frame.
+    natural order of their names), a list or tuple of images, an array of shape (T, H, W, C) or (T, C, H, W), or a
+    `Video`, which is returned as it is. Everything else goes to `load_image`; a list or tuple always counts as a
+    video, even of one frame.
 
     times: presentation times in seconds, strictly increasing, one per frame; or fps: frames per second. They are for
         videos without a clock (folders, lists, arrays), which otherwise play at `FRAME_SEQUENCE_FPS` like the
@@ -57,6 +58,8 @@ def open_media(
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+    if isinstance(source, Video) and times is None and fps is None:
+        return source
     frames = frame_sources(source)
     if frames is not None:
         return FrameSequence(*frames, times=times, fps=fps)

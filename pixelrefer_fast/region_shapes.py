@@ -19,7 +19,9 @@ from pixelrefer_fast.rle import compress_counts, compress_mask, parse_counts
 MAX_COORDINATE = 2**24
 """Largest magnitude of a coordinate or width in pixels: whole numbers up to it are exact in float32."""
 MAX_POINTS = 2**15
-"""Most points of one region."""
+"""Most points of one region's polygons."""
+MAX_STROKE_POINTS = 2**12
+"""Most points of one scribble: a minute of drawing at the rate of a screen. Each costs a pass over its rows."""
 MAX_OUTLINE = 2**20
 """Most pixels along a region's polygons; pycocotools takes about 100 bytes for each."""
 
@@ -104,8 +106,8 @@ class Scribble:
     kind: ClassVar[str] = "scribble"
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.points) <= MAX_POINTS:
-            raise ValueError(f"scribble: expected 1 to {MAX_POINTS} points, got {len(self.points)}")
+        if not 1 <= len(self.points) <= MAX_STROKE_POINTS:
+            raise ValueError(f"scribble: expected 1 to {MAX_STROKE_POINTS} points, got {len(self.points)}")
         if self.width <= 0:
             raise ValueError(f"scribble: expected a positive width, got {self.width}")
 

@@ -24,6 +24,8 @@ CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,h2
 HIDDEN_FRAME_CODECS = ("vp8",)
 # Seeking restarts the decoder; decoding through fewer frames than this is cheaper
 SEEK_GAIN = 8
+# Seconds; rounding in float64 is far below, the time between frames far above
+CLOCK_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,13 @@ class FrameIndex:
         such streams are decoded from their start, counting.
     keyframes: numbers of frames where decoding can start, increasing, always with 0.
     times: seconds from frame 0.
+    start: seconds of frame 0 on the file's own clock.
     """
 
     pts: list[int] | None
     keyframes: list[int]
     times: list[float]
+    start: float
     average_fps: float
 
     def keyframe_before(self, frame: int) -> int:
@@ -109,6 +113,7 @@ def build_index(source: str | os.PathLike[str] | bytes, label: str, max_frames: 
         pts=[pts for pts, _ in entries] if identified else None,
         keyframes=sorted({0, *keyframes}) if identified else [0],
         times=times,
+        start=float(entries[0][0] * time_base) if identified else 0.0,
         average_fps=average_fps,
     )
 
@@ -235,12 +240,17 @@ def upright_rgb(frame: Any) -> np.ndarray:
 def torchcodec_frames(
     source: str | os.PathLike[str] | bytes, index: FrameIndex, numbers: list[int], label: str
 ) -> Iterator[np.ndarray]:
-    """Like `pyav_frames`; the index stays PyAV's, so frames have the same numbers and times with both."""
+    """Like `pyav_frames`; the index stays PyAV's, so frames have the same numbers and times with both.
+
+    torchcodec seeks inexactly in some containers (MPEG-TS among them) and then returns another frame than asked: its
+    time tells, and is a ValueError.
+    """
     try:
         from torchcodec.decoders import VideoDecoder
     except (ImportError, OSError, RuntimeError) as error:  # absent, or without the FFmpeg libraries it needs
         raise ImportError(
-            f'backend "torchcodec" cannot be imported (pip install "pixelrefer-fast[video]", FFmpeg): {error}'
+            f'backend "torchcodec" cannot be imported (pip install "pixelrefer-fast[video]", FFmpeg): '
+            f"{next(iter(str(error).splitlines()), type(error).__name__)}"
         ) from error
     try:
         decoder = VideoDecoder(
@@ -250,9 +260,17 @@ def torchcodec_frames(
         raise ValueError(f"{label}: expected a complete video file, torchcodec cannot read it: {error}") from None
     if len(decoder) != len(index.times):
         raise ValueError(f"{label}: expected {len(index.times)} frames, torchcodec finds {len(decoder)}")
+    if index.pts is None:
+        raise ValueError(f"{label}: expected frames with times of their own for torchcodec; backend pyav counts them")
     for number in numbers:
         try:
             frame = decoder.get_frame_at(number)
         except Exception as error:
             raise ValueError(f"{label}, frame {number}: torchcodec cannot decode it: {error}") from None
+        found = frame.pts_seconds - index.start
+        if abs(found - index.times[number]) > CLOCK_TOLERANCE:
+            raise ValueError(
+                f"{label}, frame {number}: expected the frame at {index.times[number]:.6f} s, torchcodec returned "
+                f"the one at {found:.6f} s; backend pyav seeks exactly"
+            )
         yield frame.data.numpy()

@@ -147,7 +147,7 @@ def test_help_imports_nothing_heavy() -> None:
 def test_the_installed_command_runs(image: str) -> None:
     command = str(Path(sys.executable).with_name("pixelrefer-fast"))
     assert subprocess.run([command, "--version"], capture_output=True, check=True).stdout.startswith(b"pixelrefer-fast")
-    ran = subprocess.run([command, "describe", image], capture_output=True, text=True, check=False)
+    ran = subprocess.run([command, "describe", image, "--model", "m"], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1)
 
 
@@ -347,12 +347,16 @@ def test_objects_bring_their_own_regions(
     one_error_line(run("encode", path, "--box", "0,0,5,5", "--out", str(tmp_path / "x.txt")), ".safetensors")
 
 
-def test_without_a_model_the_released_ids_are_named(
-    run: Callable[..., SimpleNamespace], image: str, monkeypatch: pytest.MonkeyPatch
+def test_without_a_model_the_bundled_one_says_that_its_words_mean_nothing(
+    run: Callable[..., SimpleNamespace], image: str, monkeypatch: pytest.MonkeyPatch, model: FakeModel
 ) -> None:
     monkeypatch.delenv("PIXELREFER_FAST_MODEL", raising=False)
     result = run("describe", image, "--box", "1,1,9,9")
-    one_error_line(result, "--model", "PixelRefer-Lite-2B", "PixelRefer-7B", "PIXELREFER_FAST_MODEL")
+    assert result.code == 0
+    ((name, _),) = model.loads  # type: ignore[attr-defined]
+    assert Path(name).parts[-2:] == ("assets", "lite")
+    for words in ("random", "mean nothing", "PixelRefer-Lite-2B", "PixelRefer-7B", "PIXELREFER_FAST_MODEL"):
+        assert words in result.err
 
 
 # --- what goes wrong ------------------------------------------------------------------------------------------------

@@ -168,7 +168,7 @@ def test_masks_that_do_not_fit_name_the_region(regions, message):
         ([[0, 0, 5, True, 3, 4]], "polygon: expected numbers of magnitude up to 16777216 (pixels), got True"),
         ([[0, 0, 1e7, 0, 0, 9]], "polygon: expected an outline of at most 1048576 pixels, got 20000009"),
         ({"type": "scribble", "points": [[1, 1]], "width": 0}, "scribble: expected a positive width, got 0.0"),
-        ({"type": "scribble", "points": [], "width": 2}, "scribble: expected 1 to 32768 points, got 0"),
+        ({"type": "scribble", "points": [], "width": 2}, "scribble: expected 1 to 4096 points, got 0"),
         ({"type": "scribble", "points": [[1, 1]]}, "scribble width: expected numbers of magnitude"),
         ({"size": [4, 4]}, "expected a mask, a COCO RLE"),
         ({"counts": "0"}, "RLE size: expected [height, width], got None"),

@@ -386,10 +386,10 @@ def test_full_rounds_the_mask_in_each_pass() -> None:
 
 
 def test_full_may_ask_for_fewer_tokens_or_none() -> None:
-    # rows half-way between those that the 43 rows of cells read
+    # rows half-way between those that the rows of cells read
     between = [int((i + 0.5) * 599 / 43 - 0.5) + 7 for i in range(0, 43, 2)]
     stripes = [(y, 0, y + 1, 600) for y in between]
-    for extra, tokens in (([], 0), ([(0, 0, 30, 30)], 4), ([(0, 0, 90, 90)], 32)):
+    for extra, tokens in (([], 0), ([(0, 0, 30, 30)], 4), ([(0, 0, 42, 150)], 32)):
         plan = _plan(FULL, _mask(600, 600, *stripes, *extra))
         assert plan.marks[0].mask_grid.shape == (43, 43)
         assert plan.marks[0].tokens == min(32, plan.marks[0].mask_grid.sum()) == tokens

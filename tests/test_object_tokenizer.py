@@ -1,0 +1,406 @@
+"""Features and masks to object tokens: which rows, which positions, which starts, and the recorded full width."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from pixelrefer_fast import ops
+from pixelrefer_fast.config import ModelConfig, VisionConfig
+from pixelrefer_fast.object_tokenizer import ObjectTokenizer, kmeans_starts, select_patches
+from pixelrefer_fast.views import MarkPlan, View, ViewPlan
+
+DATA = Path(__file__).parent / "data"
+
+Box = tuple[int, int, int, int]
+
+
+def _view(rows: int, columns: int, image: int = 0) -> View:
+    height, width = 14 * rows, 14 * columns
+    return View(image, 0, 0, height, width, height, width, 0, height, width, 1)
+
+
+class _Plans:
+    """Builds a plan of views and marks by hand; every view is one of its own, as a unique image numbers it."""
+
+    def __init__(self) -> None:
+        self.plan = ViewPlan()
+
+    def view(self, rows: int, columns: int) -> int:
+        return self.plan.add(_view(rows, columns, image=len(self.plan.views)))
+
+    def mark(
+        self,
+        mask_grid: np.ndarray,
+        grid: tuple[int, int] | None = None,
+        box: Box = (0, 0, 10, 10),
+        image_size: tuple[int, int] = (480, 640),
+        context: tuple[int, int] | None = None,
+        tokens: int = 8,
+    ) -> None:
+        crop = self.view(*(grid or mask_grid.shape))
+        local_view, global_view = context or (None, None)
+        name = f"region {len(self.plan.marks)}"
+        mask_grid = mask_grid.astype(np.float32)
+        self.plan.marks.append(
+            MarkPlan(name, 0, crop, mask_grid, box, image_size, tokens, global_view=global_view, local_view=local_view)
+        )
+
+
+def _grid(rows: int, columns: int, seed: int = 0, share: float = 0.5) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.random((rows, columns)) * (rng.random((rows, columns)) < share)
+
+
+def _positions(grid: tuple[int, int], box: Box, image_size: tuple[int, int]) -> torch.Tensor:
+    """(rows, columns, 2) float64 by section 4 of the spec, cell by cell."""
+    (h, w), (b0, b1, b2, b3), (height, width) = grid, box, image_size
+    values = [
+        [
+            (((j / w) * (b2 - b0) + b0) / max(width - 1, 1), ((i / h) * (b3 - b1) + b1) / max(height - 1, 1))
+            for j in range(w)
+        ]
+        for i in range(h)
+    ]
+    return torch.tensor(values, dtype=torch.float64)
+
+
+# Which rows and positions
+
+
+def test_selected_rows_by_hand() -> None:
+    plans = _Plans()
+    plans.view(2, 3)
+    plans.mark(np.array([[0, 0.5, 0], [1, 0, 0]]))
+    plans.mark(np.zeros((4, 4)))
+    plans.view(1, 1)
+    plans.mark(np.ones((1, 2)))
+    selection = select_patches(plans.plan)
+    assert selection.index.tolist() == [[6 + 1], [6 + 3], [6 + 6 + 16 + 1], [6 + 6 + 16 + 2]]
+    assert selection.weights.tolist() == [[1]] * 4
+    assert selection.offsets.tolist() == [0, 2, 2, 4]
+    assert selection.counts == [2, 0, 2]
+    assert selection.local_context.shape == selection.global_context.shape == (0, 2)
+
+
+def test_context_rows() -> None:
+    plans = _Plans()
+    local_view, global_view = plans.view(2, 3), plans.view(4, 5)
+    plans.mark(np.ones((2, 2)), context=(local_view, global_view))
+    other = plans.view(3, 3)
+    plans.mark(np.ones((1, 1)), context=(other, global_view))
+    selection = select_patches(plans.plan)
+    assert selection.local_context.tolist() == [[0, 6], [30, 9]]
+    assert selection.global_context.tolist() == [[6, 20], [6, 20]]
+
+
+def test_no_mark() -> None:
+    selection = select_patches(ViewPlan())
+    assert selection.index.shape[0] == selection.weights.shape[0] == 0
+    assert selection.positions.shape == (0, 2)
+    assert selection.counts == []
+
+
+SIDE = st.integers(1, 6)
+
+
+@st.composite
+def _marked(draw: st.DrawFn) -> list[dict[str, Any]]:
+    marks = []
+    for i in range(draw(st.integers(1, 4))):
+        grid = (draw(SIDE), draw(SIDE))
+        fine = grid if draw(st.booleans()) else (draw(st.integers(grid[0], 12)), draw(st.integers(grid[1], 12)))
+        height, width = draw(st.integers(1, 900)), draw(st.integers(1, 900))
+        b0, b1 = draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))
+        box = (b0, b1, draw(st.integers(b0, height - 1)), draw(st.integers(b1, width - 1)))
+        marks.append({"mask_grid": _grid(*fine, seed=i), "grid": grid, "box": box, "image_size": (height, width)})
+    return marks
+
+
+@given(marks=_marked())
+def test_tokens_before_pooling(marks: list[dict[str, Any]]) -> None:
+    """Features plus position, on the features' own grid, interpolated to the mask's, where the mask is set."""
+    width = 5
+    generator = torch.Generator().manual_seed(len(marks))
+    pos_weight, pos_bias = torch.randn(width, 2, generator=generator), torch.randn(width, generator=generator)
+    plans = _Plans()
+    expected, features = [], []
+    for mark in marks:
+        features.append(torch.full((2, width), torch.nan))
+        plans.view(1, 2)  # of someone else
+        plans.mark(**mark)
+        own = torch.randn(*mark["grid"], width, generator=generator)
+        features.append(own.flatten(0, 1))
+        places = _positions(mark["grid"], mark["box"], mark["image_size"])
+        placed = own.double() + places @ pos_weight.double().T + pos_bias.double()
+        fine = F.interpolate(placed.permute(2, 0, 1)[None], size=mark["mask_grid"].shape, mode="bilinear")
+        expected.append(fine[0].permute(1, 2, 0)[torch.from_numpy(mark["mask_grid"]) > 0])
+    selection = select_patches(plans.plan)
+    assert selection.counts == [len(e) for e in expected]
+    starts = torch.zeros(len(marks), 144, dtype=torch.int64)
+    pooled = ops.object_pool(
+        torch.cat(features),
+        selection.index,
+        selection.weights,
+        selection.positions,
+        selection.offsets,
+        starts,
+        pos_weight,
+        pos_bias,
+        3,
+    )
+    for own, want in zip(pooled, expected, strict=True):
+        torch.testing.assert_close(own[: len(want)].double(), want, rtol=1e-5, atol=5e-6)
+        assert own[len(want) :].eq(0).all()
+
+
+@pytest.mark.parametrize("image_size", [(480, 640), (1, 640), (480, 1), (1, 1)])
+def test_positions(image_size: tuple[int, int]) -> None:
+    """As trained, the box's rows lie on the x axis; an image of one row or column divides by one, not by zero."""
+    box = (0, 0, min(100, image_size[0] - 1), min(300, image_size[1] - 1))
+    plans = _Plans()
+    plans.mark(np.ones((3, 4)), box=box, image_size=image_size)
+    positions = select_patches(plans.plan).positions
+    assert positions.dtype == torch.float32
+    expected = _positions((3, 4), box, image_size).flatten(0, 1)
+    torch.testing.assert_close(positions.double(), expected, rtol=1e-6, atol=1e-7)
+    assert torch.isfinite(positions).all()
+
+
+def test_one_interpolated_crop_does_not_change_the_others() -> None:
+    """The four corners of a grid that needs none are its own cell."""
+    exact, mixed = _Plans(), _Plans()
+    for plans in (exact, mixed):
+        plans.mark(_grid(5, 7), box=(3, 4, 90, 80))
+    mixed.mark(_grid(6, 6), grid=(2, 3))
+    one, four = select_patches(exact.plan), select_patches(mixed.plan)
+    features = torch.randn(35 + 6, 4)
+    count = one.counts[0]
+    assert four.index.shape[1] == 4
+    gathered = (features[four.index] * four.weights[:, :, None]).sum(1)[:count]
+    torch.testing.assert_close(gathered, features[one.index[:, 0]], rtol=0, atol=1e-6)
+    torch.testing.assert_close(four.positions[:count], one.positions, rtol=0, atol=1e-6)
+
+
+def test_many_marks() -> None:
+    plans = _Plans()
+    for i in range(300):
+        plans.mark(_grid(1 + i % 4, 1 + i % 5, seed=i))
+    selection = select_patches(plans.plan)
+    assert len(selection.counts) == 300
+    first = plans.plan.first_rows
+    expected = [
+        first[m.crop] + int(cell) for m in plans.plan.marks for cell in np.flatnonzero(m.mask_grid.flatten() > 0)
+    ]
+    assert selection.index[:, 0].tolist() == expected
+
+
+# Starts of k-means
+
+
+def test_default_starts_are_evenly_spaced_ranks() -> None:
+    starts = kmeans_starts([4, 5, 8, 13, 0], 4)
+    assert starts.dtype == torch.int64
+    assert starts.tolist() == [[0] * 4, [0, 1, 2, 3], [0, 2, 4, 6], [0, 3, 6, 9], [0] * 4]
+
+
+@given(counts=st.lists(st.integers(0, 500), max_size=6), clusters=st.integers(1, 40))
+def test_default_starts_are_distinct_and_in_range(counts: list[int], clusters: int) -> None:
+    starts = kmeans_starts(counts, clusters)
+    assert starts.shape == (len(counts), clusters)
+    for count, own in zip(counts, starts.tolist(), strict=True):
+        if count > clusters:
+            assert own == sorted(set(own))
+            assert own[0] == 0
+            assert own[-1] < count
+            steps = np.diff([*own, count])
+            assert steps.max() - steps.min() <= 1
+
+
+def test_given_starts() -> None:
+    given_starts = [[5, 1, 0], None, np.array([2, 2, 8]), [7, 7, 7]]
+    assert kmeans_starts([6, 6, 9, 3], 3, given_starts).tolist() == [[5, 1, 0], [0, 2, 4], [2, 2, 8], [0, 0, 0]]
+
+
+def test_seeded_starts_are_the_first_of_one_permutation_after_another() -> None:
+    counts = [20, 3, 9, 20]
+    starts = kmeans_starts(counts, 4, seed=11)
+    generator = torch.Generator().manual_seed(11)
+    expected = [torch.randperm(n, generator=generator)[:4].tolist() if n > 4 else [0] * 4 for n in counts]
+    assert starts.tolist() == expected
+    assert torch.equal(kmeans_starts(counts, 4, seed=11), starts)
+    assert not torch.equal(kmeans_starts(counts, 4, seed=12), starts)
+    assert starts[0].tolist() != starts[3].tolist()
+
+
+@pytest.mark.parametrize(
+    ("given_starts", "message"),
+    [
+        ([[0, 1, 2]], "kmeans_start: expected an entry for each of the 2 marks, got 1"),
+        ([], "kmeans_start: expected an entry for each of the 2 marks, got 0"),
+        ([None, [0, 1]], "kmeans_start: mark 1: expected 3 ranks from 0 to 6, got [0, 1]"),
+        ([None, []], "kmeans_start: mark 1: expected 3 ranks from 0 to 6, got []"),
+        ([None, [0, 1, 7]], "kmeans_start: mark 1: expected 3 ranks from 0 to 6, got [0, 1, 7]"),
+        ([[0, -1, 2], None], "kmeans_start: mark 0: expected 3 ranks from 0 to 5, got [0, -1, 2]"),
+        ([[[0, 1, 2]], None], "kmeans_start: mark 0: expected 3 ranks from 0 to 5, got [[0, 1, 2]]"),
+        ([[0, 1, 2**70], None], "kmeans_start: mark 0: expected 3 ranks from 0 to 5, got [0, 1, 11"),
+        (["abc", None], "kmeans_start: mark 0: expected 3 ranks from 0 to 5, got "),
+        ([[0.5, 1.5, 2.5], None], "kmeans_start: mark 0: expected 3 ranks from 0 to 5, got [0.5, 1.5, 2.5]"),
+    ],
+)
+def test_wrong_starts(given_starts: Any, message: str) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        kmeans_starts([6, 7], 3, given_starts)
+
+
+def test_starts_together_with_a_seed() -> None:
+    message = "^kmeans_start and kmeans_seed: expected one of them, got both$"
+    with pytest.raises(ValueError, match=message):
+        kmeans_starts([6], 3, [None], seed=0)
+
+
+# The whole tokenizer
+
+
+def _tokenizer(kind: Any, width: int, out: int, mask_num: int) -> ObjectTokenizer:
+    config = ModelConfig(kind, VisionConfig(width, 1, 8, 16), {"hidden_size": out}, mask_num, 1024, 2, {})
+    return ObjectTokenizer(config).requires_grad_(False)
+
+
+def _full_tokens_per_mark(counts: Sequence[int], clusters: int) -> int:
+    return sum(min(c, clusters) for c in counts)
+
+
+def test_full_gives_as_many_tokens_as_it_has_patches() -> None:
+    tokenizer = _tokenizer("full", 32, 12, 4)
+    plans = _Plans()
+    for selected in (0, 2, 4, 9):
+        plans.mark((np.arange(9).reshape(3, 3) < selected).astype(float))
+    selection = select_patches(plans.plan)
+    assert selection.counts == [0, 2, 4, 9]
+    features = torch.randn(36, 32)
+    tokens = tokenizer(features, selection, kmeans_starts(selection.counts, 4))
+    assert tokens.shape == (_full_tokens_per_mark(selection.counts, 4), 12)
+    # few patches are their own tokens: features plus position through the MLP
+    placed = features[selection.index[:6, 0]] + tokenizer.pos_linear(selection.positions[:6])
+    torch.testing.assert_close(tokens[:6], tokenizer.feat_linear(placed), rtol=1e-5, atol=1e-5)
+
+
+def test_lite_gives_n_tokens_even_to_an_empty_mask() -> None:
+    tokenizer = _tokenizer("lite", 32, 12, 4)
+    plans = _Plans()
+    context = plans.view(2, 2), plans.view(3, 3)
+    for selected in (0, 2, 9):
+        plans.mark((np.arange(9).reshape(3, 3) < selected).astype(float), context=context)
+    selection = select_patches(plans.plan)
+    features = torch.randn(13 + 27, 32)
+    tokens = tokenizer(features, selection, kmeans_starts(selection.counts, 4))
+    assert tokens.shape == (12, 12)
+    assert torch.isfinite(tokens).all()
+    # rows that stand for nothing are infused with context all the same, and equal each other
+    torch.testing.assert_close(tokens[0].expand(6, -1), tokens[[0, 1, 2, 3, 6, 7]], rtol=0, atol=1e-6)
+    assert (tokens[0] - tokens[4]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("kind", "tokens"), [("lite", 0), ("full", 0)])
+def test_no_object(kind: str, tokens: int) -> None:
+    tokenizer = _tokenizer(kind, 32, 12, 4)
+    selection = select_patches(ViewPlan())
+    out = tokenizer(torch.zeros(0, 32), selection, kmeans_starts([], 4))
+    assert out.shape == (tokens, 12)
+
+
+@pytest.mark.parametrize("kind", ["lite", "full"])
+def test_features_that_nobody_reads_do_not_leak(kind: str) -> None:
+    tokenizer = _tokenizer(kind, 32, 12, 4)
+    plans = _Plans()
+    context = (plans.view(2, 2), plans.view(3, 3)) if kind == "lite" else None
+    plans.view(3, 3)  # nobody's
+    plans.mark(_grid(4, 5), context=context)
+    plans.mark(_grid(4, 6), grid=(2, 3), context=context)
+    selection = select_patches(plans.plan)
+    starts = kmeans_starts(selection.counts, 4)
+    features = torch.randn(plans.plan.first_rows[-1], 32)
+    clean = tokenizer(features, selection, starts)
+    read = torch.zeros(len(features), dtype=torch.bool)
+    read[selection.index] = True
+    if kind == "lite":
+        read[:13] = True
+    assert not read.all()
+    features[~read] = torch.nan
+    assert torch.equal(tokenizer(features, selection, starts), clean)
+
+
+@pytest.mark.parametrize("kind", ["lite", "full"])
+def test_gradients_reach_every_parameter_and_the_features(kind: str) -> None:
+    tokenizer = _tokenizer(kind, 32, 12, 4).requires_grad_(True)
+    plans = _Plans()
+    context = (plans.view(2, 2), plans.view(3, 3)) if kind == "lite" else None
+    plans.mark(_grid(4, 5), context=context)
+    selection = select_patches(plans.plan)
+    features = torch.randn(plans.plan.first_rows[-1], 32, requires_grad=True)
+    tokenizer(features, selection, kmeans_starts(selection.counts, 4)).square().sum().backward()
+    assert features.grad is not None
+    read = torch.zeros(len(features), dtype=torch.bool)
+    read[selection.index] = True
+    if kind == "lite":
+        read[:13] = True
+    assert features.grad[read].abs().sum(1).min() > 0
+    assert features.grad[~read].eq(0).all()
+    for name, parameter in tokenizer.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+# The recorded region encoders at full width
+
+
+def _seeded(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("kind", ["lite", "full"])
+def test_full_width_as_recorded(kind: str) -> None:
+    """Weights and inputs from seeds, as the README of the recordings says; the reference's own object tokens."""
+    width, clusters = 1152, 32
+    recorded = load_file(DATA / f"region_encoder_{kind}.safetensors")
+    tokenizer = _tokenizer(kind, width, 1536, clusters)
+    slots = {k.removeprefix(ObjectTokenizer.PREFIX): v for k, v in tokenizer.checkpoint_slots().items()}
+    for i, name in enumerate(sorted(slots)):
+        slot = slots[name]
+        value = _seeded(*slot.shape, seed=1000 + i) * (slot.shape[-1] ** -0.5 if slot.ndim > 1 else 0.1)
+        slot.copy_(value + 1 if name.startswith("ln_") and name.endswith("weight") else value)
+
+    plans = _Plans()
+    features = []
+    boxes = [(10, 20, 160, 180), (0, 0, 126, 126), (100, 300, 470, 600), (5, 5, 80, 190)]
+    for i, ((h, w), box) in enumerate(zip([(11, 12), (9, 9), (22, 23), (6, 14)], boxes, strict=True)):
+        mask_grid = np.zeros((h, w), dtype=np.float32)
+        mask_grid[1 : h - 1, 2 : w - 2] = torch.rand(h - 2, w - 4, generator=torch.Generator().manual_seed(900 + i))
+        context = None
+        if kind == "lite":
+            context = plans.view(16, 16), plans.view(24, 24)
+            features += [_seeded(16, 16, width, seed=1400 + i), _seeded(24, 24, width, seed=1300 + i)]
+        plans.mark(mask_grid, box=box, context=context, tokens=clusters)
+        features.append(_seeded(h, w, width, seed=1200 + i))
+    selection = select_patches(plans.plan)
+    permutations = [recorded[f"kmeans_perm.{i}"] for i in range(4)]
+    assert selection.counts == [len(p) for p in permutations]
+    starts = kmeans_starts(selection.counts, clusters, [p[:clusters].tolist() for p in permutations])
+    tokens = tokenizer(torch.cat([f.flatten(0, 1) for f in features]), selection, starts)
+
+    expected = recorded["object_tokens"]
+    assert tokens.shape == expected.shape == (4 * clusters, 1536)
+    assert (tokens - expected).norm() / expected.norm() < 1e-5
+    assert (tokens - expected).abs().max() / expected.abs().max() < 1e-5

@@ -1,0 +1,150 @@
+"""What an installed copy is: cheap to import, complete, and no shadow over Hugging Face's `kernels`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(code: str, *, cwd: Path, path: Path | None = None, **environment: str) -> str:
+    """Run Python code in a fresh interpreter with the current folder off sys.path."""
+    env = {**os.environ, "PYTHONSAFEPATH": "1", "CUDA_VISIBLE_DEVICES": "", **environment}
+    env.pop("PYTHONPATH", None)
+    if path is not None:
+        env["PYTHONPATH"] = str(path)
+    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    source = tmp_path_factory.mktemp("source") / "copy"
+    # a copy, so that building leaves nothing in the checkout
+    files = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    for name in files.stdout.splitlines():
+        origin, copy = ROOT / name, source / name
+        if name.startswith("tests/") or not (origin.exists() or origin.is_symlink()):
+            continue
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if origin.is_symlink():
+            copy.symlink_to(os.readlink(origin))
+        else:
+            copy.write_bytes(origin.read_bytes())
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(out), "."]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (built,) = out.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel's files in a folder of their own, ahead of the editable install on sys.path."""
+    folder = tmp_path_factory.mktemp("installed")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def test_wheel_is_complete(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    wanted = subprocess.run(
+        ["git", "ls-files", "pixelrefer_fast", "kernels"], cwd=ROOT, check=True, capture_output=True
+    )
+    for name in wanted.stdout.decode().splitlines():
+        if name.startswith("kernels/"):
+            name = f"pixelrefer_fast/{name}"
+            if not name.endswith(".py"):
+                continue
+        if name != "pixelrefer_fast/kernels":  # the link itself
+            assert name in names
+    assert not any(n.startswith(("kernels/", "tests/", "benchmarks/", "csrc/")) for n in names)
+    assert any(n.endswith("licenses/LICENSE") for n in names)
+
+
+def test_wheel_answers(installed: Path, tmp_path: Path) -> None:
+    code = """
+import importlib.resources, pixelrefer_fast as pf
+assets = importlib.resources.files("pixelrefer_fast.assets")
+model = pf.load(str(assets / "lite"), device="cpu")
+print(pf.__file__)
+print(len(model.describe(str(assets / "cat.jpg"), [[10, 20, 100, 120]], max_new_tokens=2)))
+"""
+    out = run(code, cwd=tmp_path, path=installed).splitlines()
+    assert out[0] == str(installed / "pixelrefer_fast" / "__init__.py")
+    assert out[-1] == "1"
+
+
+@pytest.mark.parametrize("form", ["wheel", "editable"])
+def test_kernels_is_not_ours(form: str, installed: Path, tmp_path: Path) -> None:
+    code = """
+import importlib.util, pixelrefer_fast.kernels
+spec = importlib.util.find_spec("kernels")
+places = [] if spec is None else [spec.origin, *(spec.submodule_search_locations or [])]
+print(places)
+import transformers, transformers.integrations
+"""
+    out = run(code, cwd=ROOT, path=installed if form == "wheel" else None)
+    assert str(ROOT) not in out.replace(str(ROOT / ".venv"), "")
+    assert str(installed) not in out
+
+
+def test_nothing_imports_the_name_kernels() -> None:
+    for folder in ("pixelrefer_fast", "kernels", "benchmarks", "tests"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for line in path.read_text().splitlines():
+                assert not line.lstrip().startswith(("import kernels", "from kernels")), path
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_import_touches_no_device_and_needs_no_triton(tmp_path: Path) -> None:
+    code = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "triton":
+            raise ImportError(f"{name} is blocked")
+sys.meta_path.insert(0, Blocked())
+import pixelrefer_fast as pf
+from pixelrefer_fast import PixelRefer, PixelReferLite, Objects, Region, load, ops, verify, Video
+import torch
+assert not torch.cuda.is_initialized()
+print(sorted(m for m in ("triton", "cv2", "av", "pycocotools", "typer", "supervision") if m in sys.modules))
+"""
+    assert run(code, cwd=tmp_path) == "[]"
+
+
+def test_import_costs_little_beyond_torch(tmp_path: Path) -> None:
+    # counted in modules, which does not depend on the machine; the time is reported in docs/
+    code = """
+import sys, torch
+before = set(sys.modules)
+import pixelrefer_fast
+print(len(set(sys.modules) - before))
+"""
+    assert int(run(code, cwd=tmp_path)) <= 5
+
+
+def test_public_names() -> None:
+    import pixelrefer_fast as pf
+
+    for name in pf.__all__:
+        assert getattr(pf, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'missing'"):
+        pf.missing  # noqa: B018
+    assert set(pf.__all__) <= set(dir(pf))
