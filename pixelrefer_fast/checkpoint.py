@@ -7,8 +7,8 @@ import os
 import secrets
 import shutil
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ import torch
 from pixelrefer_fast.config import ModelConfig, check_generation, read_config, read_generation
 from pixelrefer_fast.hub import checkpoint_folder
 from pixelrefer_fast.safe_files import brief, listed, name_of
-from pixelrefer_fast.safetensors_file import TensorInfo, bytes_of, tensor_info, write_safetensors
+from pixelrefer_fast.safetensors_file import Read, TensorInfo, tensor_info, write_safetensors
 from pixelrefer_fast.tokenizer import load_tokenizer, tokenizer_files
-from pixelrefer_fast.weight_files import INDEX, SINGLE, WeightFile, open_weights
+from pixelrefer_fast.weight_files import INDEX, SINGLE, open_weights
 
 SHARD_BYTES = 5_000_000_000
 HEAD = "lm_head.weight"
@@ -98,8 +98,7 @@ class Checkpoint:
     ) -> None:
         """Copies every tensor into the memory given for it, casting to its dtype, on its device.
 
-        Values of a safetensors file are read where they belong; a `.bin` file is mapped while it is read, one at a
-        time. So at most one weight file is in memory beside the destination.
+        The weight files are mapped one at a time, so at most one of them is in memory beside the destination.
 
         Args:
             slots: the destination of every tensor, by its name in the checkpoint; views are fine.
@@ -113,10 +112,10 @@ class Checkpoint:
         self.check(slots, optional, ignored)
         with torch.no_grad():
             for file in self._files:
-                with file.open() as reader:
+                with file.open() as read:
                     for name in file.tensors:
                         if name in slots:
-                            reader.copy(name, slots[name])
+                            slots[name].copy_(read(name))
 
     def tokenizer(self) -> Any:
         """The transformers tokenizer, with the special tokens `<image>`, `<REGION>`, `<|stream_start|>` and
@@ -160,11 +159,8 @@ def save_checkpoint(
         if key in fields:
             fields[key] = _common_dtype(tensors)
     with _new_folder(target) as new:
-        _write_json(new / "config.json", fields)
-        if generation:
-            _write_json(new / "generation_config.json", generation)
         tokenizer.save_pretrained(str(new))
-        _write_weights(new, _split(tensors), lambda _: _chunks_of(slots))
+        _write(new, fields, generation, [(lambda: nullcontext(slots.__getitem__), part) for part in _split(tensors)])
 
 
 def convert(src: str | Path, dst: str | Path) -> dict[str, Any]:
@@ -185,15 +181,11 @@ def convert(src: str | Path, dst: str | Path) -> dict[str, Any]:
     target = _vacant(dst)
     checkpoint = open_checkpoint(src)
     checkpoint.tokenizer()
-    parts = [(file, part) for file in checkpoint._files for part in _split(file.tensors)]
-    sources = [file for file, _ in parts]
+    parts = [(file.open, part) for file in checkpoint._files for part in _split(file.tensors)]
     with _new_folder(target) as new:
-        _write_json(new / "config.json", checkpoint.config.to_dict())
-        if checkpoint.generation:
-            _write_json(new / "generation_config.json", checkpoint.generation)
         for path in tokenizer_files(checkpoint.folder):
             shutil.copyfile(path, new / path.name)
-        _write_weights(new, [part for _, part in parts], lambda index: _chunks_in(sources[index]))
+        _write(new, checkpoint.config.to_dict(), checkpoint.generation, parts)
     tensors = checkpoint.tensors
     return {
         "source": str(checkpoint.folder),
@@ -203,20 +195,6 @@ def convert(src: str | Path, dst: str | Path) -> dict[str, Any]:
         "dtype": ", ".join(sorted({str(info.dtype).removeprefix("torch.") for info in tensors.values()})),
         "shards": len(parts),
     }
-
-
-Chunks = Callable[[str], Iterable[memoryview]]
-
-
-@contextmanager
-def _chunks_of(slots: Mapping[str, torch.Tensor]) -> Iterator[Chunks]:
-    yield lambda name: bytes_of(slots[name])
-
-
-@contextmanager
-def _chunks_in(file: WeightFile) -> Iterator[Chunks]:
-    with file.open() as reader:
-        yield reader.chunks
 
 
 def _split(tensors: Mapping[str, TensorInfo]) -> list[dict[str, TensorInfo]]:
@@ -232,16 +210,22 @@ def _split(tensors: Mapping[str, TensorInfo]) -> list[dict[str, TensorInfo]]:
     return parts
 
 
-def _write_weights(folder: Path, parts: list[dict[str, TensorInfo]], chunks: Callable[[int], Any]) -> None:
-    # `chunks(i)` is a context in which the values of part i can be read
+# where a part's tensors are read from, and the part: what one safetensors file is to hold
+Part = tuple[Callable[[], AbstractContextManager[Read]], Mapping[str, TensorInfo]]
+
+
+def _write(folder: Path, config: Mapping[str, Any], generation: Mapping[str, Any], parts: Sequence[Part]) -> None:
+    _write_json(folder / "config.json", config)
+    if generation:
+        _write_json(folder / "generation_config.json", generation)
     weight_map: dict[str, str] = {}
-    for index, part in enumerate(parts):
-        name = SINGLE if len(parts) == 1 else f"model-{index + 1:05d}-of-{len(parts):05d}.safetensors"
+    for index, (source, part) in enumerate(parts, 1):
+        name = SINGLE if len(parts) == 1 else f"model-{index:05d}-of-{len(parts):05d}.safetensors"
         weight_map |= dict.fromkeys(part, name)
-        with chunks(index) as read:
-            write_safetensors(folder / name, part, read)
+        with source() as read:
+            write_safetensors(folder / name, {key: read(key) for key in part})
     if len(parts) > 1:
-        total = sum(info.nbytes for part in parts for info in part.values())
+        total = sum(info.nbytes for _, part in parts for info in part.values())
         _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 

@@ -12,6 +12,16 @@ import torch
 BROKEN = "\ufffd"  # what a tokenizer decodes bytes of an unfinished character to
 
 
+def check_seed(name: str, seed: Any) -> None:
+    """Raise a ValueError unless `seed` is None or an integer that a torch generator takes."""
+    if seed is None:
+        return
+    if type(seed) is not int:
+        raise ValueError(f"{name}: expected an integer, got {seed!r}")
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"{name}: expected an integer of at most 64 bits, got {seed!r}")
+
+
 @dataclass(frozen=True)
 class Generation:
     """How to decode.
@@ -29,14 +39,13 @@ class Generation:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
+        if type(self.max_new_tokens) is not int or self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens: expected an integer of at least 1, got {self.max_new_tokens!r}")
         if not (isinstance(self.temperature, (int, float)) and 0 <= self.temperature < math.inf):
             raise ValueError(f"temperature: expected a number of at least 0, got {self.temperature!r}")
         if not (isinstance(self.top_p, (int, float)) and 0 < self.top_p <= 1):
             raise ValueError(f"top_p: expected a number above 0 and at most 1, got {self.top_p!r}")
-        if self.seed is not None and not isinstance(self.seed, int):
-            raise ValueError(f"seed: expected an integer, got {self.seed!r}")
+        check_seed("seed", self.seed)
 
 
 @dataclass(frozen=True)
@@ -90,8 +99,10 @@ class Decoder:
         for _ in range(min(options.max_new_tokens, room)):
             output = self.llm(inputs_embeds=inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
             logits = output.logits[0, -1].float()
-            if not chosen and not torch.isfinite(logits).all():
-                raise FloatingPointError(f"the first logits are not finite in {embeds.dtype}; load with another dtype")
+            if not torch.isfinite(logits).all():
+                raise FloatingPointError(
+                    f"the logits of token {len(chosen)} are not finite in {embeds.dtype}; load with another dtype"
+                )
             token = self._choose(logits, chosen, options, generator)
             chosen.append(token)
             yield Step(token, logits)
@@ -139,7 +150,8 @@ class Decoder:
             logits[seen] = torch.where(score < 0, score * self.repetition_penalty, score / self.repetition_penalty)
         if generator is None:
             return int(logits.argmax())
-        probabilities = (logits / options.temperature).softmax(-1)
+        # the largest becomes 0 before the division, which a tiny temperature would overflow
+        probabilities = ((logits.double() - logits.max()) / options.temperature).softmax(-1)
         ordered, index = probabilities.sort(descending=True, stable=True)
         # a token belongs to the set while those before it do not reach top_p, so the first always does
         ordered[ordered.cumsum(0) - ordered >= options.top_p] = 0

@@ -74,10 +74,11 @@ def load(
     tokenizer = checkpoint.tokenizer()
     with torch.device("meta"):
         model = model_class(checkpoint.config, tokenizer, checkpoint.generation, backend)
+    optional = ("lm_head.weight",) if model.llm.config.tie_word_embeddings else ()
+    checkpoint.check(model.checkpoint_slots(), optional)  # before sizes that only config.json claims take memory
     model.to(precision).to_empty(device=target)
     _restore_buffers(model, target)
-    tied = model.llm.config.tie_word_embeddings
-    checkpoint.load_into(model.checkpoint_slots(), optional=("lm_head.weight",) if tied else ())
+    checkpoint.load_into(model.checkpoint_slots(), optional)
     return model
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
 from pixelrefer_fast import ops
+from pixelrefer_fast.checks import is_integer
 from pixelrefer_fast.config import ModelConfig
+from pixelrefer_fast.decoder import check_seed
 from pixelrefer_fast.infusion import Infusion
 from pixelrefer_fast.views import MarkPlan, View, ViewPlan
 
@@ -135,6 +138,7 @@ def kmeans_starts(
         raise ValueError("kmeans_start and kmeans_seed: expected one of them, got both")
     if given is not None and len(given) != len(counts):
         raise ValueError(f"kmeans_start: expected an entry for each of the {len(counts)} marks, got {len(given)}")
+    check_seed("kmeans_seed", seed)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     starts = torch.zeros(len(counts), clusters, dtype=torch.int64)
     for i, count in enumerate(counts):
@@ -142,12 +146,16 @@ def kmeans_starts(
             continue
         own = None if given is None else given[i]
         if own is not None:
-            start = torch.as_tensor(own, dtype=torch.int64)
-            if start.shape != (clusters,) or int(start.min()) < 0 or int(start.max()) >= count:
+            ranks = own.tolist() if isinstance(own, (torch.Tensor, np.ndarray)) else own
+            if (
+                not isinstance(ranks, (list, tuple))
+                or len(ranks) != clusters
+                or not all(is_integer(r) and 0 <= r < count for r in ranks)
+            ):
                 raise ValueError(
-                    f"kmeans_start: mark {i}: expected {clusters} ranks from 0 to {count - 1}, got {start.tolist()}"
+                    f"kmeans_start: mark {i}: expected {clusters} ranks from 0 to {count - 1}, got {ranks!r}"
                 )
-            starts[i] = start
+            starts[i] = torch.tensor(ranks)
         elif generator is not None:
             starts[i] = torch.randperm(count, generator=generator)[:clusters]
         else:

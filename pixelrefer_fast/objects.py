@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,12 @@ class Objects:
         return len(self.objects)
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file (beside, then renamed: an interrupted save leaves no half a file)."""
-        from safetensors.torch import save_file
+        """Write one safetensors file (beside, then renamed: an interrupted save leaves no half a file).
+
+        Raises:
+            ValueError: the file cannot be written.
+        """
+        from pixelrefer_fast.safetensors_file import write_safetensors
 
         tensors = {"object_tokens": self.tokens.cpu().contiguous()}
         if self.scene is not None:
@@ -67,8 +72,10 @@ class Objects:
             raise ValueError(f"{path}: expected an existing folder to write to, got {path.parent}")
         part = path.with_name(path.name + ".part")
         try:
-            save_file(tensors, part, {"format": FORMAT, "version": __version__, "objects": json.dumps(header)})
+            write_safetensors(part, tensors, {"format": FORMAT, "version": __version__, "objects": json.dumps(header)})
             part.replace(path)
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be written: {error.strerror or error}") from error
         finally:
             part.unlink(missing_ok=True)
 
@@ -91,7 +98,7 @@ class Objects:
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"expected the format {FORMAT!r}, got {metadata.get('format')!r}")
             return cls._from_parts(tensors, json.loads(metadata["objects"]))
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise ValueError(f"{path}: not a file of encoded objects ({error})") from None
 
     @classmethod
@@ -100,23 +107,25 @@ class Objects:
         if kind not in ("lite", "full"):
             raise ValueError(f"expected kind 'lite' or 'full', got {kind!r}")
         objects = tuple(
-            ObjectTokens(tuple(map(int, o["counts"])), None if o["times"] is None else tuple(map(float, o["times"])))
-            for o in header["objects"]
+            ObjectTokens(_counts(f"object {i}", o["counts"]), None if o["times"] is None else _seconds(o["times"]))
+            for i, o in enumerate(header["objects"])
         )
         for i, o in enumerate(objects):
-            if min(o.counts, default=0) < 0 or (o.times is not None and len(o.times) != len(o.counts)):
-                raise ValueError(f"object {i}: expected token counts of at least 0, a time for each, got {o}")
+            if o.times is not None and len(o.times) != len(o.counts):
+                raise ValueError(f"object {i}: expected a time for each token count, got {o}")
         tokens = tensors["object_tokens"]
         total = sum(sum(o.counts) for o in objects)
         if tokens.ndim != 2 or len(tokens) != total or not tokens.is_floating_point():
             raise ValueError(f"expected {total} object tokens, got {tuple(tokens.shape)} of {tokens.dtype}")
-        times = None if header["times"] is None else tuple(map(float, header["times"]))
+        times = None if header["times"] is None else _seconds(header["times"])
         scene = None
         if kind == "full":
-            counts = tuple(map(int, header["scene_counts"]))
+            counts = _counts("scene", header["scene_counts"])
             scene = Scene(tensors["vision_tokens"], tensors["vision_kept"], counts)
-            if min(counts, default=0) < 0 or scene.kept.shape != (sum(counts),) or scene.kept.dtype != torch.bool:
+            if scene.kept.shape != (sum(counts),) or scene.kept.dtype != torch.bool:
                 raise ValueError(f"expected a kept flag for {sum(counts)} vision tokens, got {tuple(scene.kept.shape)}")
+            if not scene.tokens.is_floating_point():
+                raise ValueError(f"expected vision tokens of a float dtype, got {scene.tokens.dtype}")
             if scene.tokens.shape != (int(scene.kept.sum()), tokens.shape[1]):
                 raise ValueError(
                     f"expected vision tokens of shape {(int(scene.kept.sum()), tokens.shape[1])}, "
@@ -125,3 +134,16 @@ class Objects:
             if times is not None and len(times) != len(counts):
                 raise ValueError(f"expected a time for each of {len(counts)} frames, got {len(times)}")
         return cls(kind, tokens, objects, times, scene, dict(header["provenance"]))
+
+
+def _counts(name: str, values: list[Any]) -> tuple[int, ...]:
+    if any(type(v) is not int or v < 0 for v in values):
+        raise ValueError(f"{name}: expected token counts of at least 0, got {values}")
+    return tuple(values)
+
+
+def _seconds(values: list[Any]) -> tuple[float, ...]:
+    seconds = tuple(map(float, values))
+    if not all(map(math.isfinite, seconds)):
+        raise ValueError(f"expected finite times, got {values}")
+    return seconds

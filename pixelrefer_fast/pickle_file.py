@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import torch
 
 from pixelrefer_fast.safe_files import brief, name_of, reading
-from pixelrefer_fast.safetensors_file import MAX_TENSORS, bytes_of, tensor_info
+from pixelrefer_fast.safetensors_file import MAX_TENSORS, Read, tensor_info
 
 MAX_PICKLE_BYTES = 4 << 20
 MAX_DIRECTORY_BYTES = 16 << 20
@@ -79,28 +79,13 @@ class PickleFile:
         return loaded
 
     @contextmanager
-    def open(self) -> Iterator[PickleReader]:
-        """Maps the file for reading values; they are read from the disk as they are copied."""
+    def open(self) -> Iterator[Read]:
+        """Maps the file for reading values; ValueError when it is not what it was when it was first read."""
         with reading(self.path):
             loaded = self._load()
         if {name: tensor_info(name, tensor) for name, tensor in loaded.items()} != self.tensors:
             self._refuse("other tensors than when it was first read")
-        yield PickleReader(loaded)
-
-
-class PickleReader:
-    """Reads values out of a mapped `.bin` file."""
-
-    def __init__(self, tensors: dict[str, torch.Tensor]):
-        self._tensors = tensors
-
-    def copy(self, name: str, destination: torch.Tensor) -> None:
-        """Copies tensor `name` to `destination` of the same shape, casting to its dtype, on its device."""
-        destination.detach().copy_(self._tensors[name].detach())
-
-    def chunks(self, name: str) -> Iterator[memoryview]:
-        """The bytes of tensor `name`, row-major."""
-        return bytes_of(self._tensors[name])
+        yield loaded.__getitem__
 
 
 def _pickle_of(path: Path) -> bytes:

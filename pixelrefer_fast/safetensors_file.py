@@ -1,30 +1,25 @@
-"""Safetensors files, read and written tensor by tensor.
-
-The `safetensors` package maps the whole file and hands out finished tensors, so a loaded model and its file are in
-memory together. Here the bytes go straight from the file to where they belong, and from where they are to the file:
-nothing larger than one chunk is held between. The format: https://github.com/huggingface/safetensors#format
-"""
+"""Safetensors files, read and written by the `safetensors` package; what it refuses becomes a ValueError."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
-from typing import Any, TypeGuard
+from types import MappingProxyType
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from pixelrefer_fast.safe_files import brief, name_of, parse_json, reading
 
 MAX_HEADER_BYTES = 8 << 20
 MAX_TENSORS = 100_000
 MAX_DIMENSIONS = 8
-MAX_SIZE = 1 << 40
-CHUNK_BYTES = 16 << 20
+MAX_VALUES = 1 << 48
 
 DTYPES = {
     "F64": torch.float64,
@@ -40,7 +35,8 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+Read = Callable[[str], torch.Tensor]  # a tensor of an open weight file by its name; mapped, so read as it is used
 
 
 @dataclass(frozen=True)
@@ -56,21 +52,14 @@ class TensorInfo:
 
 
 def tensor_info(name: str, tensor: torch.Tensor) -> TensorInfo:
-    """The TensorInfo of `tensor`; ValueError when a safetensors file cannot hold it."""
-    if tensor.dtype not in _CODES or tensor.layout != torch.strided or tensor.device.type == "meta":
+    """The TensorInfo of `tensor`; ValueError when a checkpoint cannot hold it."""
+    if tensor.dtype not in DTYPES.values() or tensor.layout != torch.strided or tensor.device.type == "meta":
+        dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES.values())
         raise ValueError(
-            f"{name_of(name)}: expected a dense tensor with values of {', '.join(str(d)[6:] for d in _CODES)}, "
+            f"{name_of(name)}: expected a dense tensor with values of {dtypes}, "
             f"got {tensor.layout} of {tensor.dtype} on {tensor.device}"
         )
     return TensorInfo(tensor.dtype, tuple(tensor.shape))
-
-
-def bytes_of(tensor: torch.Tensor) -> Iterator[memoryview]:
-    """The values of a tensor of any device and layout, little-endian and row-major, in chunks of at most 16 MiB."""
-    flat = tensor.detach().contiguous().view(-1)
-    step = CHUNK_BYTES // flat.dtype.itemsize
-    for start in range(0, flat.numel(), step):
-        yield flat[start : start + step].cpu().view(torch.uint8).numpy().data
 
 
 class SafetensorsFile:
@@ -81,160 +70,80 @@ class SafetensorsFile:
         tensors: what it holds, in the order of their bytes.
 
     Raises:
-        ValueError: the file is truncated or its header is not one that a writer of this format makes. Names the file.
+        ValueError: the file is truncated or damaged, or its header is not one of a checkpoint. Names the file.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        with reading(path), path.open("rb", buffering=0) as file:
-            size = path.stat().st_size
+        with reading(path), path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > size - 8:
-                raise ValueError(
-                    f"{path}: expected a safetensors file of at least {8 + length} bytes, got {size}: it is "
-                    "truncated or not a safetensors file"
-                )
+            # the package accepts 100 MB, and takes fourteen times that to read them
             if length > MAX_HEADER_BYTES:
                 raise ValueError(f"{path}: expected a header of at most {MAX_HEADER_BYTES} bytes, got {length}")
-            header = parse_json(file.read(length), f"{path}: header")
-        self._starts: dict[str, int] = {}
-        self.tensors = self._check(header, 8 + length, size)
-
-    def _check(self, header: dict[str, Any], data_start: int, size: int) -> dict[str, TensorInfo]:
-        header.pop("__metadata__", None)
-        if len(header) > MAX_TENSORS:
-            raise ValueError(f"{self.path}: expected at most {MAX_TENSORS} tensors, got {len(header)}")
-        spans = []
-        for name, entry in header.items():
-            info, start, end = self._entry(name, entry)
-            spans.append((start, end, name, info))
-        spans.sort(key=lambda span: span[:2])
-        position = 0
-        for start, end, name, _ in spans:
-            if start != position:
-                raise ValueError(
-                    f"{self.path}: tensor {name_of(name)}: expected its bytes to start at {position}, got {start}"
-                )
-            self._starts[name] = data_start + start
-            position = end
-        if data_start + position != size:
-            raise ValueError(
-                f"{self.path}: expected {data_start + position} bytes as its header says, got {size}: truncated or "
-                "damaged"
-            )
-        return {name: info for _, _, name, info in spans}
-
-    def _entry(self, name: str, entry: object) -> tuple[TensorInfo, int, int]:
-        def error(key: str, expected: str, given: object) -> ValueError:
-            return ValueError(f"{self.path}: tensor {name_of(name)}: {key}: expected {expected}, got {brief(given)}")
-
-        if not isinstance(entry, dict):
-            raise error("header entry", "an object", entry)
-        code, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-        if not isinstance(code, str) or code not in DTYPES:
-            raise error("dtype", f"one of {', '.join(DTYPES)}", code)
-        if not _integers(shape) or len(shape) > MAX_DIMENSIONS:
-            raise error("shape", f"at most {MAX_DIMENSIONS} sizes from 0 to {MAX_SIZE}", shape)
-        if not _integers(offsets) or len(offsets) != 2:
-            raise error("data_offsets", "two positions in the file", offsets)
-        info = TensorInfo(DTYPES[code], tuple(shape))
-        start, end = offsets
-        if end - start != info.nbytes:
-            raise error("data_offsets", f"{info.nbytes} bytes for {code} {list(shape)}", offsets)
-        return info, start, end
+            header = file.read(length)
+        with self._mapped() as mapped:
+            parse_json(header, f"{path}: header")  # the package accepts a name twice and ignores the first entry
+            self.tensors = self._listed(mapped)
 
     @contextmanager
-    def open(self) -> Iterator[SafetensorsReader]:
-        """Opens the file for reading values; what the operating system refuses becomes a ValueError."""
-        with reading(self.path):
-            file = self.path.open("rb", buffering=0)
-        with file:
-            yield SafetensorsReader(self.path, file, self.tensors, self._starts)
+    def _mapped(self) -> Iterator[Any]:
+        try:
+            with reading(self.path):
+                mapped = safe_open(self.path, framework="pt")
+        except (SafetensorError, MemoryError, RuntimeError) as error:  # the last two: no address space to map it
+            raise ValueError(
+                f"{self.path}: expected a safetensors file, got one that is truncated, damaged or too large to map: "
+                f"{brief(str(error))}"
+            ) from error
+        with mapped:
+            yield mapped
 
+    def _listed(self, mapped: Any) -> dict[str, TensorInfo]:
+        names = mapped.offset_keys()
+        if len(names) > MAX_TENSORS:
+            raise ValueError(f"{self.path}: expected at most {MAX_TENSORS} tensors, got {len(names)}")
+        return {name: self._info(name, mapped.get_slice(name)) for name in names}
 
-def _integers(values: object) -> TypeGuard[list[int]]:
-    return isinstance(values, list) and all(type(v) is int and 0 <= v <= MAX_SIZE for v in values)
+    def _info(self, name: str, entry: Any) -> TensorInfo:
+        code, shape = entry.get_dtype(), entry.get_shape()
+        if code not in DTYPES:
+            expected = f"one of {', '.join(DTYPES)}"
+            raise ValueError(f"{self.path}: tensor {name_of(name)}: dtype: expected {expected}, got {brief(code)}")
+        # the package checks shapes against the file's bytes only: those of empty tensors may be what torch cannot hold
+        if len(shape) > MAX_DIMENSIONS or math.prod(size or 1 for size in shape) > MAX_VALUES:
+            expected = f"at most {MAX_DIMENSIONS} sizes and {MAX_VALUES} values"
+            raise ValueError(f"{self.path}: tensor {name_of(name)}: shape: expected {expected}, got {brief(shape)}")
+        return TensorInfo(DTYPES[code], tuple(shape))
 
-
-class SafetensorsReader:
-    """Reads values out of an open safetensors file."""
-
-    def __init__(self, path: Path, file: FileIO, tensors: Mapping[str, TensorInfo], starts: Mapping[str, int]):
-        self._path = path
-        self._file = file
-        self._tensors = tensors
-        self._starts = starts
-        self._buffer = torch.empty(0, dtype=torch.uint8)
-
-    def _fill(self, target: torch.Tensor) -> None:
-        # a single read returns at most 2 GiB on Linux, and less at the end of a file that shrank since it was opened
-        view = target.numpy().data
-        while view:
-            with reading(self._path):
-                count = self._file.readinto(view)
-            if not count:
-                raise ValueError(f"{self._path}: expected {len(view)} more bytes, got the end of the file")
-            view = view[count:]
-
-    def copy(self, name: str, destination: torch.Tensor) -> None:
-        """Copies tensor `name` to `destination` of the same shape, casting to its dtype, on its device."""
-        self._file.seek(self._starts[name])
-        dtype = self._tensors[name].dtype
-        destination = destination.detach()
-        if not destination.is_contiguous():
-            whole = torch.empty(destination.shape, dtype=dtype)
-            self._fill(whole.view(-1).view(torch.uint8))
-            destination.copy_(whole)
-            return
-        flat = destination.view(-1)
-        if flat.device.type == "cpu" and flat.dtype == dtype:
-            self._fill(flat.view(torch.uint8))
-            return
-        for start, chunk in self._chunks(flat.numel() * dtype.itemsize):
-            values = chunk.view(dtype)
-            first = start // dtype.itemsize
-            flat[first : first + values.numel()].copy_(values)
-
-    def chunks(self, name: str) -> Iterator[memoryview]:
-        """The bytes of tensor `name` in the order of the file; a chunk is valid until the next one is asked for."""
-        self._file.seek(self._starts[name])
-        for _, chunk in self._chunks(self._tensors[name].nbytes):
-            yield chunk.numpy().data
-
-    def _chunks(self, nbytes: int) -> Iterator[tuple[int, torch.Tensor]]:
-        if len(self._buffer) < min(nbytes, CHUNK_BYTES):
-            self._buffer = torch.empty(min(nbytes, CHUNK_BYTES), dtype=torch.uint8)
-        for start in range(0, nbytes, CHUNK_BYTES):
-            chunk = self._buffer[: min(CHUNK_BYTES, nbytes - start)]
-            self._fill(chunk)
-            yield start, chunk
-
-
-def file_order(tensors: Mapping[str, TensorInfo]) -> list[str]:
-    """The names in the order in which `write_safetensors` lays them out: wide values first, so all stay aligned."""
-    return sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
+    @contextmanager
+    def open(self) -> Iterator[Read]:
+        """Maps the file for reading values; ValueError when it is not what it was when it was first read."""
+        with self._mapped() as mapped:
+            if self._listed(mapped) != self.tensors:
+                raise ValueError(f"{self.path}: expected the tensors it held when it was first read, got others")
+            yield mapped.get_tensor
 
 
 def write_safetensors(
-    path: Path, tensors: Mapping[str, TensorInfo], chunks: Callable[[str], Iterable[memoryview]]
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] = MappingProxyType({"format": "pt"})
 ) -> None:
-    """Writes a safetensors file, asking `chunks(name)` for the bytes of each tensor in `file_order`.
+    """Writes dense tensors of any device and layout.
 
     Raises:
-        ValueError: `chunks` gave more or fewer bytes than a tensor's shape and dtype need.
+        OSError: the file cannot be written.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for name in file_order(tensors):
-        info = tensors[name]
-        offsets = [position, position + info.nbytes]
-        header[name] = {"dtype": _CODES[info.dtype], "shape": list(info.shape), "data_offsets": offsets}
-        position = offsets[1]
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in file_order(tensors):
-            written = sum(file.write(chunk) for chunk in chunks(name))
-            if written != tensors[name].nbytes:
-                raise ValueError(f"{name_of(name)}: expected {tensors[name].nbytes} bytes, got {written}")
+    written = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    end = 0
+    for name in sorted(written, key=lambda name: written[name].data_ptr()):
+        tensor = written[name]
+        if tensor.data_ptr() < end:  # the package refuses tensors that overlap; parts of one storage are fine
+            written[name] = tensor.clone()
+        else:
+            end = tensor.data_ptr() + tensor.nbytes
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(written, path, metadata=dict(metadata))
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    path.chmod(mode)  # the package makes files that nobody else may read

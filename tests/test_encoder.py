@@ -26,7 +26,7 @@ def encoder() -> VisionEncoder:
         scale = 0.3 if parameter.ndim == 1 else 1.5 * parameter.shape[1] ** -0.5
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
         if "norm" in name and name.endswith("weight"):
-            parameter += 1
+            parameter.add_(1)
     return model
 
 
@@ -121,7 +121,7 @@ def test_a_poisoned_view_does_not_reach_the_others(encoder: VisionEncoder, poiso
         assert torch.isnan(view).all() if i == poisoned else torch.equal(view, clean[i])
 
 
-@pytest.mark.parametrize("limit", [1, 15, 24, 40, 10_000])
+@pytest.mark.parametrize("limit", [1, 24, 40, 10_000])
 def test_passes_in_parts_equal_one_pass(encoder: VisionEncoder, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     patches = _patches(GRIDS)
     whole = encoder(patches, GRIDS)
@@ -138,7 +138,8 @@ def test_passes_in_parts_equal_one_pass(encoder: VisionEncoder, limit: int, monk
     torch.testing.assert_close(encoder(patches, GRIDS), whole, rtol=0, atol=2e-5)
     assert [s for part in sizes for s in part] == [h * w for h, w, _ in GRIDS]
     assert all(sum(part) <= limit or len(part) == 1 for part in sizes)
-    assert len(sizes) == {1: 6, 15: 6, 24: 5, 40: 3, 10_000: 1}[limit]
+    # 15, 24, 1, 24, 4 and 15 patches; a part may be as large as the limit
+    assert [len(part) for part in sizes] == {1: [1] * 6, 24: [1, 1, 1, 1, 2], 40: [3, 2, 1], 10_000: [6]}[limit]
 
 
 def test_merged_order_is_raster_order_rearranged(encoder: VisionEncoder) -> None:

@@ -123,6 +123,15 @@ def test_a_cell_is_dropped_at_a_mean_change_of_a_twentieth_of_a_grey_level(merge
     assert kept_cells([first, second], merge).tolist() == [True] * 3 + [True, False, kept]
 
 
+@pytest.mark.parametrize(("mean", "kept"), [(0.0999, False), (0.1001, True)])
+def test_the_threshold(mean: float, kept: bool) -> None:
+    first = torch.zeros(8, 588)
+    second = first.clone()
+    second[0] = 1
+    second[4:] = mean / 255
+    assert kept_cells([first, second], 2).tolist() == [True, True, True, kept]
+
+
 def test_an_unchanged_frame_keeps_its_first_cell() -> None:
     frame = _frame(4, 2, seed=2)
     assert kept_cells([frame, frame, frame], 2).tolist() == [True] * 4 + [True, False, False, False] * 2

@@ -26,7 +26,7 @@ def check_offsets(op: str, name: str, offsets: torch.Tensor, total: int) -> list
     """The offsets as a list, checked: at least one, from 0 to `total`, never falling."""
     values = offsets.tolist()
     if offsets.ndim != 1 or not values or values[0] != 0 or values[-1] != total:
-        shown = values if len(values) < 8 else [*values[:3], "...", *values[-3:]]
+        shown = values if offsets.numel() < 8 else f"{str(values[:3])[:-1]}, ... {str(values[-3:])[1:]}"
         raise ValueError(f"{op}: expected {name} from 0 to {total}, got {shown}")
     if any(b < a for a, b in pairwise(values)):
         raise ValueError(f"{op}: expected {name} that never fall, got {values}")

@@ -75,6 +75,8 @@ class Op(Generic[P, R]):
         return attach
 
     def __call__(self, *args: P.args, backend: str = "auto", **kwargs: P.kwargs) -> R:  # type: ignore[valid-type]
+        if backend not in ("auto", *BACKENDS):
+            raise BackendError(f"backend: expected one of {('auto', *BACKENDS)}, got {backend!r}")
         for provider in self._providers:
             if backend not in ("auto", provider.backend):
                 continue

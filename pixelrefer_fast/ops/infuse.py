@@ -89,6 +89,7 @@ def infuse(
         ValueError: shapes that do not fit, a context outside the features or without a row.
     """
     name = "infuse"
+    check_shape(name, "tokens", tokens, None, None, None)
     objects, count, width = tokens.shape
     check_shape(name, "features", features, None, width)
     check_shape(name, "context", context, objects, 2)
@@ -96,6 +97,8 @@ def infuse(
     check_shape(name, "in_bias", in_bias, 3 * width)
     check_shape(name, "out_weight", out_weight, width, width)
     check_shape(name, "out_bias", out_bias, width)
+    check_shape(name, "ln_weight", ln_weight, width)
+    check_shape(name, "ln_bias", ln_bias, width)
     if width % heads:
         raise ValueError(f"{name}: expected a width that {heads} heads divide, got {width}")
 

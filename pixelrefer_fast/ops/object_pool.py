@@ -74,9 +74,13 @@ def object_pool(
 
     Returns:
         (M, n, D) in the features' dtype.
+
+    Raises:
+        ValueError: shapes that do not fit, an index outside the features, a start outside its object's patches.
     """
     name = "object_pool"
-    selected, width = len(index), features.shape[1]
+    selected, width = len(index), features.shape[-1]
+    check_shape(name, "features", features, None, None)
     check_shape(name, "index", index, None, None)
     check_shape(name, "weights", weights, *index.shape)
     check_shape(name, "positions", positions, selected, 2)
@@ -85,6 +89,10 @@ def object_pool(
     bounds = check_offsets(name, "offsets", offsets, selected)
     check_shape(name, "starts", starts, len(bounds) - 1, None)
     clusters = starts.shape[1]
+    if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < len(features):
+        raise ValueError(
+            f"{name}: expected an index from 0 to {len(features) - 1}, got {int(index.min())} to {int(index.max())}"
+        )
 
     if index.shape[1] == 1:
         tokens = features[index[:, 0]]

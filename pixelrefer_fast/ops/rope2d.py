@@ -52,6 +52,7 @@ def rope2d(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tenso
     Returns:
         q and k turned, in their own dtype. Element i is paired with element i + head_dim / 2.
     """
+    check_shape("rope2d", "q", q, None, None, None)
     check_shape("rope2d", "k", k, *q.shape)
     check_shape("rope2d", "cos", cos, q.shape[0], q.shape[2] // 2)
     check_shape("rope2d", "sin", sin, q.shape[0], q.shape[2] // 2)

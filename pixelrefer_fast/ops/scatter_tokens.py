@@ -36,6 +36,7 @@ def scatter_tokens(embeds: torch.Tensor, tokens: torch.Tensor, slots: torch.Tens
     Raises:
         ValueError: shapes that do not fit, a slot outside the prompt.
     """
+    check_shape("scatter_tokens", "embeds", embeds, None, None)
     check_shape("scatter_tokens", "tokens", tokens, None, embeds.shape[1])
     check_shape("scatter_tokens", "slots", slots, len(tokens))
     check_dtype("scatter_tokens", "slots", slots, torch.int64)

@@ -35,6 +35,7 @@ def varlen_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqle
         (P, heads, head_dim). No mask over the whole packing is ever built: neighbours of equal length run as one
         batch, so 20 frames of a video cost memory for the scores of none (a fused kernel) or one layer's frames.
     """
+    check_shape("varlen_attention", "q", q, None, None, None)
     check_shape("varlen_attention", "k", k, *q.shape)
     check_shape("varlen_attention", "v", v, *q.shape)
     bounds = check_offsets("varlen_attention", "cu_seqlens", cu_seqlens, len(q))

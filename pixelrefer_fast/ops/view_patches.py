@@ -139,9 +139,17 @@ def _check_row(i: int, row: Sequence[int], images: Sequence[torch.Tensor]) -> No
             f"view_patches: row {i}: expected a crop within {bottom_limit}x{right_limit}, got rows {top}:{bottom}, "
             f"columns {left}:{right}"
         )
+    if row[FILTER] not in (LINEAR, AREA):
+        raise ValueError(f"view_patches: row {i}: expected filter {LINEAR} or {AREA}, got {row[FILTER]}")
+    if row[MERGE] not in (1, 2):
+        raise ValueError(f"view_patches: row {i}: expected merge 1 or 2, got {row[MERGE]}")
+    if min(row[HEIGHT], row[WIDTH]) < 1:
+        raise ValueError(
+            f"view_patches: row {i}: expected a first size of at least one pixel, got {row[HEIGHT]}x{row[WIDTH]}"
+        )
     step = PATCH * row[MERGE]
     height, width = row[FINAL_HEIGHT], row[FINAL_WIDTH]
-    if row[MERGE] not in (1, 2) or min(height, width, row[HEIGHT], row[WIDTH]) < 1 or height % step or width % step:
+    if min(height, width) < 1 or height % step or width % step:
         raise ValueError(
             f"view_patches: row {i}: expected a final size in whole cells of {step}x{step} pixels, got {height}x{width}"
         )

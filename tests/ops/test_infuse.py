@@ -218,7 +218,7 @@ def test_gradients() -> None:
     expected = torch.autograd.grad((_oracle(exact) * towards).sum(), [getattr(exact, n) for n in names])
     for name, a, b in zip(names, got, expected, strict=True):
         assert b.abs().max() > 0
-        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4, msg=f"gradient of {name}")
 
 
 # Which form is taken

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 import torch
@@ -112,7 +113,7 @@ def _oracle(case: Case, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     )
     clusters = case.starts.shape[1]
     objects = []
-    for i, (first, last) in enumerate(zip(case.offsets.tolist(), case.offsets.tolist()[1:], strict=False)):
+    for i, (first, last) in enumerate(pairwise(case.offsets.tolist())):
         tokens = []
         for s in range(first, last):
             if case.index.shape[1] == 1:
@@ -180,7 +181,7 @@ def test_objects_do_not_depend_on_each_other() -> None:
     case = _case([30, 9, 0, 17], 4, 6, 5)
     together = case.run()
     bounds = case.offsets.tolist()
-    for i, (first, last) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for i, (first, last) in enumerate(pairwise(bounds)):
         alone = replace(
             case,
             index=case.index[first:last],
@@ -332,7 +333,7 @@ def test_gradients(corners: int) -> None:
     expected = torch.autograd.grad((_oracle(exact) * towards).sum(), [getattr(exact, n) for n in names])
     for name, a, b in zip(names, got, expected, strict=True):
         assert b.abs().max() > 0
-        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4, msg=f"gradient of {name}")
 
 
 # Errors

@@ -287,10 +287,10 @@ def test_check_backend_needs_one_operation_and_lists_each_reason_once(op: Op, on
 
 def test_a_backend_error_is_bad_input() -> None:
     assert issubclass(BackendError, ValueError)
-    with pytest.raises(ValueError, match="^backend: expected one of"):
+    with pytest.raises(ValueError, match=r"^backend: expected one of"):
         check_backend("")
 
 
 def test_the_registry_is_a_copy() -> None:
     registry().clear()
-    assert OPS == sorted(registry())
+    assert sorted(registry()) == OPS

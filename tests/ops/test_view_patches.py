@@ -220,7 +220,7 @@ def test_rows_that_cannot_be(row: list[int], message: str) -> None:
     image = _random(20, 30)
     with pytest.raises(ValueError, match=f"^view_patches: row 0: {message}$"):
         _patches([image], row)
-    with pytest.raises(ValueError, match="^view_patches: row 1: "):
+    with pytest.raises(ValueError, match=r"^view_patches: row 1: "):
         _patches([image], _row((0, 0, 14, 14)), row)
 
 
