@@ -48,7 +48,7 @@ MODULES = (
     "loading",
     "verify",
     "render",
-    "cli_commands",
+    "cli.commands",
 )  # of ours, imported to see whether they do
 VARIABLES = (
     "HF_HUB_OFFLINE",

@@ -54,7 +54,7 @@ class Objects:
         Raises:
             ValueError: the file cannot be written.
         """
-        from pixelrefer_fast.safetensors_file import write_safetensors
+        from pixelrefer_fast.checkpoint.safetensors_file import write_safetensors
 
         tensors = {"object_tokens": self.tokens.cpu().contiguous()}
         if self.scene is not None:

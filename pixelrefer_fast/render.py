@@ -17,9 +17,9 @@ from PIL import Image, ImageDraw
 
 from pixelrefer_fast import captions as _captions
 from pixelrefer_fast.captions import MUTED, PAPER, Caption, Colour
+from pixelrefer_fast.media.video import Video
 from pixelrefer_fast.printable import one_line
 from pixelrefer_fast.regions import Region
-from pixelrefer_fast.video import Video
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 SMALLEST = 640  # pixels of the long side: smaller pictures are enlarged so that outlines and numbers have room

@@ -17,10 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pixelrefer_fast import checkpoint as module
 from pixelrefer_fast.checkpoint import convert, open_checkpoint, save_checkpoint
-from pixelrefer_fast.hub import checkpoint_folder
-from pixelrefer_fast.safetensors_file import DTYPES
+from pixelrefer_fast.checkpoint import folder as module
+from pixelrefer_fast.checkpoint.hub import checkpoint_folder
+from pixelrefer_fast.checkpoint.safetensors_file import DTYPES
 
 ASSETS = Path(str(files("pixelrefer_fast.assets")))
 REFERENCE = {kind: load_file(ASSETS / kind / "model.safetensors") for kind in ("lite", "full")}

@@ -17,8 +17,9 @@ import pytest
 from PIL import Image
 
 import pixelrefer_fast
-from pixelrefer_fast import Region, cli, cli_output
-from pixelrefer_fast.cli_verify import print_report
+from pixelrefer_fast import Region, cli
+from pixelrefer_fast.cli.output import progress_bar
+from pixelrefer_fast.cli.verify import print_report
 
 HEIGHT, WIDTH = 60, 80
 COMMANDS = ("describe", "ask", "encode", "convert", "verify", "doctor", "demo")
@@ -489,10 +490,10 @@ def test_doctor_json(run: Callable[..., SimpleNamespace], monkeypatch: pytest.Mo
 
 
 def test_progress_bars_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    with cli_output.progress_bar("verify", 3) as moved:
+    with progress_bar("verify", 3) as moved:
         assert moved is None
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with cli_output.progress_bar("verify", 3) as moved:
+    with progress_bar("verify", 3) as moved:
         assert moved is not None
         moved("case_a")
 

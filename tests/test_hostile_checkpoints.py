@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from pixelrefer_fast.checkpoint import convert, open_checkpoint
+from pixelrefer_fast.checkpoint.pickle_file import PickleFile
+from pixelrefer_fast.checkpoint.safetensors_file import SafetensorsFile, tensor_info
 from pixelrefer_fast.loading import load
-from pixelrefer_fast.pickle_file import PickleFile
-from pixelrefer_fast.safetensors_file import SafetensorsFile, tensor_info
 
 ASSETS = Path(str(files("pixelrefer_fast.assets"))) / "lite"
 MEMORY = 2 << 30  # address space for an attempt beside what the process has; torch's threads alone take some

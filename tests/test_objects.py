@@ -138,7 +138,7 @@ def test_an_interrupted_save_leaves_nothing(fails: str, tmp_path: Path, monkeypa
         raise KeyboardInterrupt
 
     if fails == "writing":
-        monkeypatch.setattr("pixelrefer_fast.safetensors_file.write_safetensors", write_half)
+        monkeypatch.setattr("pixelrefer_fast.checkpoint.safetensors_file.write_safetensors", write_half)
     else:
         monkeypatch.setattr(Path, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt):

@@ -14,8 +14,8 @@ from typer.core import TyperCommand
 if TYPE_CHECKING:
     import numpy as np
 
+    from pixelrefer_fast.media.video import Video
     from pixelrefer_fast.regions import Region
-    from pixelrefer_fast.video import Video
 
 MAX_JSON_BYTES = 256 * 2**20
 _ORDER = "pixelrefer_fast.options_in_order"
@@ -74,7 +74,7 @@ def given_regions(ctx: typer.Context, media: np.ndarray | Video, frame: int | No
 
     Raises ValueError that names the option and its value.
     """
-    from pixelrefer_fast.video import Video
+    from pixelrefer_fast.media.video import Video
 
     left = {name: list(ctx.params[name] or ()) for name in _READERS if name in ctx.params}
     marked: list[Marked] = []
@@ -165,7 +165,7 @@ def _mask(path: str) -> list[Region]:
     import numpy as np
     from PIL import ImageOps
 
-    from pixelrefer_fast.images import open_pil
+    from pixelrefer_fast.media.images import open_pil
     from pixelrefer_fast.regions import Region
 
     with open_pil(path, "mask") as image:
@@ -213,7 +213,7 @@ def _region_file(path: str) -> list[Region]:
 
 
 def _json(path: str) -> Any:
-    from pixelrefer_fast.images import regular_file
+    from pixelrefer_fast.media.images import regular_file
 
     file: Path = regular_file(path)
     size = file.stat().st_size

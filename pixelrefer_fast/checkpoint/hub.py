@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pixelrefer_fast.checkpoint.tokenizer import TOKENIZER_FILES
 from pixelrefer_fast.safe_files import brief
-from pixelrefer_fast.tokenizer import TOKENIZER_FILES
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*/[A-Za-z0-9][A-Za-z0-9_.\-]*")
 _SMALL_FILES = ("config.json", "generation_config.json", "vision_encoder/config.json", *TOKENIZER_FILES)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pixelrefer_fast.checks import check_size, is_integer, is_number, shown
-from pixelrefer_fast.region_formats import (
+from pixelrefer_fast.regions.formats import (
     as_array,
     bitmap_of,
     box_of,
@@ -26,9 +26,7 @@ from pixelrefer_fast.region_formats import (
     shape_of,
     tracks,
 )
-from pixelrefer_fast.region_shapes import Rle, Shape
-
-__all__ = ["Region", "as_regions"]
+from pixelrefer_fast.regions.shapes import Rle, Shape
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 
 from pixelrefer_fast.checks import check_size, is_integer, is_number, shown
-from pixelrefer_fast.rle import compress_counts, compress_mask, parse_counts
+from pixelrefer_fast.regions.rle import compress_counts, compress_mask, parse_counts
 
 MAX_COORDINATE = 2**24
 """Largest magnitude of a coordinate or width in pixels: whole numbers up to it are exact in float32."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pixelrefer_fast.pickle_file import PickleFile
+from pixelrefer_fast.checkpoint.pickle_file import PickleFile
+from pixelrefer_fast.checkpoint.safetensors_file import MAX_TENSORS, SafetensorsFile
 from pixelrefer_fast.safe_files import MAX_INDEX_BYTES, brief, file_in, listed, name_of, read_json
-from pixelrefer_fast.safetensors_file import MAX_TENSORS, SafetensorsFile
 
 MAX_SHARDS = 1024
 SINGLE = "model.safetensors"

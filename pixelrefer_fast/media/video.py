@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pixelrefer_fast.checks import is_integer, is_number, plain_list, shown
-from pixelrefer_fast.images import describe_source, load_image, open_pil, rgb_of_pil
+from pixelrefer_fast.media.images import describe_source, load_image, open_pil, rgb_of_pil
 
 MAX_FRAMES = 1_000_000
 """Most frames of one video: nine hours at 30 frames per second."""
@@ -180,7 +180,7 @@ class VideoFile(Video):
 
     def __init__(self, source: str | os.PathLike[str] | bytes, backend: str = "pyav") -> None:
         # PyAV takes a tenth of a second to import
-        from pixelrefer_fast import video_file
+        from pixelrefer_fast.media import video_file
 
         self.label = f"video {describe_source(source)}"
         self._source = source

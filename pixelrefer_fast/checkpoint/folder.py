@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
+from pixelrefer_fast.checkpoint.hub import checkpoint_folder
+from pixelrefer_fast.checkpoint.safetensors_file import Read, TensorInfo, tensor_info, write_safetensors
+from pixelrefer_fast.checkpoint.tokenizer import load_tokenizer, tokenizer_files
+from pixelrefer_fast.checkpoint.weight_files import INDEX, SINGLE, open_weights
 from pixelrefer_fast.config import ModelConfig, check_generation, read_config, read_generation
-from pixelrefer_fast.hub import checkpoint_folder
 from pixelrefer_fast.safe_files import brief, listed, name_of
-from pixelrefer_fast.safetensors_file import Read, TensorInfo, tensor_info, write_safetensors
-from pixelrefer_fast.tokenizer import load_tokenizer, tokenizer_files
-from pixelrefer_fast.weight_files import INDEX, SINGLE, open_weights
 
 SHARD_BYTES = 5_000_000_000
 HEAD = "lm_head.weight"

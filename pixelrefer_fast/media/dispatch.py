@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pixelrefer_fast.checks import MAX_PIXELS
-from pixelrefer_fast.images import (
+from pixelrefer_fast.media.images import (
     ANIMATED_FORMATS,
     NotAnImage,
     describe_source,
@@ -19,18 +18,14 @@ from pixelrefer_fast.images import (
     open_pil,
     rgb_of_pil,
 )
-from pixelrefer_fast.video import (
+from pixelrefer_fast.media.video import (
     BACKENDS,
-    FRAME_SEQUENCE_FPS,
-    MAX_FRAMES,
     Animation,
     FrameSequence,
     Video,
     VideoFile,
     frame_files,
 )
-
-__all__ = ["FRAME_SEQUENCE_FPS", "MAX_FRAMES", "MAX_PIXELS", "Video", "load_image", "open_media"]
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts"),

@@ -48,7 +48,7 @@ def _run(arguments: list[str]) -> int:
     try:
         import typer
 
-        from pixelrefer_fast.cli_commands import app
+        from pixelrefer_fast.cli.commands import app
     except Exception:
         if arguments[:1] == ["doctor"]:  # needs nothing but the standard library
             from pixelrefer_fast import doctor
@@ -97,7 +97,3 @@ def _say(kind: str, message: str) -> None:
 def _warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     if issubclass(category, UserWarning):
         _say("warning", str(message))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from pixelrefer_fast.checks import check_size, is_integer, is_number, numpy_of, shown
-from pixelrefer_fast.region_shapes import (
+from pixelrefer_fast.regions.shapes import (
     MAX_POINTS,
     Bitmap,
     Box,

@@ -15,7 +15,7 @@ import av
 import numpy as np
 
 from pixelrefer_fast.checks import MAX_PIXELS, check_size
-from pixelrefer_fast.images import regular_file
+from pixelrefer_fast.media.images import regular_file
 
 # Containers that hold their frames themselves. Playlists (HLS, DASH, concat) name other files and addresses, and
 # FFmpeg recognises them by content whatever the file is called.

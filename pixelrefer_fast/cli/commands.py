@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from pixelrefer_fast._version import __version__
-from pixelrefer_fast.cli_options import (
+from pixelrefer_fast.cli.options import (
     MODEL_VARIABLE,
     RELEASED,
     AsJson,
@@ -29,8 +29,8 @@ from pixelrefer_fast.cli_options import (
     TopP,
     examples,
 )
-from pixelrefer_fast.cli_output import print_texts, progress_bar, reserved_stdout, write_json
-from pixelrefer_fast.cli_regions import (
+from pixelrefer_fast.cli.output import print_texts, progress_bar, reserved_stdout, write_json
+from pixelrefer_fast.cli.regions import (
     Boxes,
     FrameNumber,
     InOrder,
@@ -280,7 +280,7 @@ def verify(
 ) -> None:
     """Replay recorded cases and compare every stage; exit 0 only if all hold."""
     with reserved_stdout() as out:
-        from pixelrefer_fast.cli_verify import print_report
+        from pixelrefer_fast.cli.verify import print_report
         from pixelrefer_fast.verify import verify as replay
 
         with progress_bar("verify", sum(1 for _ in Path(folder).glob("case_*.safetensors"))) as progress:
@@ -315,7 +315,7 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Describe two regions of a bundled photograph with the two small bundled checkpoints (random weights)."""
-    from pixelrefer_fast.cli_demo import run_demo
+    from pixelrefer_fast.cli.demo import run_demo
 
     with reserved_stdout() as out:
         report = run_demo(Path(folder), None if as_json else out)
@@ -348,7 +348,7 @@ def _check_writable(option: str, path: str, suffixes: Sequence[str] | None = Non
 def _marked_media(ctx: typer.Context, source: str, frame: int | None) -> tuple[Any, list[Marked]]:
     """The image array or the video, and the regions of the command line, each tried on it."""
     from pixelrefer_fast.media import open_media
-    from pixelrefer_fast.video import Video
+    from pixelrefer_fast.media.video import Video
 
     media = open_media(source)
     regions = given_regions(ctx, media, frame)

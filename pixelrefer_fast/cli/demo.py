@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from pixelrefer_fast.cli_output import print_texts
+from pixelrefer_fast.cli.output import print_texts
 
 KINDS = {"lite": "PixelRefer-Lite", "full": "PixelRefer"}
 CAVEAT = "The weights of these two small checkpoints are random: the words mean nothing."

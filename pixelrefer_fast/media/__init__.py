@@ -1,0 +1,8 @@
+"""Images and videos in: paths, bytes, PIL images, arrays, folders of frames -> pixels and presentation times."""
+
+from pixelrefer_fast.checks import MAX_PIXELS
+from pixelrefer_fast.media.dispatch import open_media
+from pixelrefer_fast.media.images import load_image
+from pixelrefer_fast.media.video import FRAME_SEQUENCE_FPS, MAX_FRAMES, Video
+
+__all__ = ["FRAME_SEQUENCE_FPS", "MAX_FRAMES", "MAX_PIXELS", "Video", "load_image", "open_media"]
