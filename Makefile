@@ -2,8 +2,6 @@
 VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
-# the repository root stays off sys.path: it holds a folder named like Hugging Face's `kernels` package
-export PYTHONSAFEPATH := 1
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: demo test test-slow test-oldest lint format bench clean
@@ -11,6 +9,8 @@ export TOKENIZERS_PARALLELISM := false
 demo: $(VENV)/.ready
 	$(BIN)/pixelrefer-fast demo --out out/demo
 
+# `pytest`, not `python -m pytest`: the repository root stays off sys.path, since it holds a folder named like Hugging
+# Face's `kernels` package
 test: $(VENV)/.ready
 	$(BIN)/pytest -m "not slow and not gpu"
 

@@ -6,6 +6,7 @@ import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from pixelrefer_fast import ops
 from pixelrefer_fast._version import __version__
+from pixelrefer_fast.checks import is_integer, plain_list, shown
 from pixelrefer_fast.config import ModelConfig
 from pixelrefer_fast.decoder import Decoder, Generation
 from pixelrefer_fast.encoder import VisionEncoder
@@ -41,13 +43,15 @@ class EncodeOptions:
     Args:
         kmeans_start: first centroids, one entry a mark (ranks among its selected patches; None: the default).
         kmeans_seed: draw them at random as the reference does; default: evenly spaced ranks.
-        fps, max_frames: which frames of a video the Full model sees whole.
+        fps, max_frames: how the frames of a video that the Full model sees whole are chosen.
+        frames: those frames themselves, by number and increasing, instead of choosing.
     """
 
     kmeans_start: Sequence[Sequence[int] | None] | None = None
     kmeans_seed: int | None = None
     fps: float | None = 1.0
     max_frames: int = 768
+    frames: Sequence[int] | None = None
 
 
 class _Model(nn.Module):
@@ -355,7 +359,15 @@ class PixelRefer(_Model):
                 raise ValueError(f"region {i}: expected one marked frame (PixelRefer takes one mask), got {own}")
 
     def _scene(self, media: np.ndarray | Video, options: EncodeOptions) -> list[int]:
-        return media.sample(options.fps, options.max_frames) if isinstance(media, Video) else [0]
+        if not isinstance(media, Video):
+            return [0]
+        if options.frames is None:
+            return media.sample(options.fps, options.max_frames)
+        frames = plain_list(options.frames, "frames")
+        rising = all(is_integer(f) for f in frames) and all(a < b for a, b in pairwise(frames))
+        if not frames or not rising or not 0 <= frames[0] <= frames[-1] < len(media):
+            raise ValueError(f"frames: expected rising numbers from 0 to {len(media) - 1}, got {shown(frames)}")
+        return frames
 
     def encode_scene(self, plan: ViewPlan, patches: torch.Tensor, features: torch.Tensor) -> Scene | None:
         if not plan.scene:

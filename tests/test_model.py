@@ -265,6 +265,15 @@ def test_video_full_sees_the_sampled_frames(full, frames) -> None:
         full.encode(video, [{0: [0, 0, 9, 9], 1: [0, 0, 9, 9]}])
 
 
+def test_video_full_with_frames_given(full, frames) -> None:
+    video = pf.open_media(frames, fps=2.0)
+    objects = full.encode(video, [{1: [10, 20, 100, 120]}], frames=[0, 3, 4])
+    assert objects.times == (0.0, 1.5, 2.0)
+    for wrong in ([], [3, 0], [0, 0], [0, 6], [-1, 2], [0.5], "01", 3):
+        with pytest.raises(ValueError, match="frames: expected"):
+            full.encode(video, [{1: [10, 20, 100, 120]}], frames=wrong)
+
+
 def test_still_video_keeps_one_token_a_frame(full) -> None:
     still = [pf.load_image(CAT)[:200, :260]] * 3
     objects = full.encode(pf.open_media(still, fps=1.0), [{0: [10, 20, 100, 120]}])

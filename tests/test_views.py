@@ -13,38 +13,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from planning import AREA, BLACK, LINEAR, LITE, boxes_mask, model_config, plan_of
 
-from pixelrefer_fast.config import ModelConfig, VisionConfig
+from pixelrefer_fast.config import ModelConfig
 from pixelrefer_fast.views import Mark, ViewPlan, pixel_budget, plan_views, processor_size
-
-LINEAR, AREA = 0, 1
-BLACK = -1
-
-
-def _config(kind: Any, mask_num: int = 32, mm_max_length: int = 16384) -> ModelConfig:
-    return ModelConfig(kind, VisionConfig(64, 2, 4, 128), {"hidden_size": 48}, mask_num, mm_max_length, 2, {})
-
-
-LITE, FULL = _config("lite"), _config("full")
-
-
-def _mask(height: int, width: int, *boxes: tuple[int, int, int, int]) -> np.ndarray:
-    """Marked in every (top, left, bottom, right)."""
-    mask = np.zeros((height, width), dtype=np.uint8)
-    for top, left, bottom, right in boxes:
-        mask[top:bottom, left:right] = 1
-    return mask
-
-
-def _marks(*masks: np.ndarray, images: list[int] | None = None) -> list[Mark]:
-    images = images or [0] * len(masks)
-    return [Mark(image, mask, f"region {i}") for i, (image, mask) in enumerate(zip(images, masks, strict=True))]
-
-
-def _plan(config: ModelConfig, *masks: np.ndarray, **more: Any) -> ViewPlan:
-    """Marks in one image of their size."""
-    return plan_views(config, [masks[0].shape], _marks(*masks), len(masks), **more)
-
 
 # The spec, a second time
 
@@ -200,7 +172,7 @@ def test_a_budget_of_no_patch(size: tuple[int, int], budget: int) -> None:
 
 @given(length=st.integers(1, 20_000), images=st.integers(1, 3000), merge=st.sampled_from([1, 2]))
 def test_pixel_budget(length: int, images: int, merge: int) -> None:
-    config = _config("full", mm_max_length=length)
+    config = model_config("full", mm_max_length=length)
     assert pixel_budget(config, images, merge) == _spec_budget(config, images, merge)
 
 
@@ -220,14 +192,14 @@ def _requests(draw: st.DrawFn) -> tuple[list[tuple[int, int]], list[Mark]]:
             top, left = draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))
             bottom, right = draw(st.integers(top + 1, height)), draw(st.integers(left + 1, width))
             boxes.append((top, left, bottom, right))
-        marks.append(Mark(image, _mask(height, width, *boxes), f"region {i}"))
+        marks.append(Mark(image, boxes_mask(height, width, *boxes), f"region {i}"))
     return sizes, marks
 
 
 @given(request=_requests(), mask_num=st.sampled_from([8, 32]), length=st.sampled_from([700, 1024, 16384]))
 def test_lite_against_the_spec(request: tuple, mask_num: int, length: int) -> None:
     sizes, marks = request
-    config = _config("lite", mask_num, length)
+    config = model_config("lite", mask_num, length)
     budget = _spec_budget(config, len(marks), 1)
     expected = []
     context: dict[int, tuple] = {}
@@ -275,7 +247,7 @@ def test_full_against_the_spec(request: tuple, mask_num: int, length: int, merge
     sizes, marks = request
     marks = [m for m in marks if m.mask.any()]
     assume(marks)
-    config = _config("full", mask_num, length)
+    config = model_config("full", mask_num, length)
     scene_budget, budget = _spec_budget(config, len(sizes), merge), _spec_budget(config, len(marks), 1)
     try:
         scene = [
@@ -301,7 +273,7 @@ def test_full_against_the_spec(request: tuple, mask_num: int, length: int, merge
 
 
 def test_table_grids_and_rows() -> None:
-    plan = _plan(LITE, _mask(100, 200, (10, 20, 60, 90)), _mask(100, 200, (50, 100, 90, 180)))
+    plan = plan_of(LITE, boxes_mask(100, 200, (10, 20, 60, 90)), boxes_mask(100, 200, (50, 100, 90, 180)))
     table = plan.table()
     assert table.dtype == torch.int64
     assert [tuple(row) for row in table.tolist()] == [astuple(v) for v in plan.views]

@@ -20,6 +20,7 @@ from pixelrefer_fast.cli.options import (
     Device,
     Dtype,
     Fps,
+    Frames,
     MaxFrames,
     MaxNewTokens,
     Model,
@@ -103,6 +104,7 @@ def describe(
     seed: Seed = None,
     fps: Fps = None,
     max_frames: MaxFrames = None,
+    frames: Frames = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     backend: Backend = "auto",
@@ -166,6 +168,7 @@ def ask(
     seed: Seed = None,
     fps: Fps = None,
     max_frames: MaxFrames = None,
+    frames: Frames = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     backend: Backend = "auto",
@@ -222,6 +225,7 @@ def encode(
     model: Model = None,
     fps: Fps = None,
     max_frames: MaxFrames = None,
+    frames: Frames = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     backend: Backend = "auto",
@@ -355,7 +359,7 @@ def _marked_media(ctx: typer.Context, source: str, frame: int | None) -> tuple[A
     if not regions:
         raise ValueError("expected at least one region (--box, --mask, --polygon, ...), got none")
     if not isinstance(media, Video):
-        for option in ("fps", "max_frames"):
+        for option in ("fps", "max_frames", "frames"):
             if ctx.params.get(option) is not None:
                 raise ValueError(f"--{option.replace('_', '-')}: expected a video, got the image {source}")
     return media, regions
@@ -367,7 +371,7 @@ def _encoded(ctx: typer.Context, source: str) -> Any:
     given = ("boxes", "sized_boxes", "masks", "rles", "polygons", "scribbles", "region_files")
     if any(ctx.params[name] for name in given):
         raise ValueError(f"{source}: holds its own regions, expected none on the command line")
-    for option in ("frame", "fps", "max_frames"):
+    for option in ("frame", "fps", "max_frames", "frames"):
         if ctx.params[option] is not None:
             raise ValueError(f"--{option.replace('_', '-')}: expected a video, got encoded objects")
     return Objects.load(source)
@@ -375,7 +379,13 @@ def _encoded(ctx: typer.Context, source: str) -> Any:
 
 def _options(ctx: typer.Context) -> dict[str, Any]:
     names = ("max_new_tokens", "temperature", "top_p", "seed", "fps", "max_frames")
-    return {name: ctx.params[name] for name in names if ctx.params.get(name) is not None}
+    options = {name: ctx.params[name] for name in names if ctx.params.get(name) is not None}
+    if ctx.params.get("frames") is not None:
+        try:
+            options["frames"] = [int(number) for number in ctx.params["frames"].split(",")]
+        except ValueError:
+            raise ValueError(f"--frames: expected numbers like 0,12,24, got {ctx.params['frames']!r}") from None
+    return options
 
 
 def _load(name: str, device: str, dtype: str, backend: str) -> tuple[Any, float]:

@@ -1,6 +1,6 @@
 """The command `pixelrefer-fast`: what it says on stderr and with which code it ends, whatever happens.
 
-Exit codes: 0 fine, 1 failure, 2 bad input, 130 interrupted. Commands are in `cli_commands`.
+Exit codes: 0 fine, 1 failure, 2 bad input, 130 interrupted. Commands are in `cli.commands`.
 """
 
 from __future__ import annotations

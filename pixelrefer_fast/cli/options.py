@@ -1,4 +1,4 @@
-"""Options that several commands of `pixelrefer-fast` share; those that mark regions are in `cli_regions`."""
+"""Options that several commands of `pixelrefer-fast` share; those that mark regions are in `cli.regions`."""
 
 from __future__ import annotations
 
@@ -38,6 +38,10 @@ Fps = Annotated[
 ]
 MaxFrames = Annotated[
     int | None, typer.Option("--max-frames", metavar="N", min=1, help="Video, Full model: at most so many.")
+]
+Frames = Annotated[
+    str | None,
+    typer.Option("--frames", metavar="N,N,...", help="Video, Full model: the frames that it sees whole, themselves."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
 
