@@ -73,7 +73,8 @@ def our_model(weights: dict[str, torch.Tensor]) -> Any:
 
 def region_case(rival: Reference | Plain, model: Any, objects: int) -> tuple[dict[str, _harness.Run], dict[str, int]]:
     """Features to object tokens: what to run on either side, and the sizes."""
-    from pixelrefer_fast.object_tokenizer import kmeans_starts, select_patches
+    from pixelrefer_fast.object_tokenizer import kmeans_starts
+    from pixelrefer_fast.selection import select_patches
     from pixelrefer_fast.views import Mark, plan_views
 
     masks = _inputs.blobs(objects, HEIGHT, WIDTH, SEED)

@@ -56,3 +56,13 @@ def numpy_of(array: np.ndarray | torch.Tensor) -> np.ndarray:
         return array.detach().cpu().numpy()
     except (TypeError, RuntimeError, NotImplementedError) as error:  # sparse, quantized, without storage
         raise ValueError(f"expected a dense tensor with values, got one that has none to copy: {error}") from None
+
+
+def check_seed(name: str, seed: Any) -> None:
+    """Raise a ValueError unless `seed` is None or an integer that a torch generator takes."""
+    if seed is None:
+        return
+    if type(seed) is not int:
+        raise ValueError(f"{name}: expected an integer, got {seed!r}")
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"{name}: expected an integer of at most 64 bits, got {seed!r}")

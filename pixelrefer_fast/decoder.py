@@ -9,17 +9,9 @@ from typing import Any
 
 import torch
 
+from pixelrefer_fast.checks import check_seed
+
 BROKEN = "\ufffd"  # what a tokenizer decodes bytes of an unfinished character to
-
-
-def check_seed(name: str, seed: Any) -> None:
-    """Raise a ValueError unless `seed` is None or an integer that a torch generator takes."""
-    if seed is None:
-        return
-    if type(seed) is not int:
-        raise ValueError(f"{name}: expected an integer, got {seed!r}")
-    if not -(2**63) <= seed < 2**64:
-        raise ValueError(f"{name}: expected an integer of at most 64 bits, got {seed!r}")
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 
 from pixelrefer_fast import ops
-
-if TYPE_CHECKING:
-    from pixelrefer_fast.object_tokenizer import Selection
+from pixelrefer_fast.selection import Selection
 
 HEADS = 8  # at any width
 

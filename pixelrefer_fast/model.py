@@ -21,13 +21,14 @@ from pixelrefer_fast.config import ModelConfig
 from pixelrefer_fast.decoder import Decoder, Generation
 from pixelrefer_fast.encoder import VisionEncoder
 from pixelrefer_fast.media import Video, open_media
-from pixelrefer_fast.object_tokenizer import ObjectTokenizer, kmeans_starts, select_patches
+from pixelrefer_fast.object_tokenizer import ObjectTokenizer, kmeans_starts
 from pixelrefer_fast.objects import Objects, Scene
 from pixelrefer_fast.patches import pack_views
 from pixelrefer_fast.projector import VisionProjector, kept_cells
 from pixelrefer_fast.prompt import REGION_TAG, Prompt, build_prompt
 from pixelrefer_fast.regions import as_regions
 from pixelrefer_fast.request import FrameSource, Request, bind_regions
+from pixelrefer_fast.selection import select_patches
 from pixelrefer_fast.views import ViewPlan, plan_views
 
 DESCRIBE_IMAGE = f"Please describe {REGION_TAG} in detail."

@@ -19,12 +19,13 @@ import torch
 from pixelrefer_fast.decoder import Generation
 from pixelrefer_fast.loading import load
 from pixelrefer_fast.model import PixelRefer, PixelReferLite
-from pixelrefer_fast.object_tokenizer import kmeans_starts, select_patches
+from pixelrefer_fast.object_tokenizer import kmeans_starts
 from pixelrefer_fast.objects import Objects
 from pixelrefer_fast.ops.view_patches import resize_view
 from pixelrefer_fast.patches import pack_views
 from pixelrefer_fast.prompt import ObjectTokens
 from pixelrefer_fast.request import FrameSource
+from pixelrefer_fast.selection import select_patches
 from pixelrefer_fast.views import Mark, ViewPlan, plan_views
 
 TIE = 1e-5  # a smaller relative gap between two distances makes a clustering a tie: either outcome is right
