@@ -51,7 +51,8 @@ def test_a_whole_report_is_json_and_names_everything(tmp_path: Path) -> None:
     assert found["python"]["version"].startswith(f"{sys.version_info.major}.{sys.version_info.minor}")
     assert found["cpu"]["logical_cores"] >= 1
     assert found["memory"]["total"] > 2**20
-    assert found["torch"]["version"] == found["packages"]["torch"]["version"]
+    # the installed metadata may leave out the build that the library itself names: 2.11.0, 2.11.0+cu130
+    assert found["torch"]["version"].startswith(found["packages"]["torch"]["version"])
     assert found["devices"][0] == {"device": "cpu", "dtype_auto": "float32"}
     assert set(found["ops"]) >= {"object_pool", "infuse", "varlen_attention", "rope2d"}
     for op in found["ops"].values():

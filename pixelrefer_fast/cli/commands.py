@@ -127,7 +127,8 @@ def describe(
             title = None if model else "the bundled checkpoint with random weights: the words mean nothing"
             render.save(render.answers(media, [one.region for one in regions], texts, title=title), save)
         if as_json:
-            document: dict[str, Any] = {"source": source, "model": name, "question": question}
+            document: dict[str, Any] = {"source": source, "model": name, "random_weights": not model}
+            document |= {"question": question}
             document |= {"regions": _listed(regions, texts)}
             write_json(document | {"saved": save, "seconds": {"load": loading, "describe": answering}}, out)
         else:
@@ -196,7 +197,8 @@ def ask(
         answer = loaded.ask(media, question, marked, **options)
         answering = time.perf_counter() - start
         if as_json:
-            document: dict[str, Any] = {"source": source, "model": name, "question": question, "answer": answer}
+            document: dict[str, Any] = {"source": source, "model": name, "random_weights": not model}
+            document |= {"question": question, "answer": answer}
             document |= {"regions": None if regions is None else _listed(regions)}
             write_json(document | {"seconds": {"load": loading, "ask": answering}}, out)
         else:
@@ -243,7 +245,7 @@ def encode(
         encoding = time.perf_counter() - start
         objects.save(out_file)
         if as_json:
-            document: dict[str, Any] = {"source": source, "model": name, "out": out_file}
+            document: dict[str, Any] = {"source": source, "model": name, "random_weights": not model, "out": out_file}
             document |= {"regions": _listed(regions)}
             document |= {"tokens": len(objects.tokens), "bytes": Path(out_file).stat().st_size}
             write_json(document | {"seconds": {"load": loading, "encode": encoding}}, out)
