@@ -259,6 +259,13 @@ class _Model(nn.Module):
         """Each region as a request of its own, in batches that share their views and one encoder pass."""
         scene: Scene | None = None
         given = options.kmeans_start
+        if given is not None and len(given) != request.num_marks:
+            raise ValueError(
+                f"kmeans_start: expected an entry for each of the {request.num_marks} marks, got {len(given)}"
+            )
+        if len(request.regions) > DESCRIBE_BATCH:
+            for _ in request.marks():
+                pass  # draws every mask once, so that a bad region is told before the first batch is answered
         first_mark = 0
         for first in range(0, len(request.regions), DESCRIBE_BATCH):
             singles = [request.single(i) for i in range(first, min(first + DESCRIBE_BATCH, len(request.regions)))]

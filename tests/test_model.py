@@ -62,6 +62,15 @@ def test_describe_in_batches_is_the_same(model, monkeypatch: pytest.MonkeyPatch)
     assert model.describe(CAT, BOXES, kmeans_seed=5, **SHORT) == texts
 
 
+def test_a_bad_region_is_told_before_any_answer(model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_module, "DESCRIBE_BATCH", 2)
+    monkeypatch.setattr(type(model), "encode_plan", lambda *args, **kwargs: pytest.fail("something was encoded"))
+    with pytest.raises(ValueError, match="region 2"):
+        model.describe(CAT, [*BOXES[:2], [900, 900, 950, 950]])
+    with pytest.raises(ValueError, match="kmeans_start: expected an entry for each of the 3 marks, got 4"):
+        model.describe(CAT, BOXES, kmeans_start=[None] * 4)
+
+
 def test_describe_takes_a_question(model) -> None:
     question = "What colour is <region>?"
     assert model.describe(CAT, BOXES[:1], question, **SHORT) == [model.ask(CAT, question, BOXES[:1], **SHORT)]

@@ -351,7 +351,9 @@ def test_full_width_as_recorded(kind: str) -> None:
     boxes = [(10, 20, 160, 180), (0, 0, 126, 126), (100, 300, 470, 600), (5, 5, 80, 190)]
     for i, ((h, w), box) in enumerate(zip([(11, 12), (9, 9), (22, 23), (6, 14)], boxes, strict=True)):
         mask_grid = np.zeros((h, w), dtype=np.float32)
-        mask_grid[1 : h - 1, 2 : w - 2] = torch.rand(h - 2, w - 4, generator=torch.Generator().manual_seed(900 + i))
+        mask_grid[1 : h - 1, 2 : w - 2] = torch.rand(
+            h - 2, w - 4, generator=torch.Generator().manual_seed(900 + i)
+        ).numpy()
         context = None
         if kind == "lite":
             context = plans.view(16, 16), plans.view(24, 24)

@@ -58,16 +58,30 @@ def resize_view(image: np.ndarray | None, row: Sequence[int]) -> np.ndarray:
         grey levels after each is part of what the weights were trained on.
     """
     import cv2
-    from PIL import Image
 
     pixels = crop_view(image, row)
     size = (row[WIDTH], row[HEIGHT])
     if pixels.shape[1::-1] != size:
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if row[FILTER] == AREA else cv2.INTER_LINEAR)
-    final = (row[FINAL_WIDTH], row[FINAL_HEIGHT])
-    if size != final:
-        pixels = np.asarray(Image.fromarray(pixels).resize(final, Image.Resampling.BICUBIC))
-    return pixels
+    return _bicubic(pixels, row[FINAL_HEIGHT], row[FINAL_WIDTH])
+
+
+def _bicubic(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Pillow's bicubic resize, one axis at a time, as Pillow 13 orders them.
+
+    It rounds to grey levels between the passes, so the order shows in the last bit. The recorded behaviour is Pillow
+    13's (vertical first where the height shrinks by more than twice what the width does); older ones always begin
+    horizontally, and asking for one axis at a time makes all of them agree.
+    """
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
+    vertical_first = image.height > height and image.height - height > 2 * (image.width - width)
+    between = (image.width, height) if vertical_first else (width, image.height)
+    for size in (between, (width, height)):
+        if image.size != size:
+            image = image.resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(image)
 
 
 def crop_view(image: np.ndarray | None, row: Sequence[int]) -> np.ndarray:
