@@ -62,7 +62,7 @@ def check_seed(name: str, seed: Any) -> None:
     """Raise a ValueError unless `seed` is None or an integer that a torch generator takes."""
     if seed is None:
         return
-    if type(seed) is not int:
+    if not is_integer(seed):
         raise ValueError(f"{name}: expected an integer, got {seed!r}")
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"{name}: expected an integer of at most 64 bits, got {seed!r}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pixelrefer_fast.checks import check_seed
+from pixelrefer_fast.checks import check_seed, is_integer, is_number
 
 BROKEN = "\ufffd"  # what a tokenizer decodes bytes of an unfinished character to
 
@@ -31,11 +31,11 @@ class Generation:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if type(self.max_new_tokens) is not int or self.max_new_tokens < 1:
+        if not is_integer(self.max_new_tokens) or self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens: expected an integer of at least 1, got {self.max_new_tokens!r}")
-        if not (isinstance(self.temperature, (int, float)) and 0 <= self.temperature < math.inf):
+        if not (is_number(self.temperature) and 0 <= self.temperature < math.inf):
             raise ValueError(f"temperature: expected a number of at least 0, got {self.temperature!r}")
-        if not (isinstance(self.top_p, (int, float)) and 0 < self.top_p <= 1):
+        if not (is_number(self.top_p) and 0 < self.top_p <= 1):
             raise ValueError(f"top_p: expected a number above 0 and at most 1, got {self.top_p!r}")
         check_seed("seed", self.seed)
 
@@ -84,7 +84,7 @@ class Decoder:
         generator = None
         if options.temperature > 0:
             generator = torch.Generator(embeds.device)
-            _ = generator.seed() if options.seed is None else generator.manual_seed(options.seed)
+            _ = generator.seed() if options.seed is None else generator.manual_seed(int(options.seed))
         cache = DynamicCache(config=self.llm.config)
         inputs = embeds[None]
         chosen: list[int] = []
@@ -143,7 +143,7 @@ class Decoder:
         if generator is None:
             return int(logits.argmax())
         # the largest becomes 0 before the division, which a tiny temperature would overflow
-        probabilities = ((logits.double() - logits.max()) / options.temperature).softmax(-1)
+        probabilities = ((logits.double() - logits.max()) / float(options.temperature)).softmax(-1)
         ordered, index = probabilities.sort(descending=True, stable=True)
         # a token belongs to the set while those before it do not reach top_p, so the first always does
         ordered[ordered.cumsum(0) - ordered >= options.top_p] = 0

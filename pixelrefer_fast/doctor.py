@@ -34,12 +34,14 @@ IMPORTED = {  # module -> names of the distributions that provide it
     "PIL": ("pillow", "pillow-simd"),
     "av": ("av",),
     "pycocotools": ("pycocotools",),
+    "typer": ("typer",),
+    "rich": ("rich",),
     "torchcodec": ("torchcodec",),
     "flash_attn": ("flash-attn",),
     "xformers": ("xformers",),
 }
-LISTED = ("typer", "rich", "supervision", "accelerate", "peft", "vllm", "ray", "gradio", "fastapi")
-EXTRAS = ("triton", "torchcodec", "flash_attn", "xformers", *LISTED[2:])
+LISTED = ("supervision", "accelerate", "peft", "vllm", "ray", "gradio", "fastapi")
+EXTRAS = ("triton", "torchcodec", "flash_attn", "xformers", *LISTED)
 MODULES = (
     "media",
     "regions",
@@ -379,19 +381,21 @@ def _problems(found: dict[str, Any]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; 0 whatever it found."""
+    from pixelrefer_fast import doctor_table
+    from pixelrefer_fast.cli.output import write_json
+    from pixelrefer_fast.printable import one_line
+
     arguments = sys.argv[1:] if arguments is None else arguments
     if unknown := [a for a in arguments if a not in ("--json", "--help", "-h")]:
-        print(f"error: doctor takes --json and nothing else, got {' '.join(unknown)}", file=sys.stderr)
+        print(f"error: doctor takes --json and nothing else, got {one_line(' '.join(unknown))}", file=sys.stderr)
         return 2
     if "--help" in arguments or "-h" in arguments:
         print("usage: python -m pixelrefer_fast.doctor [--json]\n\n" + (__doc__ or ""))
         return 0
     found = report()
     if "--json" in arguments:
-        print(json.dumps(found, indent=2))
+        write_json(found, sys.stdout)
     else:
-        from pixelrefer_fast import doctor_table
-
         doctor_table.show(found)
     return 0
 

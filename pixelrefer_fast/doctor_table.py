@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
@@ -14,18 +15,24 @@ def show(found: dict[str, Any], file: TextIO | None = None) -> None:
     """Writes the report of `doctor.report` to `file` (standard output)."""
     file = file or sys.stdout
     sections = list(_sections(found))
+    # rich is a library like the others: it may be missing or broken, end the process or hang on import, and the report
+    # still has to appear
+    if "error" in found["packages"].get("rich", {}):
+        _plain(sections, file)
+        return
     try:
         _rich(sections, file)
-    except (
-        Exception
-    ):  # rich is a library like the others: it may be missing or broken, and the report still has to appear
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
         _plain(sections, file)
 
 
 def _rich(sections: list[tuple[str, list[Row]]], file: TextIO) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    with contextlib.redirect_stdout(sys.stderr):
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
 
     console = Console(file=file, highlight=False)
     if not console.is_terminal:

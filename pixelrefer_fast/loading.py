@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from pixelrefer_fast import ops
-from pixelrefer_fast.checkpoint import open_checkpoint
+from pixelrefer_fast.checkpoint import Checkpoint, open_checkpoint
+from pixelrefer_fast.checkpoint.folder import HEAD
 from pixelrefer_fast.model import PixelRefer, PixelReferLite
 
 
@@ -70,16 +71,29 @@ def load(
     precision = auto_dtype(dtype, target)
     ops.check_backend(backend)
     checkpoint = open_checkpoint(path_or_hub_id)
+    model = empty_model(checkpoint, backend)  # before sizes that only config.json claims take memory
+    model.to(precision).to_empty(device=target)
+    _restore_buffers(model, target)
+    checkpoint.load_into(model.checkpoint_slots(), _optional(model))
+    return model
+
+
+def empty_model(checkpoint: Checkpoint, backend: str = "auto") -> PixelRefer | PixelReferLite:
+    """The model of a checkpoint on the meta device: its tokenizer and every size, but no values.
+
+    Raises:
+        ValueError: the tokenizer cannot be read, or the weights do not fit the model.
+    """
     model_class = PixelReferLite if checkpoint.config.kind == "lite" else PixelRefer
     tokenizer = checkpoint.tokenizer()
     with torch.device("meta"):
         model = model_class(checkpoint.config, tokenizer, checkpoint.generation, backend)
-    optional = ("lm_head.weight",) if model.llm.config.tie_word_embeddings else ()
-    checkpoint.check(model.checkpoint_slots(), optional)  # before sizes that only config.json claims take memory
-    model.to(precision).to_empty(device=target)
-    _restore_buffers(model, target)
-    checkpoint.load_into(model.checkpoint_slots(), optional)
+    checkpoint.check(model.checkpoint_slots(), _optional(model))
     return model
+
+
+def _optional(model: PixelRefer | PixelReferLite) -> tuple[str, ...]:
+    return (HEAD,) if model.llm.config.tie_word_embeddings else ()
 
 
 def _restore_buffers(model: PixelRefer | PixelReferLite, device: torch.device) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,16 +15,17 @@ from torch import nn
 
 from pixelrefer_fast import ops
 from pixelrefer_fast._version import __version__
-from pixelrefer_fast.checks import is_integer, plain_list, shown
+from pixelrefer_fast.checks import plain_list, shown
 from pixelrefer_fast.config import ModelConfig
 from pixelrefer_fast.decoder import Decoder, Generation
 from pixelrefer_fast.encoder import VisionEncoder
 from pixelrefer_fast.media import Video, open_media
 from pixelrefer_fast.object_tokenizer import ObjectTokenizer, kmeans_starts
 from pixelrefer_fast.objects import Objects, Scene
+from pixelrefer_fast.options import EncodeOptions, split_options
 from pixelrefer_fast.patches import pack_views
 from pixelrefer_fast.projector import VisionProjector, kept_cells
-from pixelrefer_fast.prompt import REGION_TAG, Prompt, build_prompt
+from pixelrefer_fast.prompt import REGION_TAG, Prompt, build_prompt, check_question
 from pixelrefer_fast.regions import as_regions
 from pixelrefer_fast.request import FrameSource, Request, bind_regions
 from pixelrefer_fast.selection import select_patches
@@ -35,24 +35,6 @@ DESCRIBE_IMAGE = f"Please describe {REGION_TAG} in detail."
 DESCRIBE_VIDEO = f"Please describe in detail the marked object {REGION_TAG} in the video."
 # Regions of `describe` that are encoded together: it bounds memory, a batch's crops are a few thousand patches.
 DESCRIBE_BATCH = 64
-
-
-@dataclass(frozen=True)
-class EncodeOptions:
-    """How to encode.
-
-    Args:
-        kmeans_start: first centroids, one entry a mark (ranks among its selected patches; None: the default).
-        kmeans_seed: draw them at random as the reference does; default: evenly spaced ranks.
-        fps, max_frames: how the frames of a video that the Full model sees whole are chosen.
-        frames: those frames themselves, by number and increasing, instead of choosing.
-    """
-
-    kmeans_start: Sequence[Sequence[int] | None] | None = None
-    kmeans_seed: int | None = None
-    fps: float | None = 1.0
-    max_frames: int = 768
-    frames: Sequence[int] | None = None
 
 
 class _Model(nn.Module):
@@ -88,7 +70,10 @@ class _Model(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """Tells models apart whose object tokens do not fit each other; the same for any dtype they are loaded in."""
+        """Tells models apart whose object tokens do not fit each other.
+
+        Made of signs, which loading in another dtype does not change.
+        """
         digest = hashlib.sha256(self.kind.encode())
         for tensor in (
             self.encoder.post_norm.weight,
@@ -96,7 +81,7 @@ class _Model(nn.Module):
             self.object_tokenizer.feat_linear.get_parameter("2.bias"),
             self.llm.model.norm.weight,
         ):
-            digest.update(tensor.detach().bfloat16().view(torch.int16).cpu().numpy().tobytes())
+            digest.update(tensor.detach().signbit().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def checkpoint_slots(self) -> dict[str, torch.Tensor]:
@@ -130,7 +115,7 @@ class _Model(nn.Module):
         Raises:
             ValueError: naming the region or the input, what was expected and what came.
         """
-        encode, _ = _split_options(options, EncodeOptions)
+        encode, _ = split_options(options, EncodeOptions)
         return self._encode_request(self._request(image_or_video, regions, encode), encode)
 
     def ask(self, image_or_video: Any, question: str, regions: Any = None, **options: Any) -> str:
@@ -163,10 +148,11 @@ class _Model(nn.Module):
             question: asked of each region, with one `<region>` tag; default: describe it in detail.
             options: fields of `decoder.Generation` and `EncodeOptions`.
         """
-        encode, generation = _split_options(options, EncodeOptions, Generation)
+        encode, generation = split_options(options, EncodeOptions, Generation)
         request = self._request(image_or_video, regions, encode)
         if question is None:
             question = DESCRIBE_VIDEO if request.source.video else DESCRIBE_IMAGE
+        check_question(question)
         if question.count(REGION_TAG) != 1:
             raise ValueError(f"question: expected one {REGION_TAG} tag, got {question.count(REGION_TAG)}")
         texts: list[str] = []
@@ -177,7 +163,10 @@ class _Model(nn.Module):
     def build_prompt(self, question: str, objects: Objects) -> Prompt:
         """Token ids of a question about encoded objects, with the places of their tokens."""
         scene = None if objects.scene is None else objects.scene.counts
-        return build_prompt(self.tokenizer, question, objects.objects, scene, objects.times)
+        # dropped vision tokens leave the sequence before the LLM sees it
+        dropped = 0 if objects.scene is None else int((~objects.scene.kept).sum())
+        room = self.decoder.context_length - 1 + dropped
+        return build_prompt(self.tokenizer, question, objects.objects, scene, objects.times, room)
 
     @torch.inference_mode()
     def embed_prompt(self, prompt: Prompt, objects: Objects) -> torch.Tensor:
@@ -202,19 +191,22 @@ class _Model(nn.Module):
     def _prepare(
         self, media: Any, question: str, regions: Any, options: dict[str, Any]
     ) -> tuple[torch.Tensor, Generation]:
-        encode, generation = _split_options(options, EncodeOptions, Generation)
+        encode, generation = split_options(options, EncodeOptions, Generation)
+        check_question(question)
         if isinstance(media, Objects):
             if regions is not None:
                 raise ValueError("regions: expected None with encoded objects, which have theirs")
+            if encode != EncodeOptions():
+                raise ValueError(f"options: expected none of encoding with encoded objects, got {encode}")
             objects = self._own(media)
-            if isinstance(question, str) and REGION_TAG not in question:
+            if REGION_TAG not in question:
                 question = _name_objects(question, objects)
         else:
             request = self._request(media, regions, encode)
-            if isinstance(question, str) and question.count(REGION_TAG) != len(request.regions):
+            if question.count(REGION_TAG) != len(request.regions):
                 raise ValueError(
                     f"question: expected a {REGION_TAG} tag for each of the {len(request.regions)} region(s), "
-                    f"got {question.count(REGION_TAG)} in {question!r}"
+                    f"got {question.count(REGION_TAG)} in {shown(question)}"
                 )
             objects = self._encode_request(request, encode)
         return self.embed_prompt(self.build_prompt(question, objects), objects), generation
@@ -372,9 +364,8 @@ class PixelRefer(_Model):
         if options.frames is None:
             return media.sample(options.fps, options.max_frames)
         frames = plain_list(options.frames, "frames")
-        rising = all(is_integer(f) for f in frames) and all(a < b for a, b in pairwise(frames))
-        if not frames or not rising or not 0 <= frames[0] <= frames[-1] < len(media):
-            raise ValueError(f"frames: expected rising numbers from 0 to {len(media) - 1}, got {shown(frames)}")
+        if frames[-1] >= len(media):
+            raise ValueError(f"frames: expected numbers from 0 to {len(media) - 1}, got {frames[-1]}")
         return frames
 
     def encode_scene(self, plan: ViewPlan, patches: torch.Tensor, features: torch.Tensor) -> Scene | None:
@@ -414,13 +405,3 @@ def _name_objects(question: str, objects: Objects) -> str:
         return f"There is one object in the {where}: {REGION_TAG}.\n{question}"
     names = ", ".join(f"<object{i}>{REGION_TAG}" for i in range(len(objects)))
     return f"There are {len(objects)} objects in the {where}: {names}.\n{question}"
-
-
-def _split_options(options: dict[str, Any], *kinds: type) -> tuple[Any, Any]:
-    """Sort keyword options into the dataclasses that have them."""
-    known = {f.name: kind for kind in kinds for f in fields(kind)}
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ValueError(f"options: expected some of {sorted(known)}, got {unknown}")
-    built = [kind(**{k: v for k, v in options.items() if known[k] is kind}) for kind in kinds]
-    return built[0], built[-1]

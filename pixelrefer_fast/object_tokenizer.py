@@ -37,7 +37,7 @@ def kmeans_starts(
     if given is not None and len(given) != len(counts):
         raise ValueError(f"kmeans_start: expected an entry for each of the {len(counts)} marks, got {len(given)}")
     check_seed("kmeans_seed", seed)
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    generator = None if seed is None else torch.Generator().manual_seed(int(seed))
     starts = torch.zeros(len(counts), clusters, dtype=torch.int64)
     for i, count in enumerate(counts):
         if count <= clusters:

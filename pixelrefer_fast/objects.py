@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ class Scene:
     counts: tuple[int, ...]  # placeholders of each image or frame; their sum is Z
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Objects:
     """The object tokens of one image or video, and where they come from.
 
@@ -67,10 +69,10 @@ class Objects:
             "scene_counts": None if self.scene is None else self.scene.counts,
             "provenance": self.provenance,
         }
-        path = Path(path)
+        path = _path(path)
         if not path.parent.is_dir():
             raise ValueError(f"{path}: expected an existing folder to write to, got {path.parent}")
-        part = path.with_name(path.name + ".part")
+        part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
         try:
             write_safetensors(part, tensors, {"format": FORMAT, "version": __version__, "objects": json.dumps(header)})
             part.replace(path)
@@ -86,19 +88,19 @@ class Objects:
         Raises:
             ValueError: the file is missing, damaged, or holds something else.
         """
-        from safetensors import SafetensorError, safe_open
+        from pixelrefer_fast.checkpoint.safetensors_file import SafetensorsFile
 
-        path = Path(path)
+        path = _path(path)
         if not path.is_file():
             raise ValueError(f"{path}: expected a file of encoded objects, found none")
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"expected the format {FORMAT!r}, got {metadata.get('format')!r}")
-            return cls._from_parts(tensors, json.loads(metadata["objects"]))
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            file = SafetensorsFile(path)
+            if file.metadata.get("format") != FORMAT:
+                raise ValueError(f"expected the format {FORMAT!r}, got {file.metadata.get('format')!r}")
+            with file.open() as read:
+                tensors = {key: read(key) for key in file.tensors}
+            return cls._from_parts(tensors, json.loads(file.metadata["objects"]))
+        except (OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise ValueError(f"{path}: not a file of encoded objects ({error})") from None
 
     @classmethod
@@ -113,6 +115,11 @@ class Objects:
         for i, o in enumerate(objects):
             if o.times is not None and len(o.times) != len(o.counts):
                 raise ValueError(f"object {i}: expected a time for each token count, got {o}")
+        if not objects:
+            raise ValueError("expected at least one object, got none")
+        for key, tensor in tensors.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise ValueError(f"{key}: expected finite values, got others")
         tokens = tensors["object_tokens"]
         total = sum(sum(o.counts) for o in objects)
         if tokens.ndim != 2 or len(tokens) != total or not tokens.is_floating_point():
@@ -147,3 +154,9 @@ def _seconds(values: list[Any]) -> tuple[float, ...]:
     if not all(map(math.isfinite, seconds)):
         raise ValueError(f"expected finite times, got {values}")
     return seconds
+
+
+def _path(path: Any) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError(f"path: expected a path, got {type(path).__name__}")
+    return Path(path)

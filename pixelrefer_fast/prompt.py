@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 
+from pixelrefer_fast.checks import shown
+
 REGION_TAG = "<region>"
 REGION_TOKEN = "<REGION>"
 IMAGE_TOKEN = "<image>"
 VIDEO_TAG = "<video>"
+MAX_QUESTION = 1 << 18  # characters; more than any context holds
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,18 @@ def scene_text(counts: Sequence[int], times: Sequence[float] | None) -> str:
     return ",".join(frames) + "\n"
 
 
+def check_question(question: Any) -> None:
+    """Raise a ValueError unless `question` is a text that can be asked."""
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError(f"question: expected a text that is not empty, got {shown(question)}")
+    if len(question) > MAX_QUESTION:
+        raise ValueError(f"question: expected at most {MAX_QUESTION} characters, got {len(question)}")
+    try:
+        question.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"question: expected text, got half a character at position {error.start}") from None
+
+
 def expand_question(
     question: str,
     objects: Sequence[ObjectTokens],
@@ -68,15 +83,14 @@ def expand_question(
     Raises:
         ValueError: the tags do not match what was marked, or a reserved token stands in the question.
     """
-    if not isinstance(question, str) or not question.strip():
-        raise ValueError(f"question: expected a text that is not empty, got {question!r}")
+    check_question(question)
     if REGION_TOKEN in question:
         raise ValueError(f"question: {REGION_TOKEN} is reserved for object tokens; write {REGION_TAG} for each region")
     tags = question.count(REGION_TAG)
     if tags != len(objects):
         raise ValueError(
             f"question: expected a {REGION_TAG} tag for each of the {len(objects)} region(s), "
-            f"got {tags} in {question!r}"
+            f"got {tags} in {shown(question)}"
         )
     scene_tag, other = (IMAGE_TOKEN, VIDEO_TAG) if times is None else (VIDEO_TAG, IMAGE_TOKEN)
     if scene is None:
@@ -92,7 +106,9 @@ def expand_question(
         return _with_regions(chunks, objects)[0]
     blocks = [scene_text(scene, times)] if times is not None else [scene_text([count], None) for count in scene]
     if len(chunks) - 1 != len(blocks):
-        raise ValueError(f"question: expected {len(blocks)} {scene_tag} tag(s), got {len(chunks) - 1} in {question!r}")
+        raise ValueError(
+            f"question: expected {len(blocks)} {scene_tag} tag(s), got {len(chunks) - 1} in {shown(question)}"
+        )
     filled = _with_regions(chunks, objects)
     return filled[0] + "".join(block + chunk for block, chunk in zip(blocks, filled[1:], strict=True))
 
@@ -103,15 +119,21 @@ def build_prompt(
     objects: Sequence[ObjectTokens],
     scene: Sequence[int] | None = None,
     times: Sequence[float] | None = None,
+    room: int | None = None,
 ) -> Prompt:
     """Token ids of a question; arguments as in `expand_question`.
 
+    Args:
+        room: most tokens that the prompt may have.
+
     Raises:
-        ValueError: as `expand_question`.
+        ValueError: as `expand_question`, or a prompt that is too long.
     """
     content = expand_question(question, objects, scene, times)
     text = f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
     input_ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)
+    if room is not None and len(input_ids) > room:
+        raise ValueError(f"prompt: expected at most {room} tokens, got {len(input_ids)}")
     region_id, image_id = tokenizer.convert_tokens_to_ids([REGION_TOKEN, IMAGE_TOKEN])
     region_slots = torch.nonzero(input_ids == region_id).flatten()
     image_slots = torch.nonzero(input_ids == image_id).flatten()

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pixelrefer_fast import captions as _captions
+from pixelrefer_fast.badges import Shape, place
 from pixelrefer_fast.captions import MUTED, PAPER, Caption, Colour
 from pixelrefer_fast.media.video import Video
 from pixelrefer_fast.printable import one_line
@@ -220,22 +221,6 @@ def _stacked(*parts: Image.Image) -> Image.Image:
     return canvas
 
 
-@dataclass(frozen=True)
-class _Shape:
-    number: int
-    colour: Colour
-    box: tuple[slice, slice]
-    contours: Sequence[np.ndarray]
-
-
-@dataclass(frozen=True)
-class _Badge:
-    shape: _Shape
-    left: int
-    top: int
-    pointer: tuple[int, int] | None  # the point of the region to draw a line to
-
-
 def _marked(image: np.ndarray, masks: Iterable[tuple[int, np.ndarray]], scale: float, size: int) -> Image.Image:
     """The scaled image with fills, outlines and number badges set at `size` pixels; masks are (number, (H, W))."""
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])
@@ -243,7 +228,7 @@ def _marked(image: np.ndarray, masks: Iterable[tuple[int, np.ndarray]], scale: f
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST if scale >= 8 else cv2.INTER_CUBIC
     pixels = np.ascontiguousarray(image)
     pixels = cv2.resize(pixels, (width, height), interpolation=method) if scale != 1 else pixels.copy()
-    shapes: list[_Shape] = []
+    shapes: list[Shape] = []
     covered = np.zeros((height, width), np.uint8)  # by how many regions, up to 2
     for number, mask in masks:
         if mask.shape != image.shape[:2]:
@@ -265,12 +250,12 @@ def _marked(image: np.ndarray, masks: Iterable[tuple[int, np.ndarray]], scale: f
         contours, _ = cv2.findContours(
             np.pad(marked[box], 1), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(left - 1, top - 1)
         )
-        shapes.append(_Shape(number, colour(number), box, contours))
+        shapes.append(Shape(number, colour(number), box, contours))
     line = max(2, round(size / 8))
     # Crowded pictures get smaller numbers.
     size = max(11, round(size * min(1.0, (24 / max(1, len(shapes))) ** 0.25)))
-    taken = np.zeros((height, width), np.uint8)
-    badges = [_place(shape, covered, taken, size) for shape in shapes]
+    rim = max(1, line // 2)
+    badges = place(shapes, covered, size, 2 * rim + 1)
     for badge in badges:
         if badge.pointer:
             wide, tall = _captions.badge_size(badge.shape.number, size)
@@ -283,7 +268,6 @@ def _marked(image: np.ndarray, masks: Iterable[tuple[int, np.ndarray]], scale: f
         cv2.drawContours(pixels, shape.contours, -1, shape.colour, line, cv2.LINE_AA)
     result = Image.fromarray(pixels)
     draw = ImageDraw.Draw(result)
-    rim = max(1, line // 2)
     for badge in badges:
         left, top, number = badge.left, badge.top, badge.shape.number
         wide, tall = _captions.badge_size(number, size)
@@ -302,55 +286,3 @@ def _scaled(mask: np.ndarray, width: int, height: int, scale: float) -> np.ndarr
         shares = cv2.resize(marked.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
         return (shares > 0).astype(np.uint8)
     return marked
-
-
-def _place(shape: _Shape, covered: np.ndarray, taken: np.ndarray, size: int) -> _Badge:
-    """Where the badge of a region goes; `taken`, the pixels under badges, is updated.
-
-    Well inside the region: near its middle, away from its edge, from the parts it shares with other regions
-    (`covered` > 1) and from other badges. A region smaller than its badge would vanish under it: there the badge
-    goes beside the region, with a line to it.
-    """
-    wide, tall = _captions.badge_size(shape.number, size)
-    height, width = taken.shape
-    top, left = shape.box[0].start, shape.box[1].start
-    inside = np.zeros((shape.box[0].stop - top, shape.box[1].stop - left), np.uint8)
-    cv2.drawContours(inside, shape.contours, -1, 1, cv2.FILLED, offset=(-left, -top))
-    rows, columns = inside.shape
-    shrink = max(1, max(rows, columns) // 512)
-    free = inside & (1 - taken[shape.box])
-    pointer = None
-    for room in (free & (covered[shape.box] < 2), free, inside):
-        padded = np.ascontiguousarray(np.pad(room, shrink)[::shrink, ::shrink])
-        distance = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) * shrink
-        if distance.max() >= 0.6 * tall:
-            break
-    # Of all places nearly as roomy as the roomiest, the one nearest to the middle of the region.
-    y, x = np.nonzero(distance >= 0.8 * distance.max())
-    middle_y, middle_x = (coordinates.mean() for coordinates in np.nonzero(padded))
-    nearest = int(((y - middle_y) ** 2 + (x - middle_x) ** 2).argmin())
-    centre = left + (int(x[nearest]) - 1) * shrink, top + (int(y[nearest]) - 1) * shrink
-    if distance.max() < 0.6 * tall and min(rows, columns) < 2.5 * tall:
-        pointer = centre
-        centre = _beside((left + columns // 2, top + rows // 2), (columns, rows), (wide, tall), taken, size)
-    x0 = int(np.clip(centre[0] - wide // 2, 0, max(0, width - wide)))
-    y0 = int(np.clip(centre[1] - tall // 2, 0, max(0, height - tall)))
-    taken[max(0, y0 - 2) : y0 + tall + 2, max(0, x0 - 2) : x0 + wide + 2] = 1
-    return _Badge(shape, x0, y0, pointer)
-
-
-def _beside(
-    middle: tuple[int, int], region: tuple[int, int], badge: tuple[int, int], taken: np.ndarray, size: int
-) -> tuple[int, int]:
-    """The centre of a badge beside a region (pairs are x, y): inside the picture and off other badges if it can be."""
-    height, width = taken.shape
-    wide, tall = badge
-    reach_x, reach_y = (region[0] + wide) // 2 + size, (region[1] + tall) // 2 + size
-
-    def crowding(spot: tuple[int, int]) -> int:
-        x, y = spot[0] - wide // 2, spot[1] - tall // 2
-        outside = max(0, -x) + max(0, -y) + max(0, x + wide - width) + max(0, y + tall - height)
-        return 1000 * outside + int(taken[max(0, y) : max(0, y + tall), max(0, x) : max(0, x + wide)].sum())
-
-    around = ((0, -1), (1, 0), (0, 1), (-1, 0), (1, -1), (1, 1), (-1, 1), (-1, -1))
-    return min(((middle[0] + dx * reach_x, middle[1] + dy * reach_y) for dx, dy in around), key=crowding)

@@ -6,7 +6,6 @@ the k-means starts that were drawn. Users run it to check an install.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,66 +23,37 @@ from pixelrefer_fast.objects import Objects
 from pixelrefer_fast.ops.view_patches import resize_view
 from pixelrefer_fast.patches import pack_views
 from pixelrefer_fast.prompt import ObjectTokens
+from pixelrefer_fast.recorded import Case
 from pixelrefer_fast.request import FrameSource
 from pixelrefer_fast.selection import select_patches
 from pixelrefer_fast.views import Mark, ViewPlan, plan_views
 
-TIE = 1e-5  # a smaller relative gap between two distances makes a clustering a tie: either outcome is right
 GREY_LEVELS = 1  # a resized value may differ by so many levels ...
 GREY_SHARE = 1e-3  # ... on this share of the values
 
-# Largest error that holds, by stage: relative to the largest recorded value, logits absolute. In 16-bit formats the
-# whole stack rounds at every layer; what can hold there is that rounding, and a greedy choice between near-equal logits
-# may differ, so text is reported but not judged.
-LIMITS = {
-    torch.float32: {"features": 1e-4, "object_tokens": 1e-4, "inputs_embeds": 1e-4, "logits": 1e-3},
-    torch.bfloat16: {"features": 8e-2, "object_tokens": 8e-2, "inputs_embeds": 8e-2, "logits": 2.5e-1},
-    torch.float16: {"features": 1e-2, "object_tokens": 1e-2, "inputs_embeds": 1e-2, "logits": 3e-2},
-}
-STAGES = ("crops", "patches", "features", "object_tokens", "input_ids", "inputs_embeds", "logits", "text")
 
+@dataclass(frozen=True)
+class Limits:
+    """Largest errors that hold in a dtype: relative to the largest recorded value; logits absolute.
 
-@dataclass
-class Case:
-    """One recorded request."""
+    `tie` is the relative gap between two distances below which a clustering is a tie: either outcome is right.
+    In 16-bit formats everything is their rounding (eps): several of it through the whole stack, and a gap that small is
+    decided by it. There a greedy choice between near-equal logits may differ as well, so text is not judged.
+    """
 
-    name: str
-    tensors: dict[str, torch.Tensor]
-    question: str
-    text: str
-    times: list[float] | None
-    mark_frames: list[list[int]] | None  # Lite video: per object, the frames in which it is marked
+    stack: float
+    logits: float
+    tie: float
 
     @classmethod
-    def read(cls, path: Path) -> Case:
-        """Raises ValueError when the file is damaged or lacks something."""
-        from safetensors import SafetensorError, safe_open
+    def of(cls, dtype: torch.dtype) -> Limits:
+        if dtype == torch.float32:
+            return cls(stack=1e-4, logits=1e-3, tie=1e-5)
+        eps = torch.finfo(dtype).eps
+        return cls(stack=4 * eps, logits=16 * eps, tie=8 * eps)
 
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-            case = cls(
-                path.stem.removeprefix("case_"),
-                tensors,
-                metadata["question"],
-                metadata["text"],
-                json.loads(metadata["timestamps"]),
-                json.loads(metadata["mask_ids_raw"]),
-            )
-            for key in ("masks", "mask_ids", "box_params", "mask_nums", "object_tokens", "input_ids", "image.0"):
-                if key not in tensors:
-                    raise ValueError(f"expected a tensor {key}, found none")
-            return case
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise ValueError(f"{path}: not a recorded case ({error})") from None
 
-    def series(self, key: str) -> list[torch.Tensor]:
-        """key.0, key.1, ... as far as they go."""
-        found: list[torch.Tensor] = []
-        while f"{key}.{len(found)}" in self.tensors:
-            found.append(self.tensors[f"{key}.{len(found)}"])
-        return found
+STAGES = ("crops", "patches", "features", "object_tokens", "input_ids", "inputs_embeds", "logits", "text")
 
 
 def verify(
@@ -105,7 +75,7 @@ def verify(
         a stage with "note" says what was left out of it and why.
 
     Raises:
-        ValueError: no folder, no case, or a checkpoint that cannot be loaded.
+        ValueError: no folder, no case, a damaged case, or a checkpoint that cannot be loaded.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -114,11 +84,18 @@ def verify(
     if not paths:
         raise ValueError(f"{folder}: expected at least one case_*.safetensors, found none")
     model = load(folder, device=device, dtype=dtype, backend=backend)
+    for path in paths:  # a damaged file is told before the first case runs
+        Case.read(path, model.kind)
     cases = []
     for path in paths:
         if progress is not None:
             progress(path.stem)
-        stages = replay(model, Case.read(path))
+        stages: dict[str, dict[str, Any]] = {}
+        try:
+            replay(model, Case.read(path, model.kind), stages)
+        except (ValueError, FloatingPointError) as error:  # a request that we refuse fails, the next case goes on
+            for stage in STAGES[len(stages) :]:
+                stages[stage] = _failed(str(error))
         cases.append({"name": path.stem, "ok": all(s["ok"] for s in stages.values()), "stages": stages})
     return {
         "ok": all(c["ok"] for c in cases),
@@ -129,12 +106,12 @@ def verify(
     }
 
 
-def replay(model: PixelRefer | PixelReferLite, case: Case) -> dict[str, dict[str, Any]]:
-    """Run one case stage by stage; each goes on from our own results, but for ties in the clustering."""
-    limits = LIMITS[model.dtype]
+def replay(model: PixelRefer | PixelReferLite, case: Case, stages: dict[str, dict[str, Any]]) -> None:
+    """Run one case and fill in `stages`; each goes on from our own results, but for ties in the clustering."""
+    limits = Limits.of(model.dtype)
     exact = model.dtype == torch.float32
     source, plan = _plan(model, case)
-    stages: dict[str, dict[str, Any]] = {"crops": _compare_crops(case, source, plan)}
+    stages["crops"] = _compare_crops(case, source, plan)
 
     patches = pack_views(plan, source, model.backend)
     calls = _calls(plan, model.kind)
@@ -143,17 +120,17 @@ def replay(model: PixelRefer | PixelReferLite, case: Case) -> dict[str, dict[str
     first = plan.first_rows
     own_calls = [torch.cat([features[first[v] : first[v + 1]] for v in call]) for call in calls]
     stages["features"] = _worst(
-        [_relative(a, b) for a, b in zip(own_calls, case.series("vision_features"), strict=False)], limits["features"]
+        [_relative(a, b) for a, b in zip(own_calls, case.series("vision_features"), strict=True)], limits.stack
     )
 
-    tokens, stages["object_tokens"] = _object_tokens(model, case, plan, features, limits["object_tokens"])
+    tokens, stages["object_tokens"] = _object_tokens(model, case, plan, features, limits)
     scene = model.encode_scene(plan, patches, features)
     objects = Objects(model.kind, tokens, _grouped(case, plan), tuple(case.times or ()) or None, scene)
     prompt = model.build_prompt(case.question, objects)
     recorded = case.tensors["input_ids"][0]
     stages["input_ids"] = _equal(prompt.input_ids.tolist(), recorded.tolist())
     embeds = model.embed_prompt(prompt, objects)
-    stages["inputs_embeds"] = _stage(_relative(embeds, case.tensors["inputs_embeds"][0]), limits["inputs_embeds"])
+    stages["inputs_embeds"] = _stage(_relative(embeds, case.tensors["inputs_embeds"][0]), limits.stack)
 
     steps = list(model.decoder.steps(embeds, Generation(max_new_tokens=case.tensors["output_ids"].shape[1])))
     output = [s.token for s in steps]
@@ -165,13 +142,12 @@ def replay(model: PixelRefer | PixelReferLite, case: Case) -> dict[str, dict[str
     judged = min(common + 1, len(steps), len(wanted))
     logits = torch.stack([s.logits for s in steps[:judged]]).cpu()
     difference = (logits - case.tensors["scores"][:judged, 0]).abs().max().item()
-    stages["logits"] = _stage(difference, limits["logits"])
+    stages["logits"] = _stage(difference, limits.logits)
     text = model.decoder.text(output)
     stages["text"] = _equal((output, text), (wanted, case.text.strip()))
     if not stages["text"]["ok"]:
         stages["text"]["note"] = f"token {common} of {len(wanted)} is the first that differs"
         stages["text"]["ok"] = not exact
-    return stages
 
 
 def _plan(model: PixelRefer | PixelReferLite, case: Case) -> tuple[FrameSource, ViewPlan]:
@@ -190,7 +166,7 @@ def _calls(plan: ViewPlan, kind: str) -> list[list[int]]:
     """The views of each of the reference's encoder calls, repeated as it repeats them."""
     crops = [m.crop for m in plan.marks]
     if kind == "full":
-        return [plan.scene, crops]
+        return [plan.scene, crops] if any(m.tokens for m in plan.marks) else [plan.scene]
     shared = [
         [v for v in views if v is not None]
         for views in zip(*((m.global_view, m.local_view) for m in plan.marks), strict=True)
@@ -222,7 +198,7 @@ def _compare_crops(case: Case, source: FrameSource, plan: ViewPlan) -> dict[str,
 def _compare_patches(case: Case, plan: ViewPlan, patches: torch.Tensor, calls: list[list[int]]) -> dict[str, Any]:
     first = plan.first_rows
     pairs = []
-    for j, (call, recorded) in enumerate(zip(calls, case.series("vision_patches_uint8"), strict=False)):
+    for j, (call, recorded) in enumerate(zip(calls, case.series("vision_patches_uint8"), strict=True)):
         grids = [[1, *plan.views[v].grid] for v in call]
         wanted = case.tensors[f"vision_grid_thw.{j}"].tolist()
         if grids != wanted:
@@ -233,7 +209,7 @@ def _compare_patches(case: Case, plan: ViewPlan, patches: torch.Tensor, calls: l
 
 
 def _object_tokens(
-    model: PixelRefer | PixelReferLite, case: Case, plan: ViewPlan, features: torch.Tensor, limit: float
+    model: PixelRefer | PixelReferLite, case: Case, plan: ViewPlan, features: torch.Tensor, limits: Limits
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     selection = select_patches(plan, model.backend)
     clusters = model.config.mask_num
@@ -254,12 +230,12 @@ def _object_tokens(
     if tokens.shape != recorded.shape:
         return recorded, _failed(f"expected {tuple(recorded.shape)} object tokens, got {tuple(tokens.shape)}")
     gaps = case.tensors.get("kmeans_gap", torch.zeros(0)).tolist()
-    tied = {i for i, gap in zip(clustered, gaps, strict=True) if gap < TIE}
+    tied = {i for i, gap in zip(clustered, gaps, strict=True) if gap < limits.tie}
     sizes = [m.tokens for m in plan.marks]
     own, wanted = tokens.split(sizes), recorded.to(tokens).split(sizes)
     judged = [i for i in range(len(sizes)) if i not in tied]
     scale = recorded.abs().max().item() if len(recorded) else 1.0
-    stage = _worst([_relative(own[i], wanted[i], scale) for i in judged], limit)
+    stage = _worst([_relative(own[i], wanted[i], scale) for i in judged], limits.stack)
     if tied:
         errors = {f"mask {i}": _relative(own[i], wanted[i], scale) for i in sorted(tied)}
         stage["note"] = f"ties in the clustering, reported and not judged: {errors}"

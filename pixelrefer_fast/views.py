@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
@@ -275,8 +276,11 @@ def _scale(mark: Mark, crop: Box, config: ModelConfig) -> tuple[tuple[int, int],
         return (PATCH, PATCH), np.zeros((1, 1), dtype=np.float32)
     limit = MAX_CELLS[config.kind]
     scale: float = math.ceil(math.sqrt(CELL * config.mask_num / area))
-    if scale == 1 and area / CELL > limit:
-        scale = 1 / math.sqrt(area / CELL / limit)
+    if scale == 1:
+        number: Any = np.float32 if config.kind == "full" else float  # Full's reference divides float32 tensors
+        cells = number(area) / number(CELL)
+        if cells > limit:
+            scale = 1 / math.sqrt(cells / number(limit))
     rows = math.ceil((crop[2] - crop[0]) * scale / PATCH)
     columns = math.ceil((crop[3] - crop[1]) * scale / PATCH)
     if rows * columns * CELL > MAX_CROP_PIXELS:

@@ -20,7 +20,9 @@ from safetensors.torch import load_file, save_file
 from pixelrefer_fast.checkpoint import convert, open_checkpoint, save_checkpoint
 from pixelrefer_fast.checkpoint import folder as module
 from pixelrefer_fast.checkpoint.hub import checkpoint_folder
+from pixelrefer_fast.checkpoint.new_folder import new_folder
 from pixelrefer_fast.checkpoint.safetensors_file import DTYPES
+from pixelrefer_fast.loading import load
 
 ASSETS = Path(str(files("pixelrefer_fast.assets")))
 REFERENCE = {kind: load_file(ASSETS / kind / "model.safetensors") for kind in ("lite", "full")}
@@ -72,6 +74,12 @@ def shard(folder: Path, tensors: dict[str, torch.Tensor], count: int, suffix: st
         (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
+@pytest.fixture
+def any_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`convert` copies what no model has a place for."""
+    monkeypatch.setattr("pixelrefer_fast.loading.empty_model", lambda checkpoint: None)
+
+
 @pytest.mark.parametrize("kind", ["lite", "full"])
 def test_bundled_checkpoints_load_bit_equal(kind):
     checkpoint = open_checkpoint(str(ASSETS / kind))
@@ -89,7 +97,7 @@ def test_released_weight_layouts(folder, suffix, count):
     assert same_bits(loaded(folder), REFERENCE["lite"])
 
 
-def test_bin_files_as_training_scripts_write_them(folder):
+def test_bin_files_as_training_scripts_write_them(folder, any_tensors):
     model = torch.nn.ModuleDict({"a": torch.nn.Linear(3, 2), "b": torch.nn.LayerNorm(2)})
     (folder / "model.safetensors").unlink()
     torch.save(model.state_dict(), folder / "pytorch_model.bin")  # an OrderedDict with attributes of its own
@@ -215,6 +223,8 @@ MEMORY_SCRIPT = """
     if len(sys.argv) > 2:
         dtype = torch.bfloat16
         checkpoint.tokenizer()
+        from pixelrefer_fast import loading
+        loading.empty_model = lambda checkpoint: None  # these tensors are of no model
         before = peak()
         convert(sys.argv[1], sys.argv[2])
         print(peak() - before)
@@ -253,7 +263,7 @@ def test_peak_memory_is_the_weights_and_one_shard(folder, suffix):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_saved_checkpoints_are_self_contained_and_load_bit_equal(tmp_path, dtype):
     checkpoint = open_checkpoint(ASSETS / "lite")
-    slots = {name: tensor.to(dtype) for name, tensor in REFERENCE["lite"].items()}
+    slots = {name: tensor.to(dtype, copy=True) for name, tensor in REFERENCE["lite"].items()}
     slots["model.norm.weight"][0] = float("nan")
     slots["model.embed_tokens.weight"] = slots["model.embed_tokens.weight"].T.contiguous().T
     target = tmp_path / "new" / "saved"
@@ -276,7 +286,7 @@ def test_saved_checkpoints_are_self_contained_and_load_bit_equal(tmp_path, dtype
     }
 
 
-def test_slots_of_any_dtype_and_layout_are_saved(tmp_path):
+def test_slots_of_any_dtype_and_layout_are_saved(tmp_path, any_tensors):
     checkpoint = open_checkpoint(ASSETS / "lite")
     fused = torch.arange(36.0).reshape(9, 4)
     slots = dict(zip("qkv", fused.chunk(3), strict=True))  # one storage, no overlap
@@ -335,6 +345,76 @@ def test_convert(folder, suffix, count):
     assert not list(target.glob("*.bin*"))
     assert open_checkpoint(target).config.vision == open_checkpoint(folder).config.vision
     assert open_checkpoint(target).tokenizer()(PROMPT).input_ids == PROMPT_IDS
+
+
+@pytest.mark.parametrize("kind", ["lite", "full"])
+def test_convert_refuses_what_load_refuses(tmp_path, kind):
+    folder, flattened = tmp_path / "checkpoint", "model.layers.1.self_attn.q_proj.weight"
+    shutil.copytree(ASSETS / kind, folder)
+    slots = dict(REFERENCE[kind])
+    slots["renamed"] = slots.pop("model.norm.weight")
+    slots[flattened] = slots[flattened].flatten()
+    shard(folder, slots, 1, "safetensors")
+    told = []
+    for attempt in (lambda: convert(folder, tmp_path / "converted"), lambda: load(folder, device="cpu")):
+        with pytest.raises(ValueError, match="do not fit the model") as caught:
+            attempt()
+        told.append(str(caught.value))
+    assert told[0] == told[1]
+    for part in ("missing (1): model.norm.weight", "unexpected (1): renamed", f"wrong shape (1): {flattened}"):
+        assert part in told[0]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_an_empty_folder_is_filled_and_stays_the_folder_it_is(tmp_path):
+    target = tmp_path / "there"
+    target.mkdir()
+    target.chmod(0o2750)
+    before = target.stat()
+    convert(ASSETS / "lite", target)
+    after = target.stat()
+    assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
+    assert same_bits(loaded(target), REFERENCE["lite"])
+    assert [path for path in target.rglob("*") if path.is_dir()] == []
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").mkdir()
+    convert(ASSETS / "lite", tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert same_bits(loaded(tmp_path / "elsewhere"), REFERENCE["lite"])
+
+
+def test_a_checkpoint_put_into_an_empty_folder_is_not_one_until_it_is_whole(tmp_path, monkeypatch):
+    target = tmp_path / "there"
+    target.mkdir()
+    rename, seen = os.rename, []
+
+    def interrupted(source, destination):
+        seen.append(Path(destination).name)
+        with pytest.raises(ValueError, match=r"config\.json"):
+            open_checkpoint(target)
+        if seen[-1] == "config.json":
+            raise KeyboardInterrupt
+        rename(source, destination)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert(ASSETS / "lite", target)
+    assert "model.safetensors" in seen
+    assert list(target.iterdir()) == []
+
+
+def test_an_empty_folder_that_others_fill_meanwhile_is_left_to_them(tmp_path):
+    target = tmp_path / "there"
+    target.mkdir()
+
+    def written_by_two() -> None:
+        with new_folder(target) as new:
+            (new / "config.json").write_text("ours")
+            (target / "config.json").write_text("theirs")
+
+    with pytest.raises(ValueError, match="others have written"):
+        written_by_two()
+    assert [path.read_text() for path in target.iterdir()] == ["theirs"]
 
 
 def test_nothing_is_overwritten_or_left_behind(tmp_path):

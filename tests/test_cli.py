@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -21,6 +22,7 @@ from pixelrefer_fast import Region, cli
 from pixelrefer_fast.cli.output import progress_bar
 from pixelrefer_fast.cli.verify import print_report
 
+ASSETS = Path(pixelrefer_fast.__file__).parent / "assets"
 HEIGHT, WIDTH = 60, 80
 COMMANDS = ("describe", "ask", "encode", "convert", "verify", "doctor", "demo")
 
@@ -250,13 +252,70 @@ def test_bad_files_are_bad_input(
         ("--rle", file("deep.json", "[" * 100000), "JSON"),
         ("--rle", file("huge.json", '{"size": [100000, 100000], "counts": [10000000000]}'), "huge.json"),
         ("--regions", file("empty.json", "[]"), "at least one"),
-        ("--regions", file("bad.json", '[[0,0,5,5], "x"]'), "entry 1"),
+        ("--regions", file("bad.json", '[[0,0,5,5], "x"]'), "region 1"),
     ):
         one_error_line(run("describe", image, option, path), option, why)
     one_error_line(run("describe", file("not.png", "text"), "--box", "0,0,5,5"), "not.png")
     one_error_line(run("describe", str(tmp_path / "gone.png"), "--box", "0,0,5,5"), "gone.png")
     one_error_line(run("describe", image), "at least one region")
     assert model.loads == []  # type: ignore[attr-defined]
+
+
+def test_files_of_one_region_in_every_form(
+    run: Callable[..., SimpleNamespace], model: FakeModel, image: str, tmp_path: Path
+) -> None:
+    rle = Region.from_box(xyxy=(3, 4, 50, 44)).mask(HEIGHT, WIDTH)
+    counts = Region.from_mask(rle).to_json()
+    annotation = {"segmentation": {"size": [HEIGHT, WIDTH], "counts": counts["counts"]}, "image_id": 7}
+    cases = [
+        ("--rle", annotation, ""),
+        ("--rle", annotation, "\ufeff"),
+        ("--regions", annotation, ""),
+        ("--regions", [3, 4, 50, 44], ""),
+        ("--regions", [[3, 4, 50, 44]], "\ufeff"),
+        ("--regions", Region.from_box(xyxy=(3, 4, 50, 44)).to_json(), ""),
+        ("--regions", counts, ""),
+    ]
+    for option, content, start in cases:
+        path = tmp_path / "region.json"
+        path.write_text(start + json.dumps(content), encoding="utf-8")
+        result = run("describe", image, option, str(path))
+        assert result.code == 0, (option, content, result.err)
+        (region,) = model.calls.pop()["regions"]
+        assert marked(region) == (3, 4, 50, 44)
+
+
+def test_what_is_written_never_replaces_what_is_read(
+    run: Callable[..., SimpleNamespace], model: FakeModel, image: str, video: str, tmp_path: Path
+) -> None:
+    mask = mask_file(tmp_path / "mask.png", 3, 4, 50, 44)
+    (tmp_path / "link.png").symlink_to(image)
+    os.link(mask, tmp_path / "hard.png")
+    (tmp_path / "here").symlink_to(tmp_path)
+    regions, rle = tmp_path / "regions.png", tmp_path / "rle.webp"  # whatever their names say, they are JSON
+    regions.write_text("[[1, 1, 9, 9]]")
+    rle.write_text(json.dumps(Region.from_mask(np.ones((HEIGHT, WIDTH), bool)).to_json()))
+    marks = ("--mask", mask, "--regions", str(regions), "--rle", str(rle))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
+    targets = [image, "link.png", "here/image.png", "../" + tmp_path.name + "/image.png"]
+    targets += ["mask.png", "hard.png", "regions.png", "rle.webp"]
+    for target in targets:
+        one_error_line(run("describe", image, *marks, "--save", str(tmp_path / target)), "--save", "input")
+    frame = os.path.join(video, "2.png")
+    one_error_line(run("describe", video, "--frame", "0", *marks, "--save", frame), "--save", "input")
+    for source in (image, video):
+        weights = tmp_path / "checkpoint" / "model.safetensors"
+        weights.parent.mkdir(exist_ok=True)
+        weights.write_bytes(b"weights")
+        out = ("--out", str(weights), "--model", str(weights.parent))
+        one_error_line(run("encode", source, *marks, *out), "--out", "input")
+        named = tmp_path / "picture.safetensors"
+        named.write_bytes(Path(image).read_bytes())
+        one_error_line(run("encode", str(named), *marks, "--out", str(named)), "--out", "input")
+    assert model.loads == []  # type: ignore[attr-defined]
+    assert {path: path.read_bytes() for path in before} == before
+    (tmp_path / "old.png").write_bytes(b"an earlier picture")
+    assert run("describe", image, *marks, "--save", str(tmp_path / "old.png")).code == 0
 
 
 def test_a_video_needs_a_frame_that_exists(run: Callable[..., SimpleNamespace], model: FakeModel, video: str) -> None:
@@ -309,6 +368,7 @@ def test_json_is_one_document(
     document = json.loads(result.out)
     assert document["regions"] == [{"region": 0, "given": "--box 1,1,9,9", "frames": None, "text": "text 0\x1b[31m"}]
     assert document["model"] == "some/model"
+    assert document["random_weights"] is False
     assert document["saved"] == str(target)
     assert set(document["seconds"]) == {"load", "describe"}
     with Image.open(target) as picture:
@@ -331,6 +391,7 @@ def test_ask_and_stream(run: Callable[..., SimpleNamespace], model: FakeModel, i
     assert [len(call["regions"]) for call in model.calls] == [2, 2]
     document = json.loads(run(*arguments, "--json").out)
     assert document["answer"] == "an answer\x07"
+    assert (document["model"], document["random_weights"]) == ("some/model", False)
     assert len(document["regions"]) == 2
     one_error_line(run(*arguments, "--stream", "--json"), "--stream")
     one_error_line(run("ask", image), "QUESTION")
@@ -358,6 +419,10 @@ def test_without_a_model_the_bundled_one_says_that_its_words_mean_nothing(
     assert Path(name).parts[-2:] == ("assets", "lite")
     for words in ("random", "mean nothing", "PixelRefer-Lite-2B", "PixelRefer-7B", "PIXELREFER_FAST_MODEL"):
         assert words in result.err
+    for arguments in (("describe", image), ("ask", image, "What is <region>?")):
+        document = json.loads(run(*arguments, "--box", "1,1,9,9", "--json").out)
+        assert document["random_weights"] is True
+        assert document["model"] == name
 
 
 # --- what goes wrong ------------------------------------------------------------------------------------------------
@@ -417,6 +482,71 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
     os.close(writer)
     assert ran.returncode == 1
     assert ran.stderr == ""
+
+
+CLOSED = """
+import os, sys
+import pixelrefer_fast
+from pixelrefer_fast import cli
+class Model:
+    def describe(self, media, regions, question=None, **options):
+        print("a library says hello"); print("and complains", file=sys.stderr); os.write(2, b"from C")
+        return ["x"]
+pixelrefer_fast.load = lambda name, **where: Model()
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def closed(which: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A process that starts with standard streams closed, as `2>&-` in a shell does."""
+    command = ["sh", "-c", f'exec "$@" {which}', "sh", sys.executable, "-c", CLOSED, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_closed_standard_streams(image: str, tmp_path: Path) -> None:
+    good = ("describe", image, "--box", "1,1,9,9", "--model", "m")
+    saved = tmp_path / "saved.png"
+    for which in ("2>&-", "<&- 2>&-"):
+        ran = closed(which, *good, "--save", str(saved))
+        assert (ran.returncode, ran.stdout, ran.stderr) == (0, "0: x\n", "")
+        with Image.open(saved) as picture:
+            picture.load()
+    bad = closed("2>&-", "describe", str(tmp_path / "gone.png"), "--box", "1,1,9,9", "--model", "m")
+    assert (bad.returncode, bad.stdout, bad.stderr) == (2, "", "")
+    ran = closed(">&-", *good)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr == "failed: standard output is closed: there is nowhere to write an answer to\n"
+    assert closed(">&- 2>&-", *good).returncode == 1
+    assert closed("<&-", *good).returncode == 0
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full, a disk without room, is Linux's")
+def test_standard_output_without_room(image: str) -> None:
+    ran = closed(">/dev/full", "describe", image, "--box", "1,1,9,9", "--model", "m")
+    assert ran.returncode == 1
+    assert ran.stderr.count("failed: ") == 1
+    assert "No space left" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert "Exception ignored" not in ran.stderr
+
+
+def test_arguments_that_are_not_text(run: Callable[..., SimpleNamespace], image: str, tmp_path: Path) -> None:
+    rest = ("--box", "1,1,9,9", "--max-new-tokens", "2", "--model", str(ASSETS / "lite"))
+    cases = (  # Python puts \udcff in the place of a byte FF that is no UTF-8
+        ("ask", image, "What is <region>\udcff?", *rest),
+        ("describe", image, "--question", "\udcff <region>", *rest),
+        ("describe", f"{tmp_path}/caf\udce9.png", *rest),
+        ("describe", image, "--box", "\udcff", *rest),
+        ("describe", image, "--\udcff", *rest),
+        ("doctor", "--\udcff\x1b"),
+    )
+    for arguments in cases:
+        result = run(*arguments)
+        one_error_line(result)
+        assert result.err[:-1].isprintable()
+    command = [sys.executable, "-m", "pixelrefer_fast.cli", *map(os.fsencode, cases[2])]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1)
 
 
 def test_warnings_are_lines_on_stderr(
@@ -489,6 +619,37 @@ def test_doctor_json(run: Callable[..., SimpleNamespace], monkeypatch: pytest.Mo
     assert json.loads(run("doctor", "--json").out) == {"problems": [], "value": None}
 
 
+SLOW = """
+import sys, time
+from pixelrefer_fast import cli
+from pixelrefer_fast.checkpoint import folder
+def write(path, tensors):
+    path.write_bytes(b"half of the weights")
+    print("writing", flush=True, file=sys.stderr)
+    time.sleep(60)
+folder.write_safetensors = write
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("there", "number", "code"), [(False, signal.SIGTERM, 143), (True, signal.SIGHUP, 129), (True, signal.SIGINT, 130)]
+)
+def test_a_convert_that_is_ended_leaves_nothing(tmp_path: Path, there: bool, number: int, code: int) -> None:
+    target = tmp_path / "new"
+    if there:
+        target.mkdir()
+    command = [sys.executable, "-c", SLOW, "convert", str(ASSETS / "lite"), str(target)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stderr is not None
+        assert child.stderr.readline() == "writing\n"
+        assert list(tmp_path.rglob("*.partial"))
+        child.send_signal(number)
+        assert child.wait(30) == code
+        assert child.stderr.read() == ""
+    assert list(tmp_path.rglob("*")) == ([target] if there else [])
+
+
 def test_progress_bars_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     with progress_bar("verify", 3) as moved:
         assert moved is None
@@ -499,8 +660,6 @@ def test_progress_bars_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 # --- the real thing on the bundled checkpoints ----------------------------------------------------------------------
-
-ASSETS = Path(pixelrefer_fast.__file__).parent / "assets"
 
 
 def test_demo(run: Callable[..., SimpleNamespace], tmp_path: Path) -> None:
@@ -535,6 +694,7 @@ def test_encode_then_ask_is_ask(run: Callable[..., SimpleNamespace], tmp_path: P
     asked = json.loads(run("ask", photograph, question, *box, *short).out)
     encoded = json.loads(run("encode", photograph, *box, "--out", objects, "--model", model, "--json").out)
     assert encoded["tokens"] > 0
+    assert (encoded["model"], encoded["random_weights"]) == (model, False)
     assert encoded["bytes"] == Path(objects).stat().st_size
     again = json.loads(run("ask", objects, question, *short).out)
     assert again["answer"] == asked["answer"]
@@ -542,6 +702,15 @@ def test_encode_then_ask_is_ask(run: Callable[..., SimpleNamespace], tmp_path: P
     assert os.listdir(tmp_path) == ["cat.safetensors"]
     one_error_line(run("ask", photograph, "What?", *box, "--model", model), "<region>")
     one_error_line(run("ask", objects, question, "--model", str(ASSETS / "full")), "objects")
+
+
+@pytest.mark.parametrize("kind", ["lite", "full"])
+@pytest.mark.parametrize(("option", "value"), [("--fps", "0"), ("--fps", "nan"), ("--max-frames", "0")])
+def test_options_of_videos_are_checked_whatever_the_model(
+    run: Callable[..., SimpleNamespace], video: str, kind: str, option: str, value: str
+) -> None:
+    marks = ("--frame", "0", "--box", "1,1,9,9", "--model", str(ASSETS / kind))
+    one_error_line(run("describe", video, *marks, option, value), option.strip("-").replace("max-frames", "max"))
 
 
 def test_convert_writes_a_checkpoint_that_answers_alike(run: Callable[..., SimpleNamespace], tmp_path: Path) -> None:

@@ -90,23 +90,77 @@ def test_a_broken_torch_is_reported_and_the_rest_printed(tmp_path: Path, source:
     assert "tokenizers" in out
 
 
-def test_without_rich_the_report_is_plain(tmp_path: Path) -> None:
-    ran = run(tmp_path, {"rich": "raise ImportError('rich is broken')", "torch": "raise ImportError('no torch')"})
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("raise ImportError('rich is broken')", "ImportError: rich is broken"),
+        ("import sys; sys.exit(3)", "SystemExit: 3"),
+        ("import os; os._exit(5)", "ended the process with exit code 5"),
+    ],
+)
+def test_without_rich_the_report_is_plain_and_says_so(tmp_path: Path, source: str, said: str) -> None:
+    ran = run(tmp_path, {"rich": source, "torch": "raise ImportError('no torch')"})
     assert ran.returncode == 0, ran.stderr
     assert "  torch: " in ran.stdout
     assert "<- problem" in ran.stdout
+    problems = ran.stdout.split("System\n")[0]
+    assert f"rich is installed but does not import: {said}" in problems
 
 
-def test_the_command_reaches_the_doctor_without_typer(tmp_path: Path) -> None:
+def test_a_rich_whose_parts_are_broken_leaves_a_plain_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ends(*_: object) -> None:
+        raise SystemExit(3)
+
+    monkeypatch.setattr(doctor_table, "_rich", ends)
+    error = {"error": "x"}
+    parts = ("pixelrefer_fast", "python", "platform", "cpu", "memory", "torch", "devices", "nvidia_driver", "ops")
+    found = dict.fromkeys((*parts, "extension", "caches"), error) | {"packages": {}, "environment": {}, "problems": []}
+    out = io.StringIO()
+    doctor_table.show(found, out)
+    assert "  python: x  <- problem" in out.getvalue()
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "raise ImportError('broken')",
+        "import sys; print('{}', flush=True); sys.exit(0)",
+        "import os; os._exit(5)",
+        "print('hello from typer')",
+    ],
+)
+def test_the_command_reaches_the_doctor_whatever_typer_does(tmp_path: Path, source: str, form: list[str]) -> None:
     folder = tmp_path / "stubs"
     folder.mkdir()
-    for name in (*HEAVY, "typer", "torch"):
+    for name in (*HEAVY, "torch"):
         (folder / f"{name}.py").write_text(f"raise ImportError('no {name}')")
-    command = [sys.executable, "-m", "pixelrefer_fast.cli", "doctor", "--json"]
+    (folder / "typer.py").write_text(source)
+    command = [sys.executable, "-m", "pixelrefer_fast.cli", "doctor", *form]
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     ran = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    assert "no torch" in json.loads(ran.stdout)["packages"]["torch"]["error"]
+    assert "Traceback" not in ran.stderr
+    assert "hello from typer" not in ran.stdout
+    if form:
+        found = json.loads(ran.stdout)
+        assert "no torch" in found["packages"]["torch"]["error"]
+        assert ("error" in found["packages"]["typer"]) is ("hello" not in source)
+    else:
+        assert ran.stdout.startswith("Problems")
+        assert "no torch" in ran.stdout
+
+
+def test_a_typer_that_ends_the_program_is_a_line_for_the_other_commands(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("import sys; print('bye'); sys.exit(0)")
+    command = [sys.executable, "-m", "pixelrefer_fast.cli", "describe"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    ran = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.splitlines()[1:] == [
+        "failed: ImportError: a library ends the program on import: SystemExit: 0 "
+        "(set PIXELREFER_FAST_TRACEBACK=1 to see where)"
+    ]
 
 
 def test_a_probe_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -414,6 +414,51 @@ def test_any_json_is_regions_or_a_value_error(value):
             continue
 
 
+arrays = st.builds(
+    lambda shape, dtype, low, seed: np.random.default_rng(seed).integers(low, 40, shape).astype(dtype),
+    st.one_of(
+        st.lists(st.integers(0, 5), max_size=5),
+        st.tuples(st.integers(0, 30), st.just(4)),
+        st.just((20, 30, 1)),
+        st.just((3, 20, 30)),
+    ),
+    st.sampled_from(["bool", "u1", "u8", "i1", "i8", "f2", "f8", "c8", "O", "U3", "S3", "M8[s]"]),
+    st.sampled_from([-9, 0, 39]),
+    st.integers(0, 2**32 - 1),
+)
+
+
+@settings(quick, max_examples=300)
+@given(arrays, st.sampled_from(["numpy", "torch", "rows", "scalars", "list", "frames", "counts"]))
+def test_any_array_is_regions_or_a_value_error(array, form):
+    if form == "torch" or form == "scalars":
+        if array.dtype.kind not in "biufc":
+            return
+        array = torch.from_numpy(array)
+    value = {
+        "rows": lambda: list(array) if array.ndim else [array],
+        "scalars": lambda: list(array.ravel()),
+        "list": lambda: [array],
+        "frames": lambda: {2: array},
+        "counts": lambda: {"size": [20, 30], "counts": array},
+    }.get(form, lambda: array)()
+    parse_and_draw(value)
+
+
+@settings(quick, max_examples=100)
+@given(
+    st.lists(st.tuples(*[st.integers(-20, 40)] * 2, *[st.integers(1, 40)] * 2), min_size=1, max_size=6),
+    st.sampled_from([np.int8, np.int32, np.int64, np.float32, np.float64]),
+)
+def test_arrays_of_boxes_are_the_boxes_of_their_rows(boxes, dtype):
+    array = np.array([[x, y, x + w, y + h] for x, y, w, h in boxes]).astype(dtype)
+    regions = as_regions(array)
+    if array.min() >= 0 and array.max() <= 1:  # [0, 0, 1, 1]: a mask's values
+        assert [region.kind for region in regions] == ["mask"]
+    else:
+        assert regions == as_regions(array.tolist())
+
+
 @settings(quick, max_examples=200)
 @given(
     st.sampled_from(
@@ -472,6 +517,8 @@ def test_random_uncompressed_counts(size, counts):
         {"type": "scribble", "points": [[-16e6, -16e6], [16e6, 16e6]], "width": 16e6},
         {"type": "box", "xyxy": [-16e6, -16e6, 16e6, 16e6]},
         np.broadcast_to(np.uint8(1), (40_000, 40_000)),
+        np.broadcast_to(np.int64(7), (10**15, 4)),
+        {"size": [20, 30], "counts": np.broadcast_to(np.int64(0), (10**15,))},
         torch.ones(1, dtype=torch.uint8).expand(40_000, 40_000),
         {"segmentation": [[0, 0] * 40_000]},
     ],
@@ -480,6 +527,7 @@ def test_absurd_sizes_take_no_memory(value):
     size = len(value["counts"]) if isinstance(value, dict) and "counts" in value else 0
     with bounded(10 + 200 * size / MEGABYTE if size <= 2**23 else 20, 5):
         parse_and_draw([value])
+        parse_and_draw(value)
 
 
 def test_deep_and_recursive_structures():

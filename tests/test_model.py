@@ -107,6 +107,28 @@ def test_objects_of_another_model_are_refused(lite, full, tmp_path: Path) -> Non
         full.ask(objects, "What is <region>?")
     with pytest.raises(ValueError, match="expected None with encoded objects"):
         lite.ask(objects, "What is <region>?", BOXES[:1])
+    with pytest.raises(ValueError, match="expected none of encoding with encoded objects"):
+        lite.ask(objects, "What is <region>?", fps=2.0)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_objects_fit_the_same_model_in_another_dtype(lite, dtype: str) -> None:
+    other = pf.load(ASSETS / "lite", device="cpu", dtype=dtype)
+    assert other.fingerprint == lite.fingerprint
+    assert isinstance(other.ask(lite.encode(CAT, BOXES[:1]), "What is <region>?", **SHORT), str)
+
+
+def test_numpy_numbers_are_options(lite) -> None:
+    options = {"max_new_tokens": np.int64(3), "seed": np.int64(1), "temperature": np.float32(0.5)}
+    plain = {"max_new_tokens": 3, "seed": 1, "temperature": 0.5}
+    objects = lite.encode(CAT, BOXES[:1], kmeans_seed=np.int64(4))
+    assert lite.ask(objects, "<region>?", **options) == lite.ask(objects, "<region>?", **plain)
+
+
+def test_messages_stay_short(lite) -> None:
+    with pytest.raises(ValueError, match="<region> tag") as error:
+        lite.ask(CAT, "a" * 100_000, BOXES[:1])
+    assert len(str(error.value)) < 500
 
 
 def test_answers_repeat_and_a_seed_draws_others(model) -> None:
@@ -175,7 +197,11 @@ def test_sampling_repeats_with_its_seed(model) -> None:
         ([], "What?", "regions: expected at least one, got none"),
         (BOXES[:2], "What is <region>?", r"expected a <region> tag for each of the 2 region\(s\), got 1"),
         (BOXES[:1], "What is <region> and <region>?", "got 2"),
-        (BOXES[:1], " ", "got 0"),
+        (BOXES[:1], " ", "expected a text that is not empty"),
+        (BOXES[:1], 5, "question: expected a text that is not empty, got 5"),
+        (BOXES[:1], "<region> \ud800", "half a character at position 9"),
+        (BOXES[:1], "<region>" + "a" * (1 << 18), "question: expected at most 262144 characters"),
+        (BOXES[:1], "<region>" + "a" * 5000, "prompt: expected at most 4095 tokens"),
         (BOXES[:1], "<REGION> <region>", "<REGION> is reserved"),
         ([BOXES[0], [900, 900, 950, 950]], "<region> <region>", "region 1"),
         ([BOXES[0], np.zeros((300, 451), dtype=bool)], "<region> <region>", "region 1"),
@@ -197,6 +223,13 @@ def test_bad_options(model) -> None:
         ({"temperature": float("nan")}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
         ({"seed": "x"}, "seed"),
+        ({"fps": "abc"}, "fps: expected a number above 0"),
+        ({"fps": 0}, "fps: expected a number above 0"),
+        ({"max_frames": -3}, "max_frames: expected an integer"),
+        ({"frames": "zzz"}, "frames: expected a list"),
+        ({"frames": [3, 1]}, "frames: expected rising numbers"),
+        ({"kmeans_start": 3}, "kmeans_start: expected a list"),
+        ({"kmeans_seed": 1.5}, "kmeans_seed: expected an integer"),
     ):
         with pytest.raises(ValueError, match=message):
             model.ask(CAT, "<region>", BOXES[:1], **option)

@@ -68,10 +68,31 @@ def test_length(objects: Objects) -> None:
 
 
 def test_no_objects(tmp_path: Path) -> None:
-    nothing = Objects("lite", torch.zeros(0, 5), (), None, None)
-    nothing.save(tmp_path / "none")
-    _check_equal(Objects.load(tmp_path / "none"), nothing)
-    assert len(Objects.load(tmp_path / "none")) == 0
+    Objects("lite", torch.zeros(0, 5), (), None, None).save(tmp_path / "none")
+    assert "expected at least one object, got none" in _refused(tmp_path / "none")
+
+
+def test_values_that_are_not_finite(tmp_path: Path) -> None:
+    replace(_objects("lite image"), tokens=torch.full((16, 5), float("nan"))).save(tmp_path / "nan")
+    assert "object_tokens: expected finite values" in _refused(tmp_path / "nan")
+
+
+def test_a_header_that_takes_all_memory_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "bomb"
+    path.write_bytes(struct.pack("<Q", 9 << 20) + b" " * (9 << 20))
+    assert "expected a header of at most" in _refused(path)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"x", ["x"]])
+def test_paths_that_are_none(path: Any) -> None:
+    with pytest.raises(ValueError, match="path: expected a path"):
+        Objects.load(path)
+    with pytest.raises(ValueError, match="path: expected a path"):
+        _objects("lite image").save(path)
+
+
+def test_objects_are_compared_by_identity() -> None:
+    assert len({_objects("lite image"), _objects("lite image")}) == 2
 
 
 def test_tensors_that_are_views_or_lie_elsewhere(tmp_path: Path) -> None:
@@ -225,7 +246,7 @@ def test_a_header_that_is_not_one(text: str, tmp_path: Path) -> None:
         ({"kind": "huge"}, "expected kind 'lite' or 'full', got 'huge'"),
         ({"kind": ["full"]}, "expected kind 'lite' or 'full', got ['full']"),
         ({"objects": [{"counts": [2], "times": None}]}, "expected 2 object tokens, got (3, 5) of torch.float32"),
-        ({"objects": []}, "expected 0 object tokens, got (3, 5) of torch.float32"),
+        ({"objects": []}, "expected at least one object, got none"),
         ({"objects": [{"counts": [-1, 4], "times": None}]}, "object 0: expected token counts of at least 0"),
         ({"objects": [{"counts": [3], "times": [0.0, 1.0]}]}, "object 0: expected a time for each token count"),
         ({"objects": [{"counts": [3]}]}, ""),
@@ -320,5 +341,5 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     path = tmp_path / "cat"
     _objects("lite image").save(path)
-    monkeypatch.setattr("safetensors.safe_open", refuse)
+    monkeypatch.setattr("pixelrefer_fast.checkpoint.safetensors_file.safe_open", refuse)
     assert "Permission denied" in _refused(path)

@@ -42,6 +42,8 @@ def pixels(region_like, height=HEIGHT, width=WIDTH, **kwargs):
         np.where(SQUARE, 0.51, 0.5).astype(np.float32),
         SQUARE[None],
         SQUARE[None, None],
+        SQUARE[..., None],
+        torch.from_numpy(SQUARE).float()[..., None],
         np.asfortranarray(SQUARE),
         torch.from_numpy(SQUARE),
         torch.from_numpy(SQUARE).bool(),
@@ -49,12 +51,21 @@ def pixels(region_like, height=HEIGHT, width=WIDTH, **kwargs):
         torch.from_numpy(SQUARE).float().requires_grad_(),
         Image.fromarray(SQUARE),
         Image.fromarray(SQUARE * 255).convert("1"),
+        Image.frombytes("P", (WIDTH, HEIGHT), SQUARE.tobytes()),
+        Image.fromarray(SQUARE.astype(np.int32)),
         coco.encode(np.asfortranarray(SQUARE)),
         {"size": [HEIGHT, WIDTH], "counts": coco.encode(np.asfortranarray(SQUARE))["counts"].decode()},
         {"segmentation": coco.encode(np.asfortranarray(SQUARE)), "area": 24, "iscrowd": 1},
         [5, 3, 11, 7],
         np.array([5.0, 3.0, 11.0, 7.0]),
         torch.tensor([5, 3, 11, 7]),
+        list(torch.tensor([5.0, 3.0, 11.0, 7.0])),
+        tuple(np.array(number) for number in (5, 3, 11, 7)),
+        list(np.array([5, 3, 11, 7], np.float32)),
+        [5, np.int16(3), torch.tensor(11), np.array(7.0)],
+        list(torch.tensor([5, 3, 11, 3, 11, 7, 5, 7])),
+        [list(corner) for corner in torch.tensor([[5, 3], [11, 3], [11, 7], [5, 7]])],
+        {"bbox": list(torch.tensor([5, 3, 6, 4]))},
         {"bbox": [5, 3, 6, 4], "category_id": 1},
         {"type": "box", "xywh": [5, 3, 6, 4]},
         [5, 3, 11, 3, 11, 7, 5, 7],
@@ -83,6 +94,11 @@ def test_named_makers_agree():
         Region.from_polygon(torch.tensor([[5, 3], [11, 3], [11, 7], [5, 7]])),
         Region.from_box(xyxy=(5, 3, 11, 7)),
         Region.from_box(xywh=(5, 3, 6, 4)),
+        Region.from_box(xywh=list(torch.tensor([5, 3, 6, 4]))),
+        Region.from_rle({**rle, "counts": tuple(rle["counts"])}),
+        Region.from_rle({**rle, "counts": np.array(rle["counts"], np.uint8)}),
+        Region.from_rle({**rle, "counts": torch.tensor(rle["counts"])}),
+        Region.of({"segmentation": {**rle, "counts": np.array(rle["counts"])}}),
     ):
         assert np.array_equal(region.mask(HEIGHT, WIDTH), SQUARE), region
 
@@ -154,7 +170,15 @@ def test_masks_that_do_not_fit_name_the_region(regions, message):
         (np.zeros((4, 4), object), "mask: expected bool, integer or float values, got object"),
         (np.zeros((3, 4, 4)), "mask: expected an array of shape (H, W), got (3, 4, 4)"),
         (np.zeros((0, 4)), "mask: expected at least one pixel, got a size of 0x4"),
-        (Image.new("RGB", (4, 4)), "mask: expected an array of shape (H, W), got (4, 4, 3)"),
+        (Image.new("RGB", (4, 4)), "mask: expected a PIL image of one channel, got one of mode RGB; convert it with "),
+        (Image.new("RGBA", (4, 4)), "mask: expected a PIL image of one channel, got one of mode RGBA"),
+        (np.zeros((4, 4, 3)), "mask: expected an array of shape (H, W), got (4, 4, 3)"),
+        (list("1234"), "expected a box of four numbers or a polygon of at least three points (six numbers), got ['1'"),
+        ([1, 2, 3, "4"], "expected a box of four numbers or a polygon of at least three points"),
+        ([1, 2, 3, True], "expected a box of four numbers or a polygon of at least three points"),
+        ([1, 2, 3, 4, 5], "expected a box of four numbers or a polygon of at least three points"),
+        (np.arange(5), "expected a box of four numbers or a polygon of at least three points"),
+        (torch.arange(3), "expected a box of four numbers or a polygon of at least three points"),
         ([3, 3, 3, 9], "box: expected x0 < x1 and y0 < y1, got (3.0, 3.0, 3.0, 9.0)"),
         ([0, 0, math.nan, 1], "box: expected numbers of magnitude up to 16777216 (pixels), got nan"),
         ([0, 0, math.inf, 1], "box: expected numbers of magnitude up to 16777216 (pixels), got inf"),
@@ -174,6 +198,9 @@ def test_masks_that_do_not_fit_name_the_region(regions, message):
         ({"counts": "0"}, "RLE size: expected [height, width], got None"),
         ({"size": [4, 4], "counts": [17]}, "RLE counts: expected integers in 0..16, got 17"),
         ({"size": [4, 4], "counts": [15]}, "RLE counts: expected runs that add up to 4x4 = 16 pixels, got a sum of 15"),
+        ({"size": [4, 4], "counts": np.array([17])}, "RLE counts: expected integers in 0..16, got"),
+        ({"size": [4, 4], "counts": np.array([16.0])}, "RLE counts: expected integers in 0..16, got"),
+        ({"size": [4, 4], "counts": np.array([[16]])}, "RLE counts: expected ASCII text, bytes or a list of integers"),
         ({"size": [4, 4], "counts": [20, -4]}, "RLE counts: expected integers in 0..16, got 20"),
         ({"size": [4, 4], "counts": ""}, "RLE counts: expected 1 to 8388608 characters, got 0"),
         ({"size": [4, 4], "counts": "é"}, "RLE counts: expected ASCII text"),
@@ -213,7 +240,75 @@ def test_sizes_and_frames_asked_for():
         video.mask(HEIGHT, WIDTH, 5, name="object")
 
 
+@pytest.mark.parametrize("values", [list("1234"), [1, 2, 3, "4"], [1, 2, 3, 4, 5], [1, 2], np.arange(5.0)])
+def test_one_value_that_is_no_box_is_not_a_list_of_regions(values):
+    with pytest.raises(ValueError, match=r"^region 0: expected a box of four numbers or a polygon of at least three "):
+        as_regions(values)
+
+
 # --- tools' outputs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        np.array([[5, 3, 11, 7], [0, 0, 2, 1]]),
+        np.array([[5, 3, 11, 7], [0, 0, 2, 1]], np.float16),
+        torch.tensor([[5, 3, 11, 7], [0, 0, 2, 1]]),
+        torch.tensor([[5.0, 3.0, 11.0, 7.0], [0, 0, 2, 1]], dtype=torch.bfloat16, requires_grad=True),
+    ],
+)
+def test_arrays_of_boxes(boxes):
+    regions = as_regions(boxes)
+    assert [region.kind for region in regions] == ["box", "box"]
+    assert np.array_equal(regions[0].mask(HEIGHT, WIDTH), SQUARE)
+    assert regions == as_regions(list(boxes)) == as_regions(boxes.tolist())
+    assert as_regions(boxes[:1]) == regions[:1]
+    assert as_regions(boxes[:0]) == []
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16, np.int64, np.float32])
+@pytest.mark.parametrize("value", [1, 255])
+def test_masks_of_four_columns_are_no_boxes(dtype, value):
+    mask = np.tile(np.array([0, 0, value, value]).astype(dtype), (5, 1))  # every row would be a box
+    for form in (mask, torch.from_numpy(mask), [mask], {3: mask}):
+        (region,) = as_regions(form)
+        assert np.array_equal(region.mask(5, 4, 3), mask != 0)
+        message = "region 0: expected a mask of 480x640 (the image's height x width), got 5x4; for boxes pass [x0, y0, "
+        with pytest.raises(ValueError, match="^" + re.escape(message)):
+            region.mask(480, 640, 3, name="region 0")
+
+
+def test_boxes_as_an_element_are_a_mask():
+    boxes = np.array([[5, 3, 11, 7], [0, 0, 2, 1]])
+    for form in ([boxes], (boxes,), {0: boxes}):
+        (region,) = as_regions(form)
+        with pytest.raises(ValueError, match=r"got 2x4; for boxes pass \[x0, y0, x1, y1\] for each$"):
+            region.mask(HEIGHT, WIDTH, 0)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([4, 4, 4, 8], "region 1: box: expected x0 < x1"),
+        ([0, 0, math.nan, 1], "region 1: box: expected numbers of magnitude"),
+        ([0, 0, 0, 0], "region 1: box: expected x0 < x1"),
+    ],
+)
+def test_arrays_of_boxes_with_a_bad_row(row, message):
+    with pytest.raises(ValueError, match="^" + message + r".*; an array of shape \(N, 4\) is N boxes .*pass bool"):
+        as_regions(np.array([[0, 0, 9, 9], row]))
+
+
+def test_channels_last_is_one_mask_and_channels_first_are_many():
+    assert [region.kind for region in as_regions([SQUARE[..., None], torch.from_numpy(SQUARE)[..., None]])] == [
+        "mask"
+    ] * 2
+    assert np.array_equal(as_regions({3: SQUARE[..., None]})[0].mask(HEIGHT, WIDTH, 3), SQUARE)
+    column = np.ones((1, 5, 1), bool)
+    assert as_regions(column)[0].mask(5, 1).all()
+    cube = np.ones((HEIGHT, HEIGHT, HEIGHT), bool)
+    assert len(as_regions(cube)) == HEIGHT
 
 
 def three_masks():

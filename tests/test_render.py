@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixelrefer_fast import captions, render
+from pixelrefer_fast import badges, captions, render
 from pixelrefer_fast.printable import one_line, safe_text
 
 
@@ -65,6 +65,34 @@ def test_the_fill_tints_the_region_and_leaves_the_rest_of_the_image_alone() -> N
     assert (image == 90).all()
 
 
+def placed(masks: list[np.ndarray], size: int = 16, gap: int = 3) -> list[badges.Badge]:
+    shapes = []
+    for number, mask in enumerate(masks):
+        contours, _ = render.cv2.findContours(mask, render.cv2.RETR_CCOMP, render.cv2.CHAIN_APPROX_SIMPLE)
+        ys, xs = np.nonzero(mask)
+        area = np.s_[int(ys.min()) : int(ys.max()) + 1, int(xs.min()) : int(xs.max()) + 1]
+        shapes.append(badges.Shape(number, render.colour(number), area, contours))
+    covered = np.minimum(sum(m.astype(int) for m in masks), 2).astype(np.uint8)
+    return badges.place(shapes, covered, size, gap)
+
+
+def spot(badge: badges.Badge, size: int = 16) -> tuple[slice, slice]:
+    wide, tall = captions.badge_size(badge.shape.number, size)
+    return np.s_[badge.top : badge.top + tall, badge.left : badge.left + wide]
+
+
+def most_on_one_pixel(found: list[badges.Badge], height: int, width: int, around: int = 1) -> int:
+    count = np.zeros((height, width), int)
+    for badge in found:
+        rows, columns = spot(badge)
+        assert 0 <= rows.start < rows.stop <= height
+        assert 0 <= columns.start < columns.stop <= width
+        count[
+            max(0, rows.start - around) : rows.stop + around, max(0, columns.start - around) : columns.stop + around
+        ] += 1
+    return int(count.max())
+
+
 def test_number_badges_lie_inside_their_regions_and_never_on_each_other() -> None:
     height, width = 600, 900
     masks = [
@@ -72,33 +100,51 @@ def test_number_badges_lie_inside_their_regions_and_never_on_each_other() -> Non
         box(height, width, 300, 200, 600, 400),
         box(height, width, 50, 50, 850, 550),
     ]
-    taken = np.zeros((height, width), np.uint8)
-    covered = np.minimum(sum(m.astype(int) for m in masks), 2).astype(np.uint8)
-    spots = []
-    for number, mask in enumerate(masks):
-        contours, _ = render.cv2.findContours(mask, render.cv2.RETR_CCOMP, render.cv2.CHAIN_APPROX_SIMPLE)
-        ys, xs = np.nonzero(mask)
-        area = np.s_[int(ys.min()) : int(ys.max()) + 1, int(xs.min()) : int(xs.max()) + 1]
-        badge = render._place(render._Shape(number, render.colour(number), area, contours), covered, taken, 16)
-        wide, tall = captions.badge_size(number, 16)
-        spot = np.s_[badge.top : badge.top + tall, badge.left : badge.left + wide]
+    found = placed(masks)
+    for badge, mask in zip(found, masks, strict=True):
         assert badge.pointer is None
-        assert mask[spot].all()
-        spots.append({(y, x) for y in range(spot[0].start, spot[0].stop) for x in range(spot[1].start, spot[1].stop)})
-    assert not spots[0] & spots[1]
-    assert not spots[0] & spots[2]
-    assert not spots[1] & spots[2]
+        assert mask[spot(badge)].all()
+    assert most_on_one_pixel(found, height, width) == 1
+
+
+@pytest.mark.parametrize("spread", [0, 1, 4, 12])
+@pytest.mark.parametrize(("wide", "tall"), [(70, 50), (160, 120), (300, 240)])
+def test_badges_of_crowded_boxes_never_hide_each_other(spread: int, wide: int, tall: int) -> None:
+    height, width = 480, 640
+    masks = []
+    for i in range(20):
+        x, y = 100 + spread * i, 60 + spread * (i * 7 % 20) // 2
+        masks.append(box(height, width, x, y, x + wide, y + tall))
+    found = placed(masks)
+    assert most_on_one_pixel(found, height, width) == 1
+    for badge, mask in zip(found, masks, strict=True):
+        if badge.pointer is None:  # then its middle is in its region
+            rows, columns = spot(badge)
+            assert mask[(rows.start + rows.stop) // 2, (columns.start + columns.stop) // 2]
+        else:
+            assert mask[badge.pointer[1], badge.pointer[0]]
+
+
+def test_badges_of_a_crowd_of_tiny_regions_in_a_corner_stand_apart() -> None:
+    masks = [box(480, 640, 3 * i, 2 * i, 3 * i + 5, 2 * i + 5) for i in range(20)]
+    found = placed(masks)
+    assert most_on_one_pixel(found, 480, 640) == 1
+    assert all(badge.pointer for badge in found)
+
+
+def test_badges_without_any_room_are_still_placed() -> None:
+    found = placed([box(30, 40, 0, 0, 40, 30) for _ in range(9)])
+    assert len(found) == 9
+    (badge,) = placed([box(5, 300, 100, 0, 200, 5)])
+    assert badge.top == 0
 
 
 def test_the_badge_of_a_tiny_region_stands_beside_it() -> None:
     mask = box(600, 900, 2, 2, 6, 6)
-    contours, _ = render.cv2.findContours(mask, render.cv2.RETR_CCOMP, render.cv2.CHAIN_APPROX_SIMPLE)
-    taken = np.zeros((600, 900), np.uint8)
-    badge = render._place(render._Shape(0, render.colour(0), np.s_[2:6, 2:6], contours), mask, taken, 16)
+    (badge,) = placed([mask])
     assert badge.pointer is not None
     assert mask[badge.pointer[1], badge.pointer[0]]
-    assert not taken[mask.astype(bool)].any()
-    assert taken.any()
+    assert not mask[spot(badge)].any()
 
 
 def test_captions_end_inside_their_rectangles_whatever_the_text() -> None:

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from pixelrefer_fast.verify import STAGES, TIE, verify
+from pixelrefer_fast.verify import STAGES, Limits, verify
 
 ROOT = Path(__file__).parents[1]
 ASSETS = ROOT / "pixelrefer_fast" / "assets"
@@ -111,7 +111,7 @@ def test_a_tie_is_reported_not_judged(tmp_path: Path) -> None:
     folder = verify_folder(tmp_path, "lite", "image_one")
     case = folder / "case_image_one.safetensors"
     change_case(case, "object_tokens", lambda t: t + 0.5)
-    change_case(case, "kmeans_gap", lambda t: torch.full_like(t, TIE / 2))
+    change_case(case, "kmeans_gap", lambda t: torch.full_like(t, Limits.of(torch.float32).tie / 2))
     stages = verify(folder)["cases"][0]["stages"]
     assert stages["object_tokens"]["ok"]
     assert "ties" in stages["object_tokens"]["note"]
@@ -119,13 +119,81 @@ def test_a_tie_is_reported_not_judged(tmp_path: Path) -> None:
     assert not stages["inputs_embeds"]["ok"]
 
 
-def test_bfloat16_is_within_its_limits(tmp_path: Path) -> None:
-    report = verify(verify_folder(tmp_path, "lite", "image_one"), dtype="bfloat16")
-    stages = report["cases"][0]["stages"]
-    assert report["dtype"] == "bfloat16"
-    assert stages["crops"]["ok"]
-    assert stages["input_ids"]["ok"]
-    assert 1e-4 < stages["features"]["error"] < stages["features"]["limit"]
+@pytest.mark.parametrize("kind", ["lite", "full"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_16_bit_is_within_its_rounding(tmp_path: Path, kind: str, dtype: str) -> None:
+    report = verify(verify_folder(tmp_path, kind), dtype=dtype)
+    assert report["dtype"] == dtype
+    assert failing(report) == {}
+    errors = [c["stages"]["features"]["error"] for c in report["cases"]]
+    assert min(errors) > 1e-4  # it did compute in 16 bits
+
+
+def test_16_bit_ties_are_told_and_not_everything(tmp_path: Path) -> None:
+    stages = [c["stages"]["object_tokens"] for c in verify(verify_folder(tmp_path, "full"), dtype="float16")["cases"]]
+    told = ["ties" in s.get("note", "") for s in stages]
+    assert any(told)
+    assert not all(told)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("crop.0", "crop_mask.0", "vision_patches_uint8.0", "vision_grid_thw.1", "vision_features.2", "kmeans_gap"),
+        *("inputs_embeds", "scores", "output_ids", "masks", "mask_ids", "box_params", "object_tokens", "image.0"),
+    ],
+)
+def test_what_is_compared_must_be_there(tmp_path: Path, key: str) -> None:
+    folder = verify_folder(tmp_path, "lite", "image_one")
+    path = folder / "case_image_one.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    del tensors[key]
+    save_file(tensors, path, metadata)
+    with pytest.raises(ValueError, match=rf"case_image_one.safetensors: not a recorded case: .*{key.split('.')[0]}"):
+        verify(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("timestamps", '{"a": 1}', "modal: expected 'video'"),
+        ("timestamps", "[1, 2, 3]", "modal: expected 'video'"),
+        ("mask_ids_raw", "[[0]]", "mask_ids_raw: expected the frames"),
+        ("mask_ids_raw", "5", "not a recorded case"),
+        ("kind", "full", "metadata kind: expected 'lite', got 'full'"),
+        ("modal", "video", "metadata modal"),
+    ],
+)
+def test_metadata_that_contradicts(tmp_path: Path, key: str, value: str, message: str) -> None:
+    folder = verify_folder(tmp_path, "lite", "image_one")
+    path = folder / "case_image_one.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata = {**file.metadata(), key: value}
+    save_file(load_file(path), path, metadata)
+    with pytest.raises(ValueError, match=message):
+        verify(folder)
+
+
+@pytest.mark.parametrize("image", [-1, 1])
+def test_masks_of_images_that_are_not_there(tmp_path: Path, image: int) -> None:
+    folder = verify_folder(tmp_path, "lite", "image_one")
+    change_case(folder / "case_image_one.safetensors", "mask_ids", lambda t: torch.full_like(t, image))
+    with pytest.raises(ValueError, match="mask_ids: expected images from 0 to 0"):
+        verify(folder)
+
+
+def test_a_request_that_we_refuse_fails_alone(tmp_path: Path) -> None:
+    folder = verify_folder(tmp_path, "lite", "image_one", "under_patch")
+    path = folder / "case_image_one.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata = {**file.metadata(), "question": "a question without its tag"}
+    save_file(load_file(path), path, metadata)
+    report = verify(folder)
+    assert list(failing(report)) == ["case_image_one"]
+    assert failing(report)["case_image_one"] == ["input_ids", "inputs_embeds", "logits", "text"]
+    assert "<region> tag" in report["cases"][0]["stages"]["input_ids"]["note"]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +201,10 @@ def test_bfloat16_is_within_its_limits(tmp_path: Path) -> None:
     [
         (lambda folder: shutil.rmtree(folder), "expected a folder"),
         (lambda folder: [p.unlink() for p in folder.glob("case_*")], "expected at least one case_"),
-        (lambda folder: (folder / "case_image_one.safetensors").write_bytes(b"x" * 100), "not a recorded case"),
+        (
+            lambda folder: (folder / "case_image_one.safetensors").write_bytes(b"x" * 100),
+            "case_image_one.safetensors: ",
+        ),
         (lambda folder: (folder / "config.json").unlink(), "config.json"),
     ],
 )

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import shutil
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pixelrefer_fast.checkpoint.hub import checkpoint_folder
+from pixelrefer_fast.checkpoint.new_folder import new_folder, vacant
 from pixelrefer_fast.checkpoint.safetensors_file import Read, TensorInfo, tensor_info, write_safetensors
 from pixelrefer_fast.checkpoint.tokenizer import load_tokenizer, tokenizer_files
 from pixelrefer_fast.checkpoint.weight_files import INDEX, SINGLE, open_weights
 from pixelrefer_fast.config import ModelConfig, check_generation, read_config, read_generation
-from pixelrefer_fast.safe_files import brief, listed, name_of
+from pixelrefer_fast.safe_files import listed, name_of
 
 SHARD_BYTES = 5_000_000_000
 HEAD = "lm_head.weight"
@@ -137,7 +136,7 @@ def save_checkpoint(
     """Writes one self-contained checkpoint folder that `open_checkpoint` reads again bit-equal.
 
     It has the released layout, with the vision encoder's sizes inside config.json under "vision_config". It is
-    written beside its place and put there when it is whole.
+    put into its place when it is whole; an empty folder that is there is filled.
 
     Args:
         folder: does not exist or is empty.
@@ -149,7 +148,7 @@ def save_checkpoint(
     Raises:
         ValueError: the folder is not empty, or a tensor cannot be saved; nothing has then been written.
     """
-    target = _vacant(folder)
+    target = vacant(folder)
     tensors = {name: tensor_info(name, slots[name]) for name in sorted(slots)}
     if not tensors:
         raise ValueError("expected tensors to save, got none")
@@ -158,13 +157,13 @@ def save_checkpoint(
     for key in ("torch_dtype", "dtype"):
         if key in fields:
             fields[key] = _common_dtype(tensors)
-    with _new_folder(target) as new:
+    with new_folder(target) as new:
         tokenizer.save_pretrained(str(new))
         _write(new, fields, generation, [(lambda: nullcontext(slots.__getitem__), part) for part in _split(tensors)])
 
 
 def convert(src: str | Path, dst: str | Path) -> dict[str, Any]:
-    """Copies a checkpoint of any released layout to one self-contained safetensors folder, without building a model.
+    """Copies a checkpoint of any released layout to one self-contained safetensors folder.
 
     Values keep their dtype and every bit; at most one weight file is in memory at a time.
 
@@ -178,11 +177,13 @@ def convert(src: str | Path, dst: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: `src` is not a checkpoint that loads, or `dst` is not empty; nothing has then been written.
     """
-    target = _vacant(dst)
+    from pixelrefer_fast.loading import empty_model  # which imports this package
+
+    target = vacant(dst)
     checkpoint = open_checkpoint(src)
-    checkpoint.tokenizer()
+    empty_model(checkpoint)
     parts = [(file.open, part) for file in checkpoint._files for part in _split(file.tensors)]
-    with _new_folder(target) as new:
+    with new_folder(target) as new:
         for path in tokenizer_files(checkpoint.folder):
             shutil.copyfile(path, new / path.name)
         _write(new, checkpoint.config.to_dict(), checkpoint.generation, parts)
@@ -238,33 +239,3 @@ def _common_dtype(tensors: Mapping[str, TensorInfo]) -> str:
     for info in tensors.values():
         sizes[info.dtype] += info.nbytes
     return str(max(sizes, key=lambda dtype: sizes[dtype])).removeprefix("torch.")
-
-
-def _vacant(folder: str | Path) -> Path:
-    """`folder`, resolved; ValueError unless it does not exist or is empty."""
-    try:
-        target = Path(folder).resolve()
-        taken = target.exists() and not (target.is_dir() and not any(target.iterdir()))
-    except (OSError, RuntimeError, ValueError, TypeError) as error:
-        raise ValueError(f"{brief(folder)}: expected a folder to write, got {brief(str(error))}") from error
-    if taken:
-        raise ValueError(f"{target}: expected a new or empty folder, got one with files in it, or a file")
-    return target
-
-
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `target` at the end, or vanishes when something goes wrong."""
-    existing = next(parent for parent in target.parents if parent.exists())
-    new = existing / f".{target.name}.{secrets.token_hex(8)}.partial"
-    try:
-        new.mkdir()
-        yield new
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists():
-            target.rmdir()  # empty; Windows does not rename onto a folder
-        os.rename(new, target)
-    except OSError as error:
-        raise ValueError(f"{target}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)

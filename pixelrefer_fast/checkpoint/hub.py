@@ -36,7 +36,11 @@ def checkpoint_folder(path_or_hub_id: str | Path, *, progress: bool | None = Non
         return Path(text).resolve()
     if not isinstance(path_or_hub_id, str) or os.path.exists(text) or not _HUB_ID.fullmatch(text):
         raise ValueError(f"{brief(text)}: expected a checkpoint folder or a hub id (owner/name), found no such folder")
-    return _download(path_or_hub_id, sys.stderr.isatty() if progress is None else progress)
+    return _download(path_or_hub_id, _on_terminal() if progress is None else progress)
+
+
+def _on_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()  # None where it was closed before Python started
 
 
 def _download(hub_id: str, progress: bool) -> Path:

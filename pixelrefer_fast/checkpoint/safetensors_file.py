@@ -68,6 +68,7 @@ class SafetensorsFile:
     Attributes:
         path: the file.
         tensors: what it holds, in the order of their bytes.
+        metadata: the texts in its header.
 
     Raises:
         ValueError: the file is truncated or damaged, or its header is not one of a checkpoint. Names the file.
@@ -84,6 +85,7 @@ class SafetensorsFile:
         with self._mapped() as mapped:
             parse_json(header, f"{path}: header")  # the package accepts a name twice and ignores the first entry
             self.tensors = self._listed(mapped)
+            self.metadata: dict[str, str] = mapped.metadata() or {}
 
     @contextmanager
     def _mapped(self) -> Iterator[Any]:

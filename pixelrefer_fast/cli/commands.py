@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.resources
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pixelrefer_fast._version import __version__
+from pixelrefer_fast.cli.interrupts import clean_end
 from pixelrefer_fast.cli.options import (
     MODEL_VARIABLE,
     RELEASED,
@@ -44,6 +44,7 @@ from pixelrefer_fast.cli.regions import (
     SizedBoxes,
     given_regions,
 )
+from pixelrefer_fast.cli.targets import check_target
 from pixelrefer_fast.printable import safe_text
 
 app = typer.Typer(
@@ -113,7 +114,7 @@ def describe(
     """Describe each marked region: a text per region."""
     with reserved_stdout() as out:
         if save is not None:
-            _check_writable("--save", save)
+            check_target(ctx, "--save", save)
         name = _model_name(model)
         media, regions = _marked_media(ctx, source, frame)
         options = _options(ctx)
@@ -235,7 +236,7 @@ def encode(
 ) -> None:
     """Encode the marked regions once, for any number of questions."""
     with reserved_stdout() as out:
-        _check_writable("--out", out_file, (".safetensors",))
+        check_target(ctx, "--out", out_file, (".safetensors",))
         name = _model_name(model)
         _, regions = _marked_media(ctx, source, frame)
         options = _options(ctx)
@@ -263,7 +264,8 @@ def convert(
     with reserved_stdout() as out:
         from pixelrefer_fast.checkpoint import convert as rewrite
 
-        report = rewrite(source, target)
+        with clean_end():  # what is written by then may be as large as the weights
+            report = rewrite(source, target)
         if as_json:
             write_json(report, out)
         else:
@@ -303,14 +305,8 @@ def verify(
 def doctor(as_json: AsJson = False) -> None:
     """Report versions, devices, providers of every operation, caches and settings."""
     from pixelrefer_fast import doctor as diagnosis
-    from pixelrefer_fast.doctor_table import show
 
-    with reserved_stdout() as out:
-        found = diagnosis.report()
-        if as_json:
-            write_json(found, out)
-        else:
-            show(found, out)
+    diagnosis.main(["--json"] if as_json else [])
 
 
 @app.command(epilog=examples("demo", "demo --out /tmp --json"))
@@ -340,15 +336,6 @@ def _model_name(model: str | None) -> str:
         file=sys.stderr,
     )
     return str(bundled)
-
-
-def _check_writable(option: str, path: str, suffixes: Sequence[str] | None = None) -> None:
-    from pixelrefer_fast.render import SUFFIXES, check_writable
-
-    try:
-        check_writable(path, suffixes or SUFFIXES)
-    except ValueError as error:
-        raise ValueError(f"{option} {error}") from error
 
 
 def _marked_media(ctx: typer.Context, source: str, frame: int | None) -> tuple[Any, list[Marked]]:

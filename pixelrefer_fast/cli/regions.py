@@ -36,14 +36,14 @@ Masks = Annotated[
         "--mask", "FILE.png", "Mask of the image's size: marked where not black (or, with alpha, not transparent)."
     ),
 ]
-RLEs = Annotated[list[str] | None, _option("--rle", "FILE.json", "COCO run lengths, compressed or not.")]
+RLEs = Annotated[list[str] | None, _option("--rle", "FILE.json", "COCO run lengths or an annotation with them.")]
 Polygons = Annotated[list[str] | None, _option("--polygon", '"X,Y X,Y X,Y"', "Polygon by its corners.")]
 Scribbles = Annotated[
     list[str] | None, _option("--scribble", '"X,Y X,Y:WIDTH"', "Line through points, WIDTH pixels thick.")
 ]
 RegionFiles = Annotated[
     list[str] | None,
-    _option("--regions", "FILE.json", "A list of regions, each as Region.to_json writes it, an RLE, a box, ..."),
+    _option("--regions", "FILE.json", "One region or a list, each as Region.to_json writes it, an RLE, a box, ..."),
 ]
 FrameNumber = Annotated[
     int | None,
@@ -193,20 +193,14 @@ def _rle(path: str) -> list[Region]:
     content = _json(path)
     if isinstance(content, list):
         raise ValueError("expected one RLE, got a list, which goes to --regions")
-    return [Region.from_rle(content)]
+    annotation = isinstance(content, dict) and "segmentation" in content
+    return [Region.of(content) if annotation else Region.from_rle(content)]
 
 
 def _region_file(path: str) -> list[Region]:
-    from pixelrefer_fast.regions import Region
+    from pixelrefer_fast.regions import as_regions
 
-    content = _json(path)
-    entries = content if isinstance(content, list) else [content]
-    regions: list[Region] = []
-    for i, entry in enumerate(entries):
-        try:
-            regions.append(Region.of(entry))
-        except ValueError as error:
-            raise ValueError(f"entry {i}: {error}") from error
+    regions = as_regions(_json(path))
     if not regions:
         raise ValueError("expected at least one region, got an empty list")
     return regions
@@ -220,7 +214,7 @@ def _json(path: str) -> Any:
     if size > MAX_JSON_BYTES:
         raise ValueError(f"expected at most {MAX_JSON_BYTES} bytes of JSON, got {size}")
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8-sig"))
     except RecursionError:
         raise ValueError("expected JSON, got brackets nested too deeply") from None
     except ValueError as error:

@@ -26,6 +26,8 @@ from pixelrefer_fast.regions.shapes import (
 
 FORMS = "a mask, a COCO RLE, polygons, a box [x0, y0, x1, y1], a region's JSON, or any of these by frame number"
 MAX_FRAME_DIGITS = 9
+MAX_BOXES = 2**14
+"""Most boxes of one array; a list may hold more."""
 
 
 def shape_of(value: Any) -> Shape:
@@ -41,10 +43,19 @@ def shape_of(value: Any) -> Shape:
             raise ValueError(f"detections: expected exactly one object here, got {len(shapes)}")
         return shapes[0]
     if isinstance(value, (list, tuple)) and value:
-        if len(value) == 4 and all(map(is_number, value)):
-            return box_of(xyxy=value)
+        if all(map(is_scalar, value)):
+            return shape_of_scalars(value)
         return polygons_of(value)
     raise ValueError(f"expected {FORMS}; got {shown(value)}")
+
+
+def shape_of_scalars(values: Sequence[Any]) -> Box | Polygons:
+    """A box of four numbers, or a flat polygon."""
+    if not all(map(is_coordinate, values)) or len(values) % 2 or len(values) < 4:
+        raise ValueError(
+            f"expected a box of four numbers or a polygon of at least three points (six numbers), got {shown(values)}"
+        )
+    return box_of(xyxy=values) if len(values) == 4 else polygons_of(values)
 
 
 def shape_of_mapping(value: Mapping[Any, Any]) -> Shape:
@@ -74,7 +85,7 @@ def box_of(xyxy: Any = None, xywh: Any = None) -> Box:
     numbers = plain(xyxy if xywh is None else xywh)
     if not isinstance(numbers, (list, tuple)) or len(numbers) != 4:
         raise ValueError(f"box: expected 4 numbers, got {shown(numbers)}")
-    x, y, right, bottom = coordinates(numbers, "box")
+    x, y, right, bottom = coordinates([plain(number) for number in numbers], "box")
     return Box(x, y, right, bottom) if xywh is None else Box(x, y, *coordinates((x + right, y + bottom), "box"))
 
 
@@ -83,7 +94,7 @@ def polygons_of(value: Any, size: Any = None) -> Polygons:
     value = plain(value)
     if not isinstance(value, (list, tuple)):
         raise ValueError(f"polygon: expected a list of polygons, got {shown(value)}")
-    if value and (all(map(is_number, value)) or all(map(is_pair, value))):
+    if value and (all(map(is_coordinate, value)) or all(map(is_pair, value))):
         value = [value]
     return Polygons(
         tuple(coordinates(flat(polygon, "polygon"), "polygon") for polygon in value),
@@ -104,7 +115,7 @@ def flat(points: Any, what: str) -> list[Any]:
     if isinstance(points, (list, tuple)):
         points = [plain(point) for point in points]
         if points and all(map(is_pair, points)):
-            return [number for pair in points for number in pair]
+            return [plain(number) for pair in points for number in pair]
         if len(points) % 2 == 0 and not any(isinstance(number, (list, tuple)) for number in points):
             return points
     raise ValueError(f"{what}: expected points as x0, y0, x1, y1, ... or [x, y] pairs, got {shown(points)}")
@@ -113,7 +124,19 @@ def flat(points: Any, what: str) -> list[Any]:
 def is_pair(value: Any) -> bool:
     if isinstance(value, (np.ndarray, torch.Tensor)):
         return tuple(value.shape) == (2,) and is_pair(plain(value))
-    return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(is_number, value))
+    return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(is_coordinate, value))
+
+
+def is_coordinate(value: Any) -> bool:
+    """Whether the value is a number, or an array or tensor without axes that holds one."""
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return value.ndim == 0 and is_number(plain(value))
+    return is_number(value)
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether the value is a number, or what may be given in place of one by mistake: text, a boolean."""
+    return isinstance(value, (str, bool, np.bool_)) or is_coordinate(value)
 
 
 def plain(value: Any) -> Any:
@@ -133,6 +156,11 @@ def as_array(value: Any) -> np.ndarray | torch.Tensor | None:
     if pil is None or not isinstance(value, pil.Image):
         return None
     check_size(value.height, value.width, "mask")
+    if len(value.getbands()) != 1:
+        raise ValueError(
+            f"mask: expected a PIL image of one channel, got one of mode {value.mode}; "
+            f'convert it with image.convert("L"), or pass an array of shape (H, W)'
+        )
     try:
         return np.asarray(value)
     except Exception as error:  # Pillow decodes now, and its decoders raise many kinds
@@ -140,11 +168,44 @@ def as_array(value: Any) -> np.ndarray | torch.Tensor | None:
 
 
 def bitmap_of(array: np.ndarray | torch.Tensor) -> Bitmap:
-    """From an array of shape (H, W), or with leading axes of length 1."""
+    """From an array of shape (H, W), (H, W, 1), or (H, W) behind leading axes of length 1."""
     shape = tuple(array.shape)
+    if is_channels_last(array):
+        shape = shape[:-1]
     if len(shape) < 2 or any(length != 1 for length in shape[:-2]):
         raise ValueError(f"mask: expected an array of shape (H, W), got {shape}")
     return Bitmap.of(numpy_of(array).reshape(shape[-2:]))
+
+
+def is_channels_last(array: np.ndarray | torch.Tensor) -> bool:
+    """Whether the array is one mask (H, W, 1), rather than masks (N, H, W); (1, H, 1) is (1, H, W)."""
+    return array.ndim == 3 and array.shape[0] != 1 and array.shape[2] == 1
+
+
+def is_boxes(value: Any) -> bool:
+    """Whether an array or tensor by itself is boxes (N, 4) rather than a mask of four columns.
+
+    Masks are what has a dtype or values that masks have: bool, unsigned integers, nothing but 0..1 and 255, or more
+    rows than there are boxes. (0, 4) is what a detector returns that found nothing.
+    """
+    if not isinstance(value, (np.ndarray, torch.Tensor)) or value.ndim != 2 or value.shape[1] != 4:
+        return False
+    if not 0 < len(value) <= MAX_BOXES:
+        return len(value) == 0
+    values = numpy_of(value)
+    return values.dtype.kind in "if" and not (((values >= 0) & (values <= 1)) | (values == 255)).all()
+
+
+def box_shapes(boxes: np.ndarray | torch.Tensor) -> Iterator[Box]:
+    """Per row of an array (N, 4) its box xyxy."""
+    for index, row in enumerate(numpy_of(boxes)):
+        with labelled(f"region {index}"):
+            try:
+                yield box_of(xyxy=row)
+            except ValueError as error:
+                raise ValueError(
+                    f"{error}; an array of shape (N, 4) is N boxes x0, y0, x1, y1 (a mask of four columns: pass bool)"
+                ) from None
 
 
 def is_detections(value: Any) -> bool:
@@ -245,7 +306,9 @@ def holds_objects(value: Any) -> bool:
         return "masks" in value or "out_binary_masks" in value or frame_numbers(value) is not None
     if is_detections(value):
         return value.tracker_id is not None or len(value.xyxy) != 1
-    return isinstance(value, (np.ndarray, torch.Tensor)) and any(length != 1 for length in value.shape[:-2])
+    if not isinstance(value, (np.ndarray, torch.Tensor)) or is_channels_last(value):
+        return False
+    return any(length != 1 for length in value.shape[:-2])
 
 
 def tracks(frames: Mapping[int, Any]) -> list[dict[int, Shape]]:

@@ -9,16 +9,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from pixelrefer_fast.checks import check_size, is_integer, is_number, shown
+from pixelrefer_fast.checks import check_size, is_integer, shown
 from pixelrefer_fast.regions.formats import (
     as_array,
     bitmap_of,
     box_of,
+    box_shapes,
     detection_shapes,
     frame_numbers,
     holds_objects,
+    is_boxes,
+    is_channels_last,
     is_detections,
     is_pair,
+    is_scalar,
     labelled,
     polygons_of,
     sam_shapes,
@@ -42,8 +46,9 @@ class Region:
 
     @classmethod
     def from_mask(cls, mask: Any) -> Region:
-        """From an array, tensor or PIL image (H, W), or with leading axes of length 1: bool; integers, where all but 0
-        is marked; finite floats, marked above 0.5."""
+        """From an array or tensor (H, W), (H, W, 1) or with leading axes of length 1, or a PIL image of one channel
+        (modes "1", "L", "P": palette indices, ...): bool; integers, where all but 0 is marked; finite floats, marked
+        above 0.5."""
         array = as_array(mask)
         if array is None:
             raise ValueError(f"mask: expected an array or tensor, got {type(mask).__name__}")
@@ -51,7 +56,8 @@ class Region:
 
     @classmethod
     def from_rle(cls, rle: Mapping[str, Any]) -> Region:
-        """From COCO's {"size": [height, width], "counts": ...}, compressed (text or bytes) or not (list)."""
+        """From COCO's {"size": [height, width], "counts": ...}, compressed (text or bytes) or not (a list, tuple or
+        array of integers)."""
         if not isinstance(rle, Mapping) or "counts" not in rle:
             raise ValueError(f'RLE: expected a mapping with "size" and "counts", got {shown(rle)}')
         return cls(((None, Rle.of(rle.get("size"), rle["counts"])),))
@@ -195,16 +201,22 @@ def as_regions(regions: Any) -> list[Region]:
     """A list of regions from one region, or from a list or other set of them.
 
     A list or tuple is a list of regions, each in any form `Region.of` takes, unless it is numbers (a box of four or a
-    flat polygon) or [x, y] pairs (a polygon). Arrays of three or four dimensions are masks (N, H, W) or (N, 1, H, W).
-    `supervision.Detections` and outputs of SAM are as for `Region.from_detections` and `Region.from_sam`. An empty list
-    gives an empty list.
+    flat polygon) or [x, y] pairs (a polygon). Arrays of three or four dimensions are masks (N, H, W) or (N, 1, H, W),
+    except that (H, W, 1) is one mask. `supervision.Detections` and outputs of SAM are as for `Region.from_detections`
+    and `Region.from_sam`. An empty list, or an array (0, 4), gives an empty list.
+
+    An array or tensor (N, 4) by itself, of floats or signed integers, is N boxes x0, y0, x1, y1 as detectors return
+    them. It is one mask of an image four pixels wide if it is bool or unsigned, if all its values are in 0..1 or 255,
+    or if N > 16384; as an element of a list or mapping it is always a mask.
 
     Raises ValueError that names the index of the region that is malformed.
     """
     if is_detections(regions):
         return Region.from_detections(regions)
     with labelled("region 0"):
-        holds_many = is_sam_output(regions)
+        holds_boxes, holds_many = is_boxes(regions), is_sam_output(regions)
+    if holds_boxes:
+        return [Region(((None, shape),)) for shape in box_shapes(regions)]
     if holds_many:
         return Region.from_sam(regions)
     if is_list_of_regions(regions):
@@ -215,13 +227,13 @@ def as_regions(regions: Any) -> list[Region]:
 def is_list_of_regions(value: Any) -> bool:
     if not isinstance(value, (list, tuple)):
         return False
-    return not value or not (all(map(is_number, value)) or all(map(is_pair, value)))
+    return not value or not (all(map(is_scalar, value)) or all(map(is_pair, value)))
 
 
 def is_sam_output(value: Any) -> bool:
     """Whether the value holds objects rather than one region."""
     if isinstance(value, (np.ndarray, torch.Tensor)):
-        return value.ndim > 2
+        return value.ndim > 2 and not is_channels_last(value)
     if isinstance(value, Mapping):
         frames = frame_numbers(value)
         return "masks" in value if frames is None else any(map(holds_objects, frames.values()))

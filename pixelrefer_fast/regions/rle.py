@@ -40,8 +40,8 @@ def parse_counts(text: bytes, height: int, width: int) -> np.ndarray:
     return check_counts(runs, height, width)
 
 
-def compress_counts(counts: Sequence[Any], height: int, width: int) -> bytes:
-    """COCO's compressed form of a list of run lengths that add up to height * width."""
+def compress_counts(counts: Sequence[Any] | np.ndarray, height: int, width: int) -> bytes:
+    """COCO's compressed form of a list or array (N,) of run lengths that add up to height * width."""
     from pycocotools import mask as coco
 
     if not 0 < len(counts) <= MAX_TEXT:

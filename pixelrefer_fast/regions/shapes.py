@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
+import torch
 
-from pixelrefer_fast.checks import check_size, is_integer, is_number, shown
+from pixelrefer_fast.checks import check_size, is_integer, is_number, numpy_of, shown
 from pixelrefer_fast.regions.rle import compress_counts, compress_mask, parse_counts
 
 MAX_COORDINATE = 2**24
@@ -153,8 +154,10 @@ class Rle:
     def of(cls, size: Any, counts: Any) -> Rle:
         """From the `size` [height, width] and `counts` of COCO's compressed or uncompressed form."""
         height, width = image_size(size, "RLE size")
-        if isinstance(counts, (list, tuple)):
-            return cls(height, width, compress_counts(counts, height, width))
+        is_array = isinstance(counts, (np.ndarray, torch.Tensor)) and counts.ndim == 1
+        if is_array or isinstance(counts, (list, tuple)):
+            runs = numpy_of(counts) if is_array else counts
+            return cls(height, width, compress_counts(runs, height, width))
         if isinstance(counts, str) and counts.isascii():
             counts = counts.encode("ascii")
         if not isinstance(counts, bytes):
@@ -209,7 +212,8 @@ class Bitmap:
         return self.box_height == 0
 
     def pixels(self, height: int, width: int, name: str) -> np.ndarray:
-        check_made_for(self.height, self.width, height, width, name)
+        hint = "; for boxes pass [x0, y0, x1, y1] for each" if self.width == 4 else ""
+        check_made_for(self.height, self.width, height, width, name, hint)
         mask = np.zeros((height, width), np.uint8)
         bits = np.unpackbits(np.frombuffer(self.bits, np.uint8), count=self.box_height * self.box_width)
         rows, columns = slice(self.top, self.top + self.box_height), slice(self.left, self.left + self.box_width)
@@ -224,10 +228,11 @@ class Bitmap:
 Shape: TypeAlias = Box | Polygons | Scribble | Rle | Bitmap
 
 
-def check_made_for(made_height: int, made_width: int, height: int, width: int, name: str) -> None:
+def check_made_for(made_height: int, made_width: int, height: int, width: int, name: str, hint: str = "") -> None:
     if (made_height, made_width) != (height, width):
         raise ValueError(
-            f"{name}: expected a mask of {height}x{width} (the image's height x width), got {made_height}x{made_width}"
+            f"{name}: expected a mask of {height}x{width} (the image's height x width), "
+            f"got {made_height}x{made_width}{hint}"
         )
 
 
