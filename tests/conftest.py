@@ -27,6 +27,9 @@ settings.load_profile("pixelrefer")
 
 PACKAGE = "pixelrefer_fast"
 
+# a failed assertion of a helper shows its values, as one in a test does
+pytest.register_assert_rewrite("command_line", "hostile_checkpoints", "limits", "media_files")
+
 
 def poison_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """Fill with NaN, with a number no index may have, or with True."""

@@ -1,0 +1,95 @@
+"""The command line: answers, what goes where."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from command_line import HEIGHT, WIDTH, FakeModel, one_error_line
+from PIL import Image
+
+
+def test_describe_prints_a_text_per_region_and_nothing_else_on_stdout(
+    run: Callable[..., SimpleNamespace], model: FakeModel, image: str
+) -> None:
+    arguments = ("describe", image, "--box", "1,1,9,9", "--box", "2,2,9,9", "--question", "What is <region>?")
+    options = ("--max-new-tokens", "7", "--temperature", "0.5", "--top-p", "0.9", "--seed", "3")
+    result = run(
+        *arguments, *options, "--model", "my/model", "--device", "cpu", "--dtype", "float32", "--backend", "torch"
+    )
+    assert result.code == 0, result.err
+    assert result.out == "0: text 0\\x1b[31m\n1: text 1\\x1b[31m\n"
+    assert "a library says hello" in result.err
+    assert model.loads == [("my/model", {"device": "cpu", "dtype": "float32", "backend": "torch"})]  # type: ignore[attr-defined]
+    call = model.calls[0]
+    assert call["question"] == "What is <region>?"
+    assert call["options"] == {"max_new_tokens": 7, "temperature": 0.5, "top_p": 0.9, "seed": 3}
+    assert call["media"].shape == (HEIGHT, WIDTH, 3)
+
+
+def test_json_is_one_document(
+    run: Callable[..., SimpleNamespace], model: FakeModel, image: str, tmp_path: Path
+) -> None:
+    target = tmp_path / "out.png"
+    result = run("describe", image, "--box", "1,1,9,9", "--json", "--save", str(target))
+    document = json.loads(result.out)
+    assert document["regions"] == [{"region": 0, "given": "--box 1,1,9,9", "frames": None, "text": "text 0\x1b[31m"}]
+    assert document["model"] == "some/model"
+    assert document["random_weights"] is False
+    assert document["saved"] == str(target)
+    assert set(document["seconds"]) == {"load", "describe"}
+    with Image.open(target) as picture:
+        assert picture.width >= 640
+
+
+def test_saved_sheet_of_a_video(
+    run: Callable[..., SimpleNamespace], model: FakeModel, video: str, tmp_path: Path
+) -> None:
+    target = tmp_path / "sheet.png"
+    assert run("describe", video, "--box", "1,1,40,40", "--frame", "2", "--save", str(target)).code == 0
+    with Image.open(target) as picture:
+        assert picture.width == 1600
+
+
+def test_ask_and_stream(run: Callable[..., SimpleNamespace], model: FakeModel, image: str) -> None:
+    arguments = ("ask", image, "Is <region> near <region>?", "--box", "1,1,9,9", "--xywh", "2,2,9,9")
+    assert run(*arguments).out == "an answer\\x07\n"
+    assert run(*arguments, "--stream").out == "an answer\\x07\n"
+    assert [len(call["regions"]) for call in model.calls] == [2, 2]
+    document = json.loads(run(*arguments, "--json").out)
+    assert document["answer"] == "an answer\x07"
+    assert (document["model"], document["random_weights"]) == ("some/model", False)
+    assert len(document["regions"]) == 2
+    one_error_line(run(*arguments, "--stream", "--json"), "--stream")
+    one_error_line(run("ask", image), "QUESTION")
+
+
+def test_objects_bring_their_own_regions(
+    run: Callable[..., SimpleNamespace], model: FakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "o.safetensors")
+    one_error_line(run("ask", path, "What?", "--box", "0,0,5,5"), "own regions")
+    one_error_line(run("ask", path, "What?", "--frame", "0"), "--frame")
+    one_error_line(run("ask", path, "What?"), "o.safetensors")
+    Path(path).write_bytes(b"\xff" * 64)
+    one_error_line(run("ask", path, "What?"), "o.safetensors")
+    one_error_line(run("encode", path, "--box", "0,0,5,5", "--out", str(tmp_path / "x.txt")), ".safetensors")
+
+
+def test_without_a_model_the_bundled_one_says_that_its_words_mean_nothing(
+    run: Callable[..., SimpleNamespace], image: str, monkeypatch: pytest.MonkeyPatch, model: FakeModel
+) -> None:
+    monkeypatch.delenv("PIXELREFER_FAST_MODEL", raising=False)
+    result = run("describe", image, "--box", "1,1,9,9")
+    assert result.code == 0
+    ((name, _),) = model.loads  # type: ignore[attr-defined]
+    assert Path(name).parts[-2:] == ("assets", "lite")
+    for words in ("random", "mean nothing", "PixelRefer-Lite-2B", "PixelRefer-7B", "PIXELREFER_FAST_MODEL"):
+        assert words in result.err
+    for arguments in (("describe", image), ("ask", image, "What is <region>?")):
+        document = json.loads(run(*arguments, "--box", "1,1,9,9", "--json").out)
+        assert document["random_weights"] is True
+        assert document["model"] == name

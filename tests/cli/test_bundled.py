@@ -1,0 +1,75 @@
+"""The command line: the real thing on the bundled checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from command_line import ASSETS, FakeModel, one_error_line
+from PIL import Image
+
+
+def test_demo(run: Callable[..., SimpleNamespace], tmp_path: Path) -> None:
+    result = run("demo", "--out", str(tmp_path / "new"))
+    assert result.code == 0, result.err
+    assert "weights of these two small checkpoints are random: the words mean nothing" in result.out
+    assert result.out.count("\n0: ") == 2
+    assert result.out.count("\n1: ") == 2
+    for kind in ("lite", "full"):
+        with Image.open(tmp_path / "new" / f"demo-{kind}.png") as picture:
+            assert picture.width == 902
+    (tmp_path / "file").write_text("")
+    one_error_line(run("demo", "--out", str(tmp_path / "file")), "--out")
+
+
+def test_demo_as_json(run: Callable[..., SimpleNamespace], model: FakeModel, tmp_path: Path) -> None:
+    report = json.loads(run("demo", "--out", str(tmp_path), "--json").out)
+    assert report["random_weights"] is True
+    assert [entry["model"] for entry in report["models"]] == ["PixelRefer-Lite", "PixelRefer"]
+    for entry in report["models"]:
+        assert [r["region"] for r in entry["regions"]] == [0, 1]
+        assert all(r["seconds"] > 0 and r["text"] for r in entry["regions"])
+        assert Path(entry["saved"]).is_file()
+    assert [str(Path(name).name) for name, _ in model.loads] == ["lite", "full"]  # type: ignore[attr-defined]
+
+
+def test_encode_then_ask_is_ask(run: Callable[..., SimpleNamespace], tmp_path: Path) -> None:
+    photograph, model = str(ASSETS / "cat.jpg"), str(ASSETS / "lite")
+    question, box = "What is <region>?", ("--box", "60,50,360,275")
+    objects = str(tmp_path / "cat.safetensors")
+    short = ("--model", model, "--max-new-tokens", "6", "--json")
+    asked = json.loads(run("ask", photograph, question, *box, *short).out)
+    encoded = json.loads(run("encode", photograph, *box, "--out", objects, "--model", model, "--json").out)
+    assert encoded["tokens"] > 0
+    assert (encoded["model"], encoded["random_weights"]) == (model, False)
+    assert encoded["bytes"] == Path(objects).stat().st_size
+    again = json.loads(run("ask", objects, question, *short).out)
+    assert again["answer"] == asked["answer"]
+    assert again["regions"] is None
+    assert os.listdir(tmp_path) == ["cat.safetensors"]
+    one_error_line(run("ask", photograph, "What?", *box, "--model", model), "<region>")
+    one_error_line(run("ask", objects, question, "--model", str(ASSETS / "full")), "objects")
+
+
+@pytest.mark.parametrize("kind", ["lite", "full"])
+@pytest.mark.parametrize(("option", "value"), [("--fps", "0"), ("--fps", "nan"), ("--max-frames", "0")])
+def test_options_of_videos_are_checked_whatever_the_model(
+    run: Callable[..., SimpleNamespace], video: str, kind: str, option: str, value: str
+) -> None:
+    marks = ("--frame", "0", "--box", "1,1,9,9", "--model", str(ASSETS / kind))
+    one_error_line(run("describe", video, *marks, option, value), option.strip("-").replace("max-frames", "max"))
+
+
+def test_convert_writes_a_checkpoint_that_answers_alike(run: Callable[..., SimpleNamespace], tmp_path: Path) -> None:
+    result = run("convert", str(ASSETS / "lite"), str(tmp_path / "new"), "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["tensors"] > 0
+    arguments = ("describe", str(ASSETS / "cat.jpg"), "--box", "60,50,360,275", "--max-new-tokens", "4", "--model")
+    assert run(*arguments, str(tmp_path / "new")).out == run(*arguments, str(ASSETS / "lite")).out
+    one_error_line(run("convert", str(ASSETS / "lite"), str(tmp_path / "new")), "new")
+    one_error_line(run("convert", str(tmp_path / "gone"), str(tmp_path / "other")), "gone")
+    one_error_line(run(*arguments, str(tmp_path / "gone")), "gone")

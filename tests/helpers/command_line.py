@@ -1,0 +1,66 @@
+"""What the tests of the command line share: a model that answers at once, marks, and the one line of an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+import pixelrefer_fast
+from pixelrefer_fast import Region
+
+ASSETS = Path(pixelrefer_fast.__file__).parent / "assets"
+HEIGHT, WIDTH = 60, 80
+
+
+class FakeModel:
+    """Answers at once and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+
+    def describe(self, media: Any, regions: list[Region], question: str | None = None, **options: Any) -> list[str]:
+        self.calls.append({"media": media, "regions": regions, "question": question, "options": options})
+        print("a library says hello")
+        return [f"text {i}\x1b[31m" for i in range(len(regions))]
+
+    def ask(self, media: Any, question: str, regions: Any = None, **options: Any) -> str:
+        self.calls.append({"media": media, "regions": regions, "question": question, "options": options})
+        return "an answer\x07"
+
+    def stream(self, media: Any, question: str, regions: Any = None, **options: Any) -> Iterator[str]:
+        self.calls.append({"media": media, "regions": regions, "question": question, "options": options})
+        yield from ("an ", "ans", "wer\x07")
+
+
+def mask_file(path: Path, x0: int, y0: int, x1: int, y1: int, mode: str = "L") -> str:
+    pixels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    pixels[y0:y1, x0:x1] = 255
+    if mode == "RGBA":  # a cut-out: colours everywhere, transparent outside
+        Image.fromarray(np.dstack([pixels * 0 + 7] * 3 + [pixels])).save(path)
+    elif mode == "P":
+        labels = Image.fromarray((pixels > 0).astype(np.uint8), "P")
+        labels.putpalette([0, 0, 0, 200, 10, 10])
+        labels.save(path)
+    else:
+        Image.fromarray(pixels).convert(mode).save(path)
+    return str(path)
+
+
+def marked(region: Region, frame: int | None = None) -> tuple[int, int, int, int]:
+    ys, xs = np.nonzero(region.mask(HEIGHT, WIDTH, frame))
+    return int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1
+
+
+def one_error_line(result: SimpleNamespace, *parts: str) -> None:
+    assert result.code == 2, result
+    assert result.out == ""
+    lines = result.err.splitlines()
+    assert len(lines) == 1, result.err
+    assert lines[0].startswith("error: ")
+    for part in parts:
+        assert part in lines[0]
