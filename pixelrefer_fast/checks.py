@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -66,3 +68,12 @@ def check_seed(name: str, seed: Any) -> None:
         raise ValueError(f"{name}: expected an integer, got {seed!r}")
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"{name}: expected an integer of at most 64 bits, got {seed!r}")
+
+
+@contextmanager
+def labelled(name: str) -> Iterator[None]:
+    """Put `name` before the message of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None

@@ -15,7 +15,7 @@ from torch import nn
 
 from pixelrefer_fast import ops
 from pixelrefer_fast._version import __version__
-from pixelrefer_fast.checks import plain_list, shown
+from pixelrefer_fast.checks import plain_list
 from pixelrefer_fast.config import ModelConfig
 from pixelrefer_fast.decoder import Decoder, Generation
 from pixelrefer_fast.encoder import VisionEncoder
@@ -25,7 +25,7 @@ from pixelrefer_fast.objects import Objects, Scene
 from pixelrefer_fast.options import EncodeOptions, split_options
 from pixelrefer_fast.patches import pack_views
 from pixelrefer_fast.projector import VisionProjector, kept_cells
-from pixelrefer_fast.prompt import REGION_TAG, Prompt, build_prompt, check_question
+from pixelrefer_fast.prompt import REGION_TAG, Prompt, build_prompt, check_question, check_tags
 from pixelrefer_fast.regions import as_regions
 from pixelrefer_fast.request import FrameSource, Request, bind_regions
 from pixelrefer_fast.selection import select_patches
@@ -203,11 +203,7 @@ class _Model(nn.Module):
                 question = _name_objects(question, objects)
         else:
             request = self._request(media, regions, encode)
-            if question.count(REGION_TAG) != len(request.regions):
-                raise ValueError(
-                    f"question: expected a {REGION_TAG} tag for each of the {len(request.regions)} region(s), "
-                    f"got {question.count(REGION_TAG)} in {shown(question)}"
-                )
+            check_tags(question, len(request.regions))  # before anything is encoded
             objects = self._encode_request(request, encode)
         return self.embed_prompt(self.build_prompt(question, objects), objects), generation
 

@@ -66,6 +66,16 @@ def check_question(question: Any) -> None:
         raise ValueError(f"question: expected text, got half a character at position {error.start}") from None
 
 
+def check_tags(question: str, regions: int) -> None:
+    """Raise a ValueError unless `question` has a tag for each of so many regions."""
+    tags = question.count(REGION_TAG)
+    if tags != regions:
+        raise ValueError(
+            f"question: expected a {REGION_TAG} tag for each of the {regions} region(s), "
+            f"got {tags} in {shown(question)}"
+        )
+
+
 def expand_question(
     question: str,
     objects: Sequence[ObjectTokens],
@@ -86,12 +96,7 @@ def expand_question(
     check_question(question)
     if REGION_TOKEN in question:
         raise ValueError(f"question: {REGION_TOKEN} is reserved for object tokens; write {REGION_TAG} for each region")
-    tags = question.count(REGION_TAG)
-    if tags != len(objects):
-        raise ValueError(
-            f"question: expected a {REGION_TAG} tag for each of the {len(objects)} region(s), "
-            f"got {tags} in {shown(question)}"
-        )
+    check_tags(question, len(objects))
     scene_tag, other = (IMAGE_TOKEN, VIDEO_TAG) if times is None else (VIDEO_TAG, IMAGE_TOKEN)
     if scene is None:
         for tag in (IMAGE_TOKEN, VIDEO_TAG):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from pixelrefer_fast.checkpoint.safetensors_file import SafetensorsFile
+from pixelrefer_fast.ops._check import check_dtype, check_shape
 
 ENCODER_CALLS = {"lite": 3, "full": 2}
 CALL_KEYS = ("vision_patches_uint8", "vision_grid_thw", "vision_features")
@@ -118,7 +119,5 @@ def _expect(name: str, given: Any, expected: Any) -> None:
 
 
 def _expect_shape(name: str, tensor: torch.Tensor, dtype: torch.dtype, *shape: int | None) -> None:
-    fits = tensor.ndim == len(shape) and all(s in (None, g) for s, g in zip(shape, tensor.shape, strict=True))
-    if tensor.dtype != dtype or not fits:
-        sizes = ", ".join("any" if s is None else str(s) for s in shape)
-        raise ValueError(f"{name}: expected ({sizes}) of {dtype}, got {tuple(tensor.shape)} of {tensor.dtype}")
+    check_shape("recorded", name, tensor, *shape)
+    check_dtype("recorded", name, tensor, dtype)

@@ -84,7 +84,7 @@ def verify(
     if not paths:
         raise ValueError(f"{folder}: expected at least one case_*.safetensors, found none")
     model = load(folder, device=device, dtype=dtype, backend=backend)
-    for path in paths:  # a damaged file is told before the first case runs
+    for path in paths:  # a damaged file is told before the first case runs; all at once need not fit into memory
         Case.read(path, model.kind)
     cases = []
     for path in paths:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pixelrefer_fast.checks import labelled
 from pixelrefer_fast.config import ModelConfig
 from pixelrefer_fast.ops.view_patches import AREA, BLACK, LINEAR, PATCH, PLAN_COLUMNS
 
@@ -226,10 +227,8 @@ def _context(mark: Mark, crop: Box) -> tuple[View, View]:
 
 
 def _with_final(name: str, view: View, budget: int) -> View:
-    try:
+    with labelled(name):
         height, width = processor_size(view.height, view.width, PATCH * view.merge, budget)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
     return replace(view, final_height=height, final_width=width)
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
-from pixelrefer_fast.checks import check_size, is_integer, is_number, numpy_of, shown
+from pixelrefer_fast.checks import check_size, is_integer, is_number, labelled, numpy_of, shown
 from pixelrefer_fast.regions.shapes import (
     MAX_POINTS,
     Bitmap,
@@ -358,12 +357,3 @@ def object_mask(mask: Any) -> Bitmap:
 
 def shape_text(value: Any) -> str:
     return str(tuple(value.shape)) if isinstance(value, (np.ndarray, torch.Tensor)) else shown(value)
-
-
-@contextmanager
-def labelled(name: str) -> Iterator[None]:
-    """Put `name` before the message of a ValueError."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pixelrefer_fast.checks import check_size, is_integer, shown
+from pixelrefer_fast.checks import check_size, is_integer, labelled, shown
 from pixelrefer_fast.regions.formats import (
     as_array,
     bitmap_of,
@@ -23,7 +23,6 @@ from pixelrefer_fast.regions.formats import (
     is_detections,
     is_pair,
     is_scalar,
-    labelled,
     polygons_of,
     sam_shapes,
     scribble_of,
