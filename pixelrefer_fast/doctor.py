@@ -273,12 +273,7 @@ def _op(op: Any) -> dict[str, Any]:
 
 
 def _extension() -> dict[str, Any]:
-    importlib.import_module("pixelrefer_fast")
-    if importlib.util.find_spec("pixelrefer_fast._C") is None:
-        return {"built": False, "reason": "pixelrefer_fast._C is not there: the CUDA extension was not built"}
-    importlib.import_module("torch")  # the extension links against torch's libraries
-    extension = importlib.import_module("pixelrefer_fast._C")
-    return {"built": True, "file": str(extension.__file__)}
+    return dict(importlib.import_module("pixelrefer_fast.extension").describe())
 
 
 _PROBES: dict[str, Callable[[], Any]] = {
@@ -366,7 +361,7 @@ def _problems(found: dict[str, Any]) -> list[str]:
             problems.append(f"{name} is installed but does not import: {package['error']}")
         elif name not in EXTRAS and not package["installed"]:
             problems.append(f"{name} is not installed, and pixelrefer_fast needs it")
-    for part in ("pixelrefer_fast", "torch", "devices", "ops"):
+    for part in ("pixelrefer_fast", "torch", "devices", "ops", "extension"):
         if isinstance(found[part], dict) and "error" in found[part]:
             problems.append(f"{part}: {found[part]['error']}")
     for name, why in found["pixelrefer_fast"].get("broken_modules", {}).items():
@@ -376,22 +371,47 @@ def _problems(found: dict[str, Any]) -> list[str]:
     for name, op in (found["ops"] if isinstance(found["ops"], dict) else {}).items():
         if isinstance(op, dict) and "error" in op:
             problems.append(f"op {name}: {op['error']}")
+    for name, module in found["extension"].get("modules", {}).items():
+        if module["file"] and not module["loads"]:
+            problems.append(f"pixelrefer_fast.{name}: {module['reason']}")
     return problems
 
 
+def build() -> int:
+    """Compile the extension here, with a line for each step; 0 if it loads afterwards."""
+    from pixelrefer_fast import build_extension, extension
+
+    try:
+        extension.build_in_place(lambda line: print(line, flush=True))
+    except (build_extension.BuildError, OSError) as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    # in a process of its own: a build that does not load may end the process
+    found = _in_child(["extension"], TIMEOUT)["extension"]
+    modules = found.get("modules", {"the extension": {"loads": False, "reason": found.get("error")}})
+    broken = [f"{name}: {m['reason']}" for name, m in modules.items() if not m["loads"] and m.get("file")]
+    if "error" in found or broken:
+        print(f"failed: built, but {'; '.join(broken) or found['error']}", file=sys.stderr)
+        return 1
+    print(f"loads: {', '.join(name for name, m in modules.items() if m['loads'])}")
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """The command; 0 whatever it found."""
+    """The command; 0 whatever it found, 1 if --build fails."""
     from pixelrefer_fast import doctor_table
     from pixelrefer_fast.cli.output import write_json
     from pixelrefer_fast.printable import one_line
 
     arguments = sys.argv[1:] if arguments is None else arguments
-    if unknown := [a for a in arguments if a not in ("--json", "--help", "-h")]:
-        print(f"error: doctor takes --json and nothing else, got {one_line(' '.join(unknown))}", file=sys.stderr)
-        return 2
     if "--help" in arguments or "-h" in arguments:
-        print("usage: python -m pixelrefer_fast.doctor [--json]\n\n" + (__doc__ or ""))
+        print("usage: python -m pixelrefer_fast.doctor [--json | --build]\n\n" + (__doc__ or ""))
         return 0
+    if arguments not in ([], ["--json"], ["--build"]):
+        print(f"error: doctor takes --json or --build, got {one_line(' '.join(arguments))}", file=sys.stderr)
+        return 2
+    if arguments == ["--build"]:
+        return build()
     found = report()
     if "--json" in arguments:
         write_json(found, sys.stdout)

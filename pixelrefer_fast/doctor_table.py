@@ -80,7 +80,7 @@ def _sections(found: dict[str, Any]) -> Iterator[tuple[str, list[Row]]]:
     yield "Packages", [(name, *_package(package)) for name, package in found["packages"].items()]
     yield "Devices", [*_devices(found["devices"]), ("nvidia driver", *_each(found["nvidia_driver"], _driver))]
     yield "Operations (who can compute them here)", list(_operations(found["ops"]))
-    yield "CUDA extension", [("pixelrefer_fast._C", *_each(found["extension"], _extension))]
+    yield "CUDA extension", list(_extension(found["extension"]))
     yield "Caches", list(_caches(found["caches"]))
     environment = found["environment"]
     yield "Environment variables", [(k, v, None) for k, v in environment.items()] or [("-", "none of ours set", None)]
@@ -156,8 +156,18 @@ def _operations(ops: Any) -> Iterator[Row]:
             yield "", f"passed over {count} times: {reason}", None
 
 
-def _extension(extension: dict[str, Any]) -> str:
-    return str(extension["file"] if extension["built"] else extension["reason"])
+def _extension(extension: dict[str, Any]) -> Iterator[Row]:
+    if _error(extension) is not None:
+        yield "extension", _value(extension), False
+        return
+    for name, module in extension["modules"].items():
+        if module["loads"]:
+            yield f"pixelrefer_fast.{name}", module["file"], True
+        else:
+            yield f"pixelrefer_fast.{name}", module["reason"], False if module["file"] else None
+    yield "can be built here", " and ".join(extension["can_build"]) or "nothing", None
+    if extension["cannot_build"]:
+        yield "cannot be built here", extension["cannot_build"], None
 
 
 def _caches(caches: Any) -> Iterator[Row]:

@@ -63,7 +63,8 @@ def test_a_whole_report_is_json_and_names_everything(tmp_path: Path) -> None:
     assert set(found["environment"]) >= {"PIXELREFER_FAST_X", "PIXELREFER_FAST_TOKEN", "HF_HUB_OFFLINE"}
     assert "hush" not in ran.stdout
     assert found["caches"]["hub"]["path"].endswith("hub")
-    assert isinstance(found["extension"]["built"], bool)
+    assert set(found["extension"]["modules"]) == {"_C", "_C_cuda"}
+    assert all(m["loads"] is (m["reason"] == "") for m in found["extension"]["modules"].values())
 
 
 @pytest.mark.parametrize(
@@ -194,6 +195,12 @@ def test_missing_and_damaged_packages_are_told_apart(monkeypatch: pytest.MonkeyP
         "devices": [],
         "ops": {"infuse": {"error": "KeyError: y"}},
         "nvidia_driver": {"found": True, "gpus": []},
+        "extension": {
+            "modules": {
+                "_C": {"loads": False, "file": "/x/_C.abi3.so", "reason": "invalid ELF header"},
+                "_C_cuda": {"loads": False, "file": None, "reason": "not built"},
+            }
+        },
     }
     problems = doctor._problems(found)
     assert problems == [
@@ -201,6 +208,7 @@ def test_missing_and_damaged_packages_are_told_apart(monkeypatch: pytest.MonkeyP
         "av is installed but does not import: OSError: x",
         "there is an NVIDIA GPU, but this torch is built without CUDA",
         "op infuse: KeyError: y",
+        "pixelrefer_fast._C: invalid ELF header",
     ]
 
 
@@ -237,7 +245,14 @@ def test_the_table_of_a_gpu_machine() -> None:
                 "fallbacks": {"triton: no GPU": 3},
             }
         },
-        "extension": {"built": False, "reason": "not built"},
+        "extension": {
+            "modules": {
+                "_C": {"loads": True, "file": "/x/_C.abi3.so", "reason": ""},
+                "_C_cuda": {"loads": False, "file": None, "reason": "not built"},
+            },
+            "can_build": ["_C"],
+            "cannot_build": "_C_cuda: no nvcc",
+        },
         "caches": {
             "hub": {"path": "/hub", "exists": True, "pixelrefer_models": ["A/PixelRefer-2B"]},
             "triton": {"path": "/triton", "exists": False},
@@ -257,6 +272,8 @@ def test_the_table_of_a_gpu_machine() -> None:
             "triton: no, no GPU",
             "passed over 3 times: triton: no GPU",
             "not built",
+            "/x/_C.abi3.so",
+            "_C_cuda: no nvcc",
             "A/PixelRefer-2B",
             "/triton (does not exist yet)",
             "TRITON_INTERPRET",

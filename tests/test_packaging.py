@@ -64,14 +64,14 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_is_complete(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = subprocess.run(
-        ["git", "ls-files", "pixelrefer_fast", "kernels"], cwd=ROOT, check=True, capture_output=True
+        ["git", "ls-files", "pixelrefer_fast", "kernels", "csrc"], cwd=ROOT, check=True, capture_output=True
     )
     for name in wanted.stdout.decode().splitlines():
-        if name.startswith("kernels/"):
+        if name.startswith(("kernels/", "csrc/")):
             name = f"pixelrefer_fast/{name}"
-            if not name.endswith(".py"):
+            if name.startswith("pixelrefer_fast/kernels/") and not name.endswith((".py", ".json")):
                 continue
-        if name != "pixelrefer_fast/kernels":  # the link itself
+        if name not in ("pixelrefer_fast/kernels", "pixelrefer_fast/csrc"):  # the links themselves
             assert name in names
     assert not any(n.startswith(("kernels/", "tests/", "benchmarks/", "csrc/")) for n in names)
     assert any(n.endswith("licenses/LICENSE") for n in names)

@@ -301,12 +301,16 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command(epilog=examples("doctor", "doctor --json"))
-def doctor(as_json: AsJson = False) -> None:
+@app.command(epilog=examples("doctor", "doctor --json", "doctor --build"))
+def doctor(
+    as_json: AsJson = False,
+    build: Annotated[bool, typer.Option("--build", help="Compile the extension of csrc/ here; no report.")] = False,
+) -> None:
     """Report versions, devices, providers of every operation, caches and settings."""
     from pixelrefer_fast import doctor as diagnosis
 
-    diagnosis.main(["--json"] if as_json else [])
+    if code := diagnosis.main(["--json"] * as_json + ["--build"] * build):
+        raise typer.Exit(code)
 
 
 @app.command(epilog=examples("demo", "demo --out /tmp --json"))

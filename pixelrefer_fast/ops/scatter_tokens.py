@@ -7,41 +7,110 @@ from collections.abc import Iterator
 import torch
 
 from pixelrefer_fast.ops._check import check_dtype, check_shape
-from pixelrefer_fast.ops._registry import register_op
+from pixelrefer_fast.ops._extension import available, declines, out_variant
+from pixelrefer_fast.ops._registry import BackendError, Reason, register_op
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def _samples(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple]:
-    for length, count, width in ((17, 5, 24), (4, 4, 1), (3, 0, 8), (0, 0, 8)):
+    for length, count, width in ((17, 5, 24), (4, 4, 1), (3, 0, 8), (0, 0, 8), (9, 6, 1152)):
         embeds = torch.randn(length, width, generator=generator).to(dtype)
         tokens = torch.randn(count, width, generator=generator).to(dtype)
-        yield embeds, tokens, torch.randperm(length, generator=generator)[:count]
+        slots = torch.randperm(length, generator=generator)[:count]
+        slots[1:2] = -1
+        yield embeds, tokens, slots
+
+
+def _check(op: str, embeds: torch.Tensor, slots: torch.Tensor) -> None:
+    check_shape(op, "embeds", embeds, None, None)
+    check_shape(op, "slots", slots, None)
+    check_dtype(op, "slots", slots, torch.int64)
+    if slots.device.type == "cpu" and len(slots) and not -1 <= int(slots.min()) <= int(slots.max()) < len(embeds):
+        raise ValueError(
+            f"{op}: expected slots from -1 to {len(embeds) - 1}, got {int(slots.min())} to {int(slots.max())}"
+        )
+
+
+def _check_tokens(embeds: torch.Tensor, tokens: torch.Tensor, slots: torch.Tensor) -> None:
+    _check("scatter_tokens", embeds, slots)
+    check_shape("scatter_tokens", "tokens", tokens, len(slots), embeds.shape[1])
+    check_dtype("scatter_tokens", "tokens", tokens, embeds.dtype)
 
 
 @register_op(
     source="reference model/pixelrefer_arch.py prepare_inputs_labels_for_multimodal_with_compression",
     tolerance={torch.float32: 0.0, torch.float16: 0.0, torch.bfloat16: 0.0},
     samples=_samples,
+    schema="(Tensor(a!) embeds, Tensor tokens, Tensor slots) -> ()",
+    fake=lambda embeds, tokens, slots: None,
+    mutates=("embeds",),
 )
-def scatter_tokens(embeds: torch.Tensor, tokens: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    """Replace rows of the prompt embeddings.
+def scatter_tokens(embeds: torch.Tensor, tokens: torch.Tensor, slots: torch.Tensor) -> None:
+    """Replace rows of the prompt embeddings, in place.
 
     Args:
-        embeds: (L, C) embeddings of the prompt's ids.
-        tokens: (T, C) what replaces the placeholders, in their order.
-        slots: (T,) int64, the row of each token, no row twice.
+        embeds: (L, C) embeddings of the ids of one or several packed prompts, written to.
+        tokens: (T, C) in the dtype of `embeds`, what replaces the placeholders.
+        slots: (T,) int64, the row of each token; -1 leaves the token out. No row twice.
 
     Returns:
-        (L, C), a new tensor.
+        Nothing.
 
     Raises:
-        ValueError: shapes that do not fit, a slot outside the prompt.
+        ValueError: shapes or dtypes that do not fit; for tensors of the host also a slot outside -1 to L - 1.
+            (On a device such a token is left out.)
     """
-    check_shape("scatter_tokens", "embeds", embeds, None, None)
-    check_shape("scatter_tokens", "tokens", tokens, None, embeds.shape[1])
-    check_shape("scatter_tokens", "slots", slots, len(tokens))
-    check_dtype("scatter_tokens", "slots", slots, torch.int64)
-    if len(slots) and not 0 <= int(slots.min()) <= int(slots.max()) < len(embeds):
-        raise ValueError(
-            f"scatter_tokens: expected slots from 0 to {len(embeds) - 1}, got {int(slots.min())} to {int(slots.max())}"
-        )
-    return embeds.index_copy(0, slots, tokens.to(embeds.dtype))
+    _check_tokens(embeds, tokens, slots)
+    written = (slots >= 0) & (slots < len(embeds))
+    embeds.index_copy_(0, slots[written], tokens[written])
+
+
+_scatter_tokens_ = out_variant("scatter_tokens_(Tensor(a!) embeds, Tensor tokens, Tensor slots) -> ()")
+_gather_tokens_out = out_variant("gather_tokens_out(Tensor embeds, Tensor slots, Tensor(a!) tokens) -> ()")
+
+
+def _accepts(embeds: torch.Tensor, tokens: torch.Tensor, slots: torch.Tensor) -> Reason:
+    if embeds.dtype not in DTYPES:
+        return f"embeds are {embeds.dtype}, the extension moves {', '.join(map(str, DTYPES))}"
+    if embeds.ndim == 2 and embeds.shape[1] > 1 and embeds.stride(1) != 1:
+        return f"the rows of embeds are not contiguous, their strides are {embeds.stride()}"
+    return declines(embeds)
+
+
+@scatter_tokens.provider("cuda", devices=("cpu", "cuda"), available=available, accepts=_accepts)
+def _extension(embeds: torch.Tensor, tokens: torch.Tensor, slots: torch.Tensor) -> None:
+    _check_tokens(embeds, tokens, slots)
+    rows = tokens if tokens.shape[1] <= 1 or tokens.stride(1) == 1 else tokens.contiguous()
+    _scatter_tokens_(embeds, rows, slots.contiguous())
+
+
+def gather_tokens(embeds: torch.Tensor, slots: torch.Tensor, *, backend: str = "torch") -> torch.Tensor:
+    """Rows of the prompt embeddings, the way back of `scatter_tokens`.
+
+    Args:
+        embeds: (L, C).
+        slots: (T,) int64, the row of each token; -1 gives a row of zeros.
+        backend: "torch", or "cuda" for the extension.
+
+    Returns:
+        (T, C) in the dtype of `embeds`.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit, a backend that is not there; for tensors of the host also a slot
+            outside -1 to L - 1. (On a device such a slot gives zeros.)
+    """
+    _check("gather_tokens", embeds, slots)
+    if backend == "cuda":
+        rows = embeds.contiguous()
+        if reason := _accepts(rows, rows, slots):
+            raise BackendError(f"gather_tokens: backend 'cuda' was asked for but declines: {reason}")
+        tokens = torch.empty(len(slots), embeds.shape[1], dtype=embeds.dtype, device=embeds.device)
+        _gather_tokens_out(rows, slots.contiguous(), tokens)
+        return tokens
+    if backend != "torch":
+        raise BackendError(f"gather_tokens: expected backend torch or cuda, got {backend!r}")
+    written = (slots >= 0) & (slots < len(embeds))
+    tokens = embeds.new_zeros(len(slots), embeds.shape[1])
+    tokens[written] = embeds[slots[written]]
+    return tokens

@@ -1,0 +1,36 @@
+"""pack_views on the encoder's sequences of 1 to 4,096 objects: a crop and two context views each, merged 2 by 2."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import torch
+from _case import Arguments, Case
+
+VIEWS = ((16, 17, 1), (14, 20, 2), (18, 32, 2))  # rows, columns, merge
+PATCHES = sum(rows * columns for rows, columns, _ in VIEWS)
+
+
+def cases() -> Iterator[Case]:
+    yield _case(2, smoke=True)
+    for objects in (1, 16, 256, 4096):
+        yield _case(objects)
+
+
+def _case(objects: int, smoke: bool = False) -> Case:
+    views = objects * len(VIEWS)
+    return Case(
+        "pack_views",
+        f"{objects:,} object{'s' * (objects > 1)}: {views:,} views, {objects * PATCHES:,} patches",
+        functools.partial(_arguments, objects),
+        flops=0,
+        # the grids in; row, column and sequence of each patch, and the bounds out
+        moved=lambda dtype: 24 * views + 12 * objects * PATCHES + 4 * (views + 2),
+        dtypes=(torch.float32,),
+        smoke=smoke,
+    )
+
+
+def _arguments(objects: int, device: torch.device, dtype: torch.dtype) -> Arguments:
+    return torch.tensor(VIEWS * objects).to(device), objects * PATCHES

@@ -1,0 +1,94 @@
+"""The compiled extension: found and loaded at its first use, or a reason why not.
+
+`_C` computes on the CPU, `_C_cuda` on CUDA devices. Both register implementations of the out-variants whose schemas
+stand in `pixelrefer_fast/ops/`. Importing the package never fails for them and never loads them.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pixelrefer_fast import build_extension
+
+MODULES = {"cpu": "_C", "cuda": "_C_cuda"}
+ADVICE = "pixelrefer-fast doctor --build"
+_lock = threading.Lock()
+
+
+def reason(device: str) -> str | None:
+    """Why the extension cannot compute on this type of device, or None. The first call loads it."""
+    if device not in MODULES:
+        return f"the extension computes on cpu and cuda, not on {device}"
+    with _lock:
+        return _load(MODULES[device])
+
+
+def describe() -> dict[str, Any]:
+    """By module: the file, whether it loads, and why not; and what could be built here."""
+    modules = {}
+    for device, name in MODULES.items():
+        why, path = reason(device), _found(name)
+        modules[name] = {"loads": why is None, "file": None if path is None else str(path), "reason": why or ""}
+    planned = build_extension.plan()
+    missing = "; ".join(f"{name}: {why}" for name, why in planned.missing.items())
+    return {"modules": modules, "can_build": planned.modules, "cannot_build": missing}
+
+
+def build_in_place(progress: Callable[[str], None]) -> None:
+    """Compile what can be compiled here into the package's folder, or the user's cache where that is read-only.
+
+    Raises:
+        build_extension.BuildError: a module that could be built here was not.
+    """
+    planned = build_extension.plan()
+    if not planned.modules:
+        raise build_extension.BuildError(build_extension.summary(build_extension.Outcome([], planned.missing)))
+    own = Path(__file__).parent
+    target = own if os.access(own, os.W_OK) else build_extension.user_folder()
+    progress(f"building {' and '.join(planned.modules)} with {planned.compiler[0]} into {target}")
+    outcome = build_extension.build(planned, target, progress)
+    if len(outcome.built) < len(planned.modules):
+        raise build_extension.BuildError(build_extension.summary(outcome))
+    progress(build_extension.summary(outcome))
+
+
+def _found(name: str) -> Path | None:
+    """A build of these sources before one of others, the package's own before the user's."""
+    file = f"{name}{build_extension.SUFFIX}"
+    places = [Path(__file__).parent / file]
+    if build_extension.CSRC is not None:
+        places.append(build_extension.user_folder() / file)
+    there = [path for path in places if path.is_file()]
+    return next(filter(_is_current, there), there[0] if there else None)
+
+
+def _is_current(path: Path) -> bool:
+    return build_extension.CSRC is None or build_extension.marker() in path.read_bytes()
+
+
+@functools.cache
+def _load(name: str) -> str | None:
+    import torch
+
+    path = _found(name)
+    if path is None:
+        return f"pixelrefer_fast.{name} is not built ({ADVICE})"
+    # asked before it is loaded: loading registers functions, whose arguments may not be those of the schemas
+    if not _is_current(path):
+        return f"{path} was built from other sources than these ({ADVICE})"
+    if name == MODULES["cuda"] and torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    try:
+        spec = importlib.util.spec_from_file_location(f"pixelrefer_fast.{name}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    except Exception as error:
+        return f"{path} does not load: {' '.join(str(error).split())[:300]} ({ADVICE})"
+    return None
