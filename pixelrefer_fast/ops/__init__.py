@@ -1,11 +1,13 @@
 """Operations between pixels and prompt embeddings, one file each, in the order of the data flow."""
 
 from pixelrefer_fast.ops._registry import BACKENDS, BackendError, Op, check_backend, registry
+from pixelrefer_fast.ops.add_norm import add_norm
 from pixelrefer_fast.ops.infuse import infuse
 from pixelrefer_fast.ops.object_pool import object_pool
 from pixelrefer_fast.ops.pack_objects import pack_objects
+from pixelrefer_fast.ops.pack_views import pack_views
 from pixelrefer_fast.ops.rope2d import rope2d
-from pixelrefer_fast.ops.scatter_tokens import scatter_tokens
+from pixelrefer_fast.ops.scatter_tokens import gather_tokens, scatter_tokens
 from pixelrefer_fast.ops.varlen_attention import varlen_attention
 from pixelrefer_fast.ops.view_patches import view_patches
 
@@ -13,10 +15,13 @@ __all__ = [
     "BACKENDS",
     "BackendError",
     "Op",
+    "add_norm",
     "check_backend",
+    "gather_tokens",
     "infuse",
     "object_pool",
     "pack_objects",
+    "pack_views",
     "registry",
     "rope2d",
     "scatter_tokens",

@@ -4,141 +4,377 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from pixelrefer_fast.ops._check import check_shape
-from pixelrefer_fast.ops._registry import register_op
+from pixelrefer_fast.ops._check import check_dtype, check_shape
+from pixelrefer_fast.ops._registry import Reason, register_op, triton_available, triton_device
+from pixelrefer_fast.ops.add_norm import KERNEL_DTYPES, KERNEL_WIDTH
 
 LN_EPS = 1e-5
+# the machine that the planner has in mind: one H200, bfloat16, rates measured on it
+FLOPS_A_SECOND = 790e12
+BYTES_A_SECOND = 4.3e12
+BYTES = 2
 
 
-def projected_flops(queries: int, length: int, width: int, heads: int) -> int:
-    """Multiply-adds times two of keys and values projected once, then attention, for a group that shares features."""
-    return 4 * length * width * width + 4 * queries * length * width
+class Groups(NamedTuple):
+    """Objects by the context that they share.
+
+    Attributes:
+        order: (M,) int32, the objects sorted by group.
+        groups: (G, 4) int32, for each group its first place in `order`, members, first feature row, feature rows.
+        max_members: most members of a group, 0 without groups.
+        max_rows: most feature rows of a group, 0 without groups.
+        sizes: (members, feature rows) of each group: what a planner asks without reading a device.
+    """
+
+    order: torch.Tensor
+    groups: torch.Tensor
+    max_members: int
+    max_rows: int
+    sizes: tuple[tuple[int, int], ...]
 
 
-def folded_flops(queries: int, length: int, width: int, heads: int) -> int:
-    """The same with W_k folded into the queries and W_v applied after the weighted sum of the features."""
-    return 4 * queries * width * width + 4 * queries * length * width * heads
+def check_context(context: torch.Tensor, rows: int) -> None:
+    """Raise a ValueError unless each object's context, (M, 2) in host memory, lies within `rows` feature rows."""
+    check_shape("infuse", "context", context, None, 2)
+    for i, (start, length) in enumerate(context.tolist()):
+        if length < 1 or start < 0 or start + length > rows:
+            raise ValueError(
+                f"infuse: object {i}: expected a context within {rows} rows, got {length} rows from {start}"
+            )
+
+
+def plan_groups(context: torch.Tensor) -> Groups:
+    """Group objects by context: groups by first appearance, within one the objects in their own order.
+
+    Args:
+        context: (M, 2) in host memory, (first row, number of rows) of each object's view in the packed features.
+
+    Returns:
+        Groups of host tensors.
+    """
+    check_shape("infuse", "context", context, None, 2)
+    members: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for i, (start, length) in enumerate(context.tolist()):
+        members[start, length].append(i)
+    order = [i for own in members.values() for i in own]
+    table: list[tuple[int, int, int, int]] = []
+    place = 0
+    for (start, length), own in members.items():
+        table.append((place, len(own), start, length))
+        place += len(own)
+    return Groups(
+        torch.tensor(order, dtype=torch.int32),
+        torch.tensor(table, dtype=torch.int32).reshape(-1, 4),
+        max((len(own) for own in members.values()), default=0),
+        max((length for _, length in members), default=0),
+        tuple((len(own), length) for (_, length), own in members.items()),
+    )
+
+
+class Work(NamedTuple):
+    """What one launch computes and moves."""
+
+    flops: int
+    moved: int  # bytes to and from device memory
+
+    @property
+    def seconds(self) -> float:
+        """At least so long on the machine that the planner has in mind."""
+        return max(self.flops / FLOPS_A_SECOND, self.moved / BYTES_A_SECOND)
+
+
+def projected_work(groups: list[tuple[int, int]], width: int, heads: int) -> list[Work]:
+    """Keys and values projected once for a group: the launches that the folded form does not have.
+
+    Args:
+        groups: (queries, feature rows) of each group; queries = members times tokens.
+        width, heads: D and H.
+
+    Returns:
+        Gathering the rows, the product with W_k and W_v, the scores, the weighted sum.
+    """
+    rows = len(groups) * max((length for _, length in groups), default=0)  # the product's, ragged ends filled up
+    used = sum(length for _, length in groups)
+    queries = sum(count for count, _ in groups)
+    pairs = sum(count * length for count, length in groups)
+    scores = 4 * heads * pairs
+    return [
+        Work(0, BYTES * (used + rows) * width),
+        Work(4 * rows * width * width, BYTES * (3 * rows * width + 2 * width * width)),
+        Work(2 * pairs * width, BYTES * (queries + used) * width + scores),
+        Work(2 * pairs * width, BYTES * (queries + used) * width + scores),
+    ]
+
+
+def folded_work(groups: list[tuple[int, int]], width: int, heads: int) -> list[Work]:
+    """W_k folded into the queries and W_v applied after the weighted sum of the features: as `projected_work`.
+
+    Returns:
+        The product of queries and W_k, the scores, the weighted sum, the product with W_v.
+    """
+    used = sum(length for _, length in groups)
+    queries = sum(count for count, _ in groups)
+    pairs = sum(count * length for count, length in groups)
+    scores = 4 * heads * pairs
+    weights = Work(2 * queries * width * width, BYTES * width * (width + queries * (1 + heads)))
+    return [
+        weights,
+        Work(2 * heads * pairs * width, BYTES * (heads * queries + used) * width + scores),
+        Work(2 * heads * pairs * width, BYTES * (heads * queries + used) * width + scores),
+        weights,
+    ]
+
+
+def is_projected(groups: Groups, n: int, width: int, heads: int) -> bool:
+    """Whether projecting keys and values costs less than folding their weights, for all groups of a call together.
+
+    A roofline estimate and no measurement: each launch takes the longer of its FLOPs at 790 TFLOP/s and its bytes at
+    4.3 TB/s (an H200, bfloat16).
+
+    Args:
+        groups: as `plan_groups` gives them; only their sizes are looked at.
+        n: tokens an object.
+        width, heads: D and H.
+    """
+    sizes = [(members * n, rows) for members, rows in groups.sizes]
+    projected, folded = (sum(w.seconds for w in f(sizes, width, heads)) for f in (projected_work, folded_work))
+    return projected < folded
 
 
 def _samples(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple]:
-    for objects, tokens, width, heads, context in (
-        (3, 4, 32, 2, [(0, 9), (9, 30), (0, 9)]),
-        (1, 1, 64, 8, [(2, 1)]),
-        (5, 8, 48, 8, [(0, 16)] * 5),
-        (0, 4, 16, 4, []),
+    for objects, tokens, width, heads, context, projected, norm in (
+        (3, 4, 32, 2, [(0, 9), (9, 30), (0, 9)], True, True),
+        (3, 4, 32, 2, [(0, 9), (9, 30), (0, 9)], False, True),
+        (1, 1, 64, 8, [(2, 1)], False, False),
+        (5, 8, 48, 8, [(0, 16)] * 5, True, False),
+        (0, 4, 16, 4, [], False, True),
     ):
         rows = max((start + length for start, length in context), default=1)
+        plan = plan_groups(torch.tensor(context, dtype=torch.int64).reshape(-1, 2))
 
         def random(*shape: int, scale: float = 1.0) -> torch.Tensor:
             return (torch.randn(*shape, generator=generator) * scale).to(dtype)
 
         yield (
             random(objects, tokens, width),
+            random(objects, tokens, width),
             random(rows, width),
-            torch.tensor(context, dtype=torch.int64).reshape(-1, 2),
+            plan.order,
+            plan.groups,
             random(3 * width, width, scale=width**-0.5),
-            random(3 * width, scale=0.1),
+            random(width, scale=0.1),
             random(width, width, scale=width**-0.5),
             random(width, scale=0.1),
-            random(width, scale=0.1) + 1,
-            random(width, scale=0.1),
+            random(width, scale=0.1) + 1 if norm else None,
+            random(width, scale=0.1) if norm else None,
             heads,
+            plan.max_members,
+            plan.max_rows,
+            projected,
         )
+
+
+def _fake(tokens: torch.Tensor, *args: object) -> tuple[torch.Tensor, torch.Tensor]:
+    ln_weight = args[8]
+    return torch.empty_like(tokens), tokens.new_empty(0) if ln_weight is None else torch.empty_like(tokens)
 
 
 @register_op(
     source="reference pixelreferlite/model/region_encoder.py fusion_image_mask_embedding; paper algorithm 1",
     tolerance={torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2},
     samples=_samples,
+    schema=(
+        "(Tensor tokens, Tensor normed, Tensor features, Tensor order, Tensor groups, Tensor in_weight, "
+        "Tensor query_bias, Tensor out_weight, Tensor out_bias, Tensor? ln_weight, Tensor? ln_bias, int heads, "
+        "SymInt max_members, SymInt max_rows, bool projected) -> (Tensor, Tensor)"
+    ),
+    fake=_fake,
 )
 def infuse(
     tokens: torch.Tensor,
+    normed: torch.Tensor,
     features: torch.Tensor,
-    context: torch.Tensor,
+    order: torch.Tensor,
+    groups: torch.Tensor,
     in_weight: torch.Tensor,
-    in_bias: torch.Tensor,
+    query_bias: torch.Tensor,
     out_weight: torch.Tensor,
     out_bias: torch.Tensor,
-    ln_weight: torch.Tensor,
-    ln_bias: torch.Tensor,
+    ln_weight: torch.Tensor | None,
+    ln_bias: torch.Tensor | None,
     heads: int,
-) -> torch.Tensor:
-    """T + MultiheadAttention(LayerNorm(T), F, F): one step of the infusion, keys and values un-normalised.
+    max_members: int,
+    max_rows: int,
+    projected: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """T + MultiheadAttention(normed T, F, F), one step of the infusion, and the next step's LayerNorm of it.
 
-    Objects with the same context are one group. Keys and values need not be projected: scores = (q W_k) Fᵀ and
-    output = W_v (p F), where the key bias cancels in the softmax and the value bias adds once. That costs less for
-    few queries; projecting them once costs less for many. Each group takes the cheaper by its FLOPs.
+    The weights of a softmax sum to one, so a key bias cancels and a value bias adds W_o b_v: the caller has added that
+    to `out_bias`. Keys and values need not be projected either: scores = (q W_k) Fᵀ and output = W_v (p F), which
+    costs less for few queries. Both forms are the same but for rounding.
 
     Args:
         tokens: (M, n, D) pooled tokens.
-        features: (P, D) packed features of all views.
-        context: (M, 2) int64 in host memory, (first row, number of rows) of each object's view in `features`.
-        in_weight, in_bias: (3 D, D), (3 D,) for query, key, value, as in PyTorch's MultiheadAttention.
-        out_weight, out_bias: (D, D), (D,).
-        ln_weight, ln_bias: (D,) of the LayerNorm before the attention (eps 1e-5).
+        normed: (M, n, D) their LayerNorm.
+        features: (F, D) packed features of all views; rows of no group are not looked at.
+        order: (M,) int32, the objects sorted by group, as `plan_groups` gives it.
+        groups: (G, 4) int32, for each group its first place in `order`, members, first feature row, feature rows.
+        in_weight: (3 D, D) for query, key, value, as in PyTorch's MultiheadAttention.
+        query_bias: (D,).
+        out_weight, out_bias: (D, D), (D,); out_bias = b_o + W_o b_v.
+        ln_weight, ln_bias: (D,) of the next LayerNorm (eps 1e-5), or both None.
         heads: number of heads; D / heads may be any size.
+        max_members, max_rows: no group has more members or feature rows.
+        projected: project keys and values once for a group, or fold their weights.
 
     Returns:
-        (M, n, D) in the tokens' dtype.
+        (M, n, D) tokens and (M, n, D) their LayerNorm, an empty (0,) tensor without ln, in the tokens' dtype.
 
     Raises:
-        ValueError: shapes that do not fit, a context outside the features or without a row.
+        ValueError: shapes or dtypes that do not fit, a group outside the features or the order, or above a maximum.
     """
-    name = "infuse"
-    check_shape(name, "tokens", tokens, None, None, None)
-    objects, count, width = tokens.shape
-    check_shape(name, "features", features, None, width)
-    check_shape(name, "context", context, objects, 2)
-    check_shape(name, "in_weight", in_weight, 3 * width, width)
-    check_shape(name, "in_bias", in_bias, 3 * width)
-    check_shape(name, "out_weight", out_weight, width, width)
-    check_shape(name, "out_bias", out_bias, width)
-    check_shape(name, "ln_weight", ln_weight, width)
-    check_shape(name, "ln_bias", ln_bias, width)
-    if width % heads:
-        raise ValueError(f"{name}: expected a width that {heads} heads divide, got {width}")
-
-    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for i, (start, length) in enumerate(context.tolist()):
-        if length < 1 or start < 0 or start + length > len(features):
-            raise ValueError(
-                f"{name}: object {i}: expected a context within {len(features)} rows, got {length} rows from {start}"
-            )
-        groups[start, length].append(i)
-
-    normed = F.layer_norm(tokens, (width,), ln_weight, ln_bias, LN_EPS)
-    query_weight, key_weight, value_weight = in_weight.chunk(3)
-    query_bias, key_bias, value_bias = in_bias.chunk(3)
-    queries = F.linear(normed, query_weight, query_bias)
+    _check(
+        tokens, normed, features, order, groups, in_weight, query_bias, out_weight, out_bias, ln_weight, ln_bias, heads
+    )
+    _, n, width = tokens.shape
+    queries = F.linear(normed, in_weight[:width], query_bias)
+    attend = _projected if projected else _folded
     mixed = torch.empty_like(tokens)
-    for (start, length), members in groups.items():
-        shared = features[start : start + length]
-        own = queries[members].reshape(-1, heads, width // heads).transpose(0, 1)  # (heads, queries, head_dim)
-        if projected_flops(own.shape[1], length, width, heads) <= folded_flops(own.shape[1], length, width, heads):
-            key = F.linear(shared, key_weight, key_bias).unflatten(1, (heads, -1)).transpose(0, 1)
-            value = F.linear(shared, value_weight, value_bias).unflatten(1, (heads, -1)).transpose(0, 1)
-            attended = F.scaled_dot_product_attention(own[None], key[None], value[None])[0]
-        else:
-            attended = _folded(own, shared, key_weight, value_weight, value_bias)
-        mixed[members] = attended.transpose(0, 1).reshape(len(members), count, width)
-    return tokens + F.linear(mixed, out_weight, out_bias)
+    for place, members, start, length in _checked_groups(groups, order, len(features), max_members, max_rows):
+        own = order[place : place + members].long()
+        per_head = queries[own].reshape(-1, heads, width // heads).transpose(0, 1)  # (H, members n, d)
+        attended = attend(per_head, features[start : start + length], *in_weight[width:].chunk(2))
+        mixed[own] = attended.transpose(0, 1).reshape(members, n, width)
+    tokens = tokens + F.linear(mixed, out_weight, out_bias)
+    if ln_weight is None:
+        return tokens, tokens.new_empty(0)
+    return tokens, F.layer_norm(tokens, (width,), ln_weight, ln_bias, LN_EPS)
+
+
+def _projected(
+    queries: torch.Tensor, shared: torch.Tensor, key_weight: torch.Tensor, value_weight: torch.Tensor
+) -> torch.Tensor:
+    """Attention of (H, queries, d) with features (L, D) projected to keys and values."""
+    key, value = (
+        F.linear(shared, weight).unflatten(1, (len(queries), -1)).transpose(0, 1)
+        for weight in (key_weight, value_weight)
+    )
+    return F.scaled_dot_product_attention(queries[None], key[None], value[None])[0]
 
 
 def _folded(
-    queries: torch.Tensor,
-    shared: torch.Tensor,
-    key_weight: torch.Tensor,
-    value_weight: torch.Tensor,
-    value_bias: torch.Tensor,
+    queries: torch.Tensor, shared: torch.Tensor, key_weight: torch.Tensor, value_weight: torch.Tensor
 ) -> torch.Tensor:
-    """Attention of (heads, queries, head_dim) with features (L, D) that are key and value at once."""
+    """Attention of (H, queries, d) with features (L, D) that are key and value at once."""
     heads, _, head_dim = queries.shape
-    folded = queries @ key_weight.unflatten(0, (heads, head_dim))  # (heads, queries, D)
+    folded = queries @ key_weight.unflatten(0, (heads, head_dim))  # (H, queries, D)
     weights = (folded @ shared.T * head_dim**-0.5).softmax(-1, dtype=torch.float32).to(shared.dtype)
-    summed = weights @ shared  # (heads, queries, D)
-    values = summed @ value_weight.unflatten(0, (heads, head_dim)).transpose(1, 2)
-    return values + value_bias.unflatten(0, (heads, 1, head_dim))
+    summed = weights @ shared  # (H, queries, D)
+    return summed @ value_weight.unflatten(0, (heads, head_dim)).transpose(1, 2)
+
+
+def _check(
+    tokens: torch.Tensor,
+    normed: torch.Tensor,
+    features: torch.Tensor,
+    order: torch.Tensor,
+    groups: torch.Tensor,
+    in_weight: torch.Tensor,
+    query_bias: torch.Tensor,
+    out_weight: torch.Tensor,
+    out_bias: torch.Tensor,
+    ln_weight: torch.Tensor | None,
+    ln_bias: torch.Tensor | None,
+    heads: int,
+) -> None:
+    """Shapes and dtypes: nothing that would read a tensor."""
+    name = "infuse"
+    check_shape(name, "tokens", tokens, None, None, None)
+    objects, n, width = tokens.shape
+    check_shape(name, "normed", normed, objects, n, width)
+    check_shape(name, "features", features, None, width)
+    check_shape(name, "order", order, objects)
+    check_shape(name, "groups", groups, None, 4)
+    check_shape(name, "in_weight", in_weight, 3 * width, width)
+    check_shape(name, "out_weight", out_weight, width, width)
+    if (ln_weight is None) != (ln_bias is None):
+        raise ValueError(f"{name}: expected ln_weight and ln_bias or neither, got only one of them")
+    vectors = {"query_bias": query_bias, "out_bias": out_bias, "ln_weight": ln_weight, "ln_bias": ln_bias}
+    for label, vector in vectors.items():
+        if vector is not None:
+            check_shape(name, label, vector, width)
+            check_dtype(name, label, vector, tokens.dtype)
+    for label, floats in (
+        ("normed", normed),
+        ("features", features),
+        ("in_weight", in_weight),
+        ("out_weight", out_weight),
+    ):
+        check_dtype(name, label, floats, tokens.dtype)
+    for label, integers in (("order", order), ("groups", groups)):
+        check_dtype(name, label, integers, torch.int32)
+    if heads < 1 or width % heads:
+        raise ValueError(f"{name}: expected a width that {heads} heads divide, got {width}")
+
+
+def _checked_groups(
+    groups: torch.Tensor, order: torch.Tensor, rows: int, max_members: int, max_rows: int
+) -> list[list[int]]:
+    """The groups as lists, each within the features, all together every place of the order."""
+    table: list[list[int]] = groups.tolist()
+    next_place = 0
+    for i, (place, members, start, length) in enumerate(table):
+        if place != next_place or not 1 <= members <= max_members:
+            raise ValueError(
+                f"infuse: group {i}: expected 1 to {max_members} members from place {next_place}, "
+                f"got {members} from {place}"
+            )
+        if not 1 <= length <= max_rows or start < 0 or start + length > rows:
+            raise ValueError(
+                f"infuse: group {i}: expected 1 to {max_rows} rows within {rows}, got {length} rows from {start}"
+            )
+        next_place += members
+    if next_place != len(order) or sorted(order.tolist()) != list(range(len(order))):
+        raise ValueError(
+            f"infuse: expected groups and an order of all {len(order)} objects, got {next_place} in groups"
+        )
+    return table
+
+
+def _accepts(tokens: torch.Tensor, *args: object) -> Reason:
+    reason = triton_device(tokens)
+    if reason is None and tokens.dtype not in KERNEL_DTYPES:
+        reason = f"tokens are {tokens.dtype}; the kernels take float32, float16 and bfloat16"
+    if reason is None and tokens.shape[-1] > KERNEL_WIDTH:
+        reason = f"tokens are {tokens.shape[-1]} wide; the kernels take up to {KERNEL_WIDTH}"
+    return reason
+
+
+@infuse.provider("triton", available=triton_available, accepts=_accepts)
+def _triton(
+    tokens: torch.Tensor,
+    normed: torch.Tensor,
+    features: torch.Tensor,
+    order: torch.Tensor,
+    groups: torch.Tensor,
+    in_weight: torch.Tensor,
+    query_bias: torch.Tensor,
+    out_weight: torch.Tensor,
+    out_bias: torch.Tensor,
+    ln_weight: torch.Tensor | None,
+    ln_bias: torch.Tensor | None,
+    heads: int,
+    max_members: int,
+    max_rows: int,
+    projected: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    from pixelrefer_fast.kernels.infuse import infuse as run
+
+    parameters = (in_weight, query_bias, out_weight, out_bias, ln_weight, ln_bias, heads)
+    _check(tokens, normed, features, order, groups, *parameters)
+    return run(tokens, normed, features, order, groups, *parameters, max_members, max_rows, projected)

@@ -1,4 +1,4 @@
-"""Rotary position in two dimensions for packed patches."""
+"""Rotary position in two dimensions for packed patches, fused with the bias of the query-key-value product."""
 
 from __future__ import annotations
 
@@ -6,61 +6,149 @@ from collections.abc import Iterator
 
 import torch
 
-from pixelrefer_fast.ops._check import check_shape
-from pixelrefer_fast.ops._registry import register_op
+from pixelrefer_fast.ops._check import check_dtype, check_shape
+from pixelrefer_fast.ops._registry import register_op, triton_available, triton_device
 
 THETA = 10000.0
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def rope2d_table(rows: torch.Tensor, columns: torch.Tensor, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine of every patch's angles, shared by all layers of a pass.
+def rope2d_table(
+    places: int, head_dim: int, device: torch.device | str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine of the angles of every row, or column, of a grid; made once, shared by all layers and passes.
 
     Args:
-        rows, columns: (P,) integers, the patch's place in its own grid.
-        head_dim: size of an attention head, a multiple of 4.
+        places: rows or columns of the largest grid, G.
+        head_dim: size of an attention head d, a multiple of 4.
+        device: where the table lies.
 
     Returns:
-        (P, head_dim / 2) float32 each. The first half of the angles turns with the row, the second with the column.
+        (G, d / 4) float32 each. Place g turns by g * 10000^(-2i / (d / 2)), i counting the d / 4 frequencies.
+
+    Raises:
+        ValueError: if 4 does not divide the head size.
     """
     if head_dim % 4:
         raise ValueError(f"rope2d: expected a head size that is a multiple of 4, got {head_dim}")
-    exponents = torch.arange(0, head_dim // 2, 2, dtype=torch.float32, device=rows.device) / (head_dim // 2)
-    frequencies = 1.0 / THETA**exponents
-    angles = torch.cat([rows[:, None] * frequencies, columns[:, None] * frequencies], dim=1)
+    exponents = torch.arange(0, head_dim // 2, 2, dtype=torch.float32, device=device) / (head_dim // 2)
+    angles = torch.arange(places, device=device)[:, None] * (1.0 / THETA**exponents)
     return angles.cos(), angles.sin()
 
 
 def _samples(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple]:
     for patches, heads, head_dim in ((7, 2, 16), (33, 3, 72), (1, 1, 4), (0, 2, 8)):
-        q, k = (torch.randn(patches, heads, head_dim, generator=generator).to(dtype) for _ in range(2))
-        place = torch.randint(0, 40, (2, patches), generator=generator)
-        yield q, k, *rope2d_table(place[0], place[1], head_dim)
+        qkv = torch.randn(patches, 3, heads, head_dim, generator=generator).to(dtype)
+        bias = torch.randn(3, heads, head_dim, generator=generator).to(dtype)
+        rows, columns = torch.randint(0, 40, (2, patches), generator=generator, dtype=torch.int32)
+        yield qkv, bias, rows, columns, *rope2d_table(40, head_dim)
 
 
 @register_op(
     source="reference model/damovl_encoder/modeling_damovl_encoder.py apply_rotary_pos_emb_vision",
     tolerance={torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3},
     samples=_samples,
+    schema="(Tensor(a!) qkv, Tensor bias, Tensor rows, Tensor columns, Tensor cos, Tensor sin) -> ()",
+    fake=lambda *args: None,
+    mutates=("qkv",),
 )
-def rope2d(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turn queries and keys by their patch's row and column; computed in float32.
+def rope2d(
+    qkv: torch.Tensor,
+    bias: torch.Tensor,
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+) -> None:
+    """Add the bias to queries, keys and values and turn queries and keys by their patch's place, in place.
 
     Args:
-        q, k: (P, heads, head_dim), any float dtype.
-        cos, sin: (P, head_dim / 2) float32 from `rope2d_table`.
+        qkv: (P, 3, H, d), any float dtype, changed in place: the product of the patches with the query-key-value
+            weight, no bias added. d is a multiple of 4.
+        bias: (3, H, d), same dtype.
+        rows, columns: (P,) int32, the patch's place in its own grid, below G.
+        cos, sin: (G, d / 4) float32 from `rope2d_table`, or float64.
 
     Returns:
-        q and k turned, in their own dtype. Element i is paired with element i + head_dim / 2.
+        Nothing. Element i of a head is paired with element i + d / 2; the first d / 4 pairs turn with the row, the
+        others with the column. Computed in the table's dtype and rounded once.
+
+    Raises:
+        ValueError: for a shape or dtype that does not fit, and on a CPU for a place outside the table. On a device,
+            where looking would wait, such a place is taken to the table's nearest end.
     """
-    check_shape("rope2d", "q", q, None, None, None)
-    check_shape("rope2d", "k", k, *q.shape)
-    check_shape("rope2d", "cos", cos, q.shape[0], q.shape[2] // 2)
-    check_shape("rope2d", "sin", sin, q.shape[0], q.shape[2] // 2)
-    return _turn(q, cos, sin), _turn(k, cos, sin)
+    _check(qkv, bias, rows, columns, cos, sin)
+    rows, columns = (_inside(name, place, len(cos)) for name, place in (("rows", rows), ("columns", columns)))
+    # (P, 1, d / 2): the angles are those of every head
+    cos, sin = (torch.cat([x[rows], x[columns]], dim=1)[:, None] for x in (cos, sin))
+    half = qkv.shape[3] // 2
+    for i in range(2):
+        x = qkv[:, i]  # (P, H, d)
+        first, second = torch.add(x, bias[i].to(cos.dtype)).split(half, dim=2)
+        x[..., :half] = (first * cos).addcmul_(second, sin, value=-1)
+        x[..., half:] = (second * cos).addcmul_(first, sin)
+    qkv[:, 2] += bias[2]
 
 
-def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    first, second = x.float().chunk(2, dim=-1)
-    cos, sin = cos[:, None], sin[:, None]
-    turned = [torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)]
-    return torch.cat(turned, dim=-1).to(x.dtype)
+def _check(
+    qkv: torch.Tensor,
+    bias: torch.Tensor,
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+) -> None:
+    check_shape("rope2d", "qkv", qkv, None, 3, None, None)
+    if qkv.shape[3] % 4:
+        raise ValueError(f"rope2d: expected a head size that is a multiple of 4, got {qkv.shape[3]}")
+    check_shape("rope2d", "bias", bias, *qkv.shape[1:])
+    check_dtype("rope2d", "bias", bias, qkv.dtype)
+    for name, place in (("rows", rows), ("columns", columns)):
+        check_shape("rope2d", name, place, len(qkv))
+        check_dtype("rope2d", name, place, torch.int32)
+    check_shape("rope2d", "cos", cos, None, qkv.shape[3] // 4)
+    check_shape("rope2d", "sin", sin, *cos.shape)
+    if len(qkv) and not len(cos):
+        raise ValueError("rope2d: expected a table of at least one place, got none")
+    for name, table in (("cos", cos), ("sin", sin)):
+        check_dtype("rope2d", name, table, torch.float32, torch.float64)
+
+
+def _inside(name: str, place: torch.Tensor, places: int) -> torch.Tensor:
+    if place.device.type != "cpu":
+        return place.clamp(0, places - 1)
+    if place.numel():
+        low, high = (x.item() for x in place.aminmax())
+        if low < 0 or high >= places:
+            raise ValueError(f"rope2d: expected {name} from 0 to {places - 1}, got {low} to {high}")
+    return place
+
+
+def _accepts(
+    qkv: torch.Tensor,
+    bias: torch.Tensor,
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+) -> str | None:
+    _check(qkv, bias, rows, columns, cos, sin)
+    if qkv.dtype not in DTYPES or cos.dtype != torch.float32:
+        return f"it computes float32 and 16-bit floats with a float32 table, not {qkv.dtype} with {cos.dtype}"
+    if not qkv[:1].is_contiguous():
+        return f"dimensions 1 to 3 of qkv are not contiguous (strides {qkv.stride()})"
+    return triton_device(qkv)
+
+
+@rope2d.provider("triton", available=triton_available, accepts=_accepts)
+def _triton(
+    qkv: torch.Tensor,
+    bias: torch.Tensor,
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+) -> None:
+    from pixelrefer_fast.kernels.rope2d import rope2d as run
+
+    run(qkv, bias, rows, columns, cos, sin)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
 
-from pixelrefer_fast.ops._check import check_dtype, check_shape
-from pixelrefer_fast.ops._registry import register_op
+from pixelrefer_fast.ops._check import check_dtype, check_offsets, check_shape
+from pixelrefer_fast.ops._registry import Reason, register_op, triton_available, triton_device
 
 PATCH = 14
 
@@ -29,20 +30,54 @@ LEVELS = _levels()
 
 
 def _samples(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple]:
-    def image(height: int, width: int) -> torch.Tensor:
-        return torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=generator)
+    def arguments(rows: list[list[int]], *sizes: tuple[int, int]) -> tuple:
+        frames = [
+            torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=generator).numpy()
+            for height, width in sizes
+        ]
+        pixels, images = pack_pixels(frames)
+        counts = [row[FINAL_HEIGHT] * row[FINAL_WIDTH] // PATCH**2 for row in rows]
+        first = list(accumulate(counts, initial=0))
+        plan = torch.tensor(rows, dtype=torch.int64).reshape(-1, PLAN_COLUMNS)
+        return pixels, images, plan, torch.tensor(first), first[-1]
 
-    rows = [
-        # image, crop (top, left, bottom, right), resize (h, w, filter), final size (h, w), merge
-        [0, 0, 0, 37, 53, 42, 56, LINEAR, 42, 56, 1],
-        [0, 5, 7, 30, 50, 14, 14, AREA, 14, 14, 1],
-        [1, 0, 0, 1, 1, 28, 14, LINEAR, 28, 14, 1],
-        [0, 0, 0, 37, 53, 70, 98, LINEAR, 28, 56, 2],
-        [BLACK, 0, 0, 14, 14, 14, 14, LINEAR, 56, 56, 1],
-    ]
-    yield [image(37, 53), image(1, 1)], torch.tensor(rows)
-    yield [image(20, 20)], torch.tensor(rows[1:2]).clamp_(max=20)
-    yield [], torch.zeros(0, PLAN_COLUMNS, dtype=torch.int64)
+    yield arguments(
+        [
+            # image, crop (top, left, bottom, right), resize (h, w, filter), final size (h, w), merge
+            [0, 0, 0, 37, 53, 42, 56, LINEAR, 42, 56, 1],
+            [0, 5, 7, 25, 35, 14, 14, AREA, 14, 14, 1],
+            [1, 0, 0, 1, 1, 28, 14, LINEAR, 28, 14, 1],
+            [0, 0, 0, 37, 53, 35, 60, LINEAR, 28, 56, 2],
+            [BLACK, 0, 0, 14, 14, 14, 14, LINEAR, 56, 56, 1],
+        ],
+        (37, 53),
+        (1, 1),
+    )
+    yield arguments([[0, 5, 7, 20, 20, 14, 14, AREA, 14, 14, 1]], (20, 20))
+    yield arguments([])
+
+
+def _fake(
+    pixels: torch.Tensor, images: torch.Tensor, plan: torch.Tensor, cu_seqlens: torch.Tensor, patches: int
+) -> torch.Tensor:
+    return torch.empty(patches, 3 * PATCH * PATCH, device=pixels.device)
+
+
+def pack_pixels(frames: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Source images one after the other, as `view_patches` takes them.
+
+    Args:
+        frames: (H, W, 3) uint8 each, RGB.
+
+    Returns:
+        pixels (B,) uint8, which shares the memory of a single contiguous frame, and images (I, 3) int64: first byte,
+        height and width of each.
+    """
+    flat = [np.ascontiguousarray(frame).reshape(-1) for frame in frames]
+    first = accumulate((len(f) for f in flat), initial=0)
+    table = [[start, *frame.shape[:2]] for start, frame in zip(first, frames, strict=False)]
+    pixels = flat[0] if len(flat) == 1 else np.concatenate(flat or [np.empty(0, dtype=np.uint8)])
+    return torch.from_numpy(pixels), torch.tensor(table, dtype=torch.int64).reshape(-1, 3)
 
 
 def resize_view(image: np.ndarray | None, row: Sequence[int]) -> np.ndarray:
@@ -97,37 +132,60 @@ def crop_view(image: np.ndarray | None, row: Sequence[int]) -> np.ndarray:
     # One grey level is 2/255; a device may round a resize differently by one level.
     tolerance={torch.float32: 2 / 255, torch.float16: 2 / 255, torch.bfloat16: 2 / 255},
     samples=_samples,
+    schema="(Tensor pixels, Tensor images, Tensor plan, Tensor cu_seqlens, SymInt patches) -> Tensor",
+    fake=_fake,
 )
-def view_patches(images: Sequence[torch.Tensor], plan: torch.Tensor) -> torch.Tensor:
+def view_patches(
+    pixels: torch.Tensor, images: torch.Tensor, plan: torch.Tensor, cu_seqlens: torch.Tensor, patches: int
+) -> torch.Tensor:
     """Cut, resize, normalise to -1..1 and flatten every view of a plan.
 
     Args:
-        images: (H, W, 3) uint8 each, RGB.
+        pixels: (B,) uint8, contiguous: the source images one after the other, RGB, row by row (`pack_pixels`).
+        images: (I, 3) int64: first byte, height and width of each image.
         plan: (V, 11) int64, a row a view: image (-1: black), crop as a half-open box (top, left, bottom, right), size
             after the first resize (height, width) and its filter (0 linear, 1 area), final size (height, width:
             multiples of 14 x merge), merge (1, or 2 for patches in 2x2 order).
+        cu_seqlens: (V + 1,) int64: first packed row of each view, and the number of patches last.
+        patches: the number of patches, P.
 
     Returns:
         (P, 588) float32, the views one after the other; a patch is flattened as (channel, row, column). Within a view
         patches come in raster order, or with merge 2 in the order (row / 2, column / 2, 2, 2).
 
     Raises:
-        ValueError: a row that asks for pixels outside its image or for a size that is no whole number of patches.
+        ValueError: wrong shapes or dtypes; in the definition also whatever `check_plan` finds in the values, which on a
+            device a kernel does not look at: there a wrong plan gives wrong patches, but reads nothing outside
+            `pixels`.
     """
-    check_shape("view_patches", "plan", plan, None, PLAN_COLUMNS)
-    check_dtype("view_patches", "plan", plan, torch.int64)
-    rows = plan.tolist()
-    for i, row in enumerate(rows):
-        _check_row(i, row, images)
-    total = sum(r[FINAL_HEIGHT] * r[FINAL_WIDTH] for r in rows) // PATCH**2
-    out = np.empty((total, 3 * PATCH * PATCH), dtype=np.float32)
-    start = 0
-    for row in rows:
-        image = None if row[IMAGE] == BLACK else images[row[IMAGE]].numpy()
-        patches = _patch_order(resize_view(image, row), row[MERGE])
-        np.take(LEVELS, patches, out=out[start : start + len(patches)])
-        start += len(patches)
+    check_arguments(pixels, images, plan, cu_seqlens)
+    if pixels.device.type != "cpu":
+        on_host = view_patches.definition(pixels.cpu(), images.cpu(), plan.cpu(), cu_seqlens.cpu(), patches)
+        return on_host.to(pixels.device)
+    check_plan(plan, images, cu_seqlens, patches, len(pixels))
+    frames = [pixels[first:][: 3 * h * w].reshape(h, w, 3).numpy() for first, h, w in images.tolist()]
+    out = np.empty((patches, 3 * PATCH * PATCH), dtype=np.float32)
+    for row, start in zip(plan.tolist(), cu_seqlens.tolist(), strict=False):
+        image = None if row[IMAGE] == BLACK else frames[row[IMAGE]]
+        levels = _patch_order(resize_view(image, row), row[MERGE])
+        np.take(LEVELS, levels, out=out[start : start + len(levels)])
     return torch.from_numpy(out)
+
+
+def _accepts(
+    pixels: torch.Tensor, images: torch.Tensor, plan: torch.Tensor, cu_seqlens: torch.Tensor, patches: int
+) -> Reason:
+    return triton_device(pixels)
+
+
+@view_patches.provider("triton", available=triton_available, accepts=_accepts)
+def _triton(
+    pixels: torch.Tensor, images: torch.Tensor, plan: torch.Tensor, cu_seqlens: torch.Tensor, patches: int
+) -> torch.Tensor:
+    from pixelrefer_fast.kernels.view_patches import view_patches as run
+
+    check_arguments(pixels, images, plan, cu_seqlens)
+    return run(pixels, images, plan, cu_seqlens, patches)
 
 
 def _patch_order(pixels: np.ndarray, merge: int) -> np.ndarray:
@@ -137,17 +195,54 @@ def _patch_order(pixels: np.ndarray, merge: int) -> np.ndarray:
     return cells.transpose(0, 3, 1, 4, 6, 2, 5).reshape(height * width, 3 * PATCH * PATCH)
 
 
-def _check_row(i: int, row: Sequence[int], images: Sequence[torch.Tensor]) -> None:
+def check_arguments(pixels: torch.Tensor, images: torch.Tensor, plan: torch.Tensor, cu_seqlens: torch.Tensor) -> None:
+    """What can be checked of `view_patches`' arguments without reading their values: shapes, dtypes, devices."""
+    check_shape("view_patches", "pixels", pixels, None)
+    check_dtype("view_patches", "pixels", pixels, torch.uint8)
+    check_shape("view_patches", "images", images, None, 3)
+    check_shape("view_patches", "plan", plan, None, PLAN_COLUMNS)
+    check_shape("view_patches", "cu_seqlens", cu_seqlens, len(plan) + 1)
+    for name, table in (("images", images), ("plan", plan), ("cu_seqlens", cu_seqlens)):
+        check_dtype("view_patches", name, table, torch.int64)
+        if table.device != pixels.device:
+            raise ValueError(f"view_patches: expected {name} on {pixels.device} as pixels, got {table.device}")
+
+
+def check_plan(
+    plan: torch.Tensor, images: torch.Tensor, cu_seqlens: torch.Tensor, patches: int, num_bytes: int
+) -> None:
+    """Check the values of a plan, on tensors of the host (before an upload).
+
+    Args:
+        plan, images, cu_seqlens, patches: as `view_patches` takes them.
+        num_bytes: length of `pixels`.
+
+    Raises:
+        ValueError: an image that lies outside `pixels`, a row that asks for pixels outside its image or for a size that
+            is no whole number of patches, or first rows that are not the views'.
+    """
+    sizes = images.tolist()
+    for i, (first, height, width) in enumerate(sizes):
+        if min(height, width) < 1 or not 0 <= first <= num_bytes - 3 * height * width:
+            raise ValueError(
+                f"view_patches: image {i}: expected {height}x{width} pixels within {num_bytes} bytes, got byte {first} "
+                "as the first one"
+            )
+    rows = plan.tolist()
+    for i, row in enumerate(rows):
+        _check_row(i, row, sizes)
+    first_rows = check_offsets("view_patches", "cu_seqlens", cu_seqlens, patches)
+    for i, (row, (start, end)) in enumerate(zip(rows, pairwise(first_rows), strict=True)):
+        count = row[FINAL_HEIGHT] * row[FINAL_WIDTH] // PATCH**2
+        if end - start != count:
+            raise ValueError(f"view_patches: row {i}: expected {count} patches in cu_seqlens, got {end - start}")
+
+
+def _check_row(i: int, row: Sequence[int], sizes: Sequence[Sequence[int]]) -> None:
     top, left, bottom, right = row[TOP : RIGHT + 1]
-    if not BLACK <= row[IMAGE] < len(images):
-        raise ValueError(f"view_patches: row {i}: expected an image from -1 to {len(images) - 1}, got {row[IMAGE]}")
-    if row[IMAGE] != BLACK:
-        image = images[row[IMAGE]]
-        check_shape("view_patches", f"image {row[IMAGE]}", image, None, None, 3)
-        check_dtype("view_patches", f"image {row[IMAGE]}", image, torch.uint8)
-        bottom_limit, right_limit = image.shape[:2]
-    else:
-        bottom_limit, right_limit = bottom, right
+    if not BLACK <= row[IMAGE] < len(sizes):
+        raise ValueError(f"view_patches: row {i}: expected an image from -1 to {len(sizes) - 1}, got {row[IMAGE]}")
+    bottom_limit, right_limit = (bottom, right) if row[IMAGE] == BLACK else sizes[row[IMAGE]][1:]
     if not (0 <= top < bottom <= bottom_limit and 0 <= left < right <= right_limit):
         raise ValueError(
             f"view_patches: row {i}: expected a crop within {bottom_limit}x{right_limit}, got rows {top}:{bottom}, "

@@ -1,113 +1,28 @@
-"""infuse against torch.nn.MultiheadAttention, keys and values projected or folded."""
+"""infuse against torch.nn.MultiheadAttention, keys and values projected or folded, and the planner of the two."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from infusion_case import FLOATS, Case, attended, infusion_case
 
 from pixelrefer_fast.ops import infuse
+from pixelrefer_fast.ops.infuse import (
+    check_context,
+    folded_work,
+    is_projected,
+    plan_groups,
+    projected_work,
+)
 
-# pixelrefer_fast.ops.infuse is the operation; the file's other names are in the module of the same name
-MODULE = sys.modules["pixelrefer_fast.ops.infuse"]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-FORMS = ("projected", "folded")
-
-
-@dataclass
-class Case:
-    """The arguments of one call, in order."""
-
-    tokens: torch.Tensor
-    features: torch.Tensor
-    context: torch.Tensor
-    in_weight: torch.Tensor
-    in_bias: torch.Tensor
-    out_weight: torch.Tensor
-    out_bias: torch.Tensor
-    ln_weight: torch.Tensor
-    ln_bias: torch.Tensor
-    heads: int
-
-    def run(self) -> torch.Tensor:
-        return infuse(*vars(self).values())
-
-    def to(self, dtype: torch.dtype) -> Case:
-        floats = {k: v.to(dtype) for k, v in vars(self).items() if k not in ("context", "heads")}
-        return replace(self, **floats)
-
-
-def _case(context: list[tuple[int, int]], tokens: int, width: int, heads: int, seed: int = 0) -> Case:
-    generator = torch.Generator().manual_seed(seed)
-
-    def random(*shape: int, scale: float = 1.0) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator) * scale
-
-    return Case(
-        random(len(context), tokens, width),
-        random(max((first + length for first, length in context), default=0) + 3, width),
-        torch.tensor(context, dtype=torch.int64).reshape(-1, 2),
-        random(3 * width, width, scale=2 * width**-0.5),
-        random(3 * width, scale=0.5),
-        random(width, width, scale=width**-0.5),
-        random(width, scale=0.5),
-        random(width, scale=0.2) + 1,
-        random(width, scale=0.2),
-        heads,
-    )
-
-
-def _oracle(case: Case, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """T + MultiheadAttention(LayerNorm(T), F, F), one object after the other."""
-    case = case.to(dtype)
-    width = case.tokens.shape[2]
-    attention = torch.nn.MultiheadAttention(width, case.heads, batch_first=True, dtype=dtype)
-    norm = torch.nn.LayerNorm(width, dtype=dtype)
-    weights = {
-        "in_proj_weight": case.in_weight,
-        "in_proj_bias": case.in_bias,
-        "out_proj.weight": case.out_weight,
-        "out_proj.bias": case.out_bias,
-    }
-    names = {"weight": case.ln_weight, "bias": case.ln_bias}
-    out = []
-    for own, (first, length) in zip(case.tokens, case.context.tolist(), strict=True):
-        context = case.features[first : first + length]
-        query = torch.func.functional_call(norm, names, (own,))
-        attended, _ = torch.func.functional_call(attention, weights, (query, context, context))
-        out.append(own + attended)
-    return torch.stack(out) if out else case.tokens
-
-
-@pytest.fixture(params=FORMS)
-def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Only one of the two forms is ever the cheaper."""
-    other = FORMS[1 - FORMS.index(request.param)]
-    monkeypatch.setattr(MODULE, f"{request.param}_flops", lambda *sizes: 0)
-    monkeypatch.setattr(MODULE, f"{other}_flops", lambda *sizes: 1)
-    return request.param
-
-
-@pytest.fixture
-def folded_groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Queries of each group that ran in the folded form."""
-    ran = []
-    real = MODULE._folded
-
-    def spy(queries: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-        ran.append(queries.shape[1])
-        return real(queries, *rest)
-
-    monkeypatch.setattr(MODULE, "_folded", spy)
-    return ran
-
-
+FORMS = pytest.mark.parametrize("projected", [False, True], ids=["folded", "projected"])
 CONTEXTS = (
     [(0, 9)],
     [(2, 1)],
@@ -117,17 +32,29 @@ CONTEXTS = (
 )
 
 
+def _run(case: Case, projected: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    return infuse(*case.arguments(projected), backend="torch")
+
+
+def _check(case: Case, projected: bool, rtol: float = 1e-5, atol: float = 5e-6) -> None:
+    for out, exact in zip(_run(case, projected), attended(case), strict=True):
+        torch.testing.assert_close(out.double(), exact, rtol=rtol, atol=atol)
+
+
+@FORMS
 @pytest.mark.parametrize("context", CONTEXTS, ids=str)
 @pytest.mark.parametrize(("tokens", "width", "heads"), [(4, 32, 2), (1, 8, 8), (7, 30, 5), (3, 5, 1)])
-def test_against_multihead_attention(
-    form: str, folded_groups: list[int], context: list, tokens: int, width: int, heads: int
-) -> None:
-    case = _case(context, tokens, width, heads)
-    out = case.run()
-    assert out.shape == case.tokens.shape
-    torch.testing.assert_close(out.double(), _oracle(case), rtol=1e-5, atol=5e-6)
-    sizes = [tokens * context.count(view) for view in dict.fromkeys(context)]
-    assert folded_groups == (sizes if form == "folded" else [])
+def test_against_multihead_attention(context: list, tokens: int, width: int, heads: int, projected: bool) -> None:
+    _check(infusion_case(context, tokens, width, heads), projected)
+
+
+@FORMS
+def test_without_the_next_norm(projected: bool) -> None:
+    case = infusion_case([(0, 9), (2, 3)], 4, 16, 2)
+    tokens, normed = _run(case.without_norm(), projected)
+    assert torch.equal(tokens, _run(case, projected)[0])
+    assert normed.shape == (0,)
+    assert normed.dtype == tokens.dtype
 
 
 @given(
@@ -135,148 +62,201 @@ def test_against_multihead_attention(
     tokens=st.integers(1, 9),
     heads=st.integers(1, 4),
     head_dim=st.integers(1, 6),
+    projected=st.booleans(),
 )
-def test_ragged_contexts(context: list[tuple[int, int]], tokens: int, heads: int, head_dim: int) -> None:
-    case = _case(context, tokens, heads * head_dim, heads, seed=len(context))
-    torch.testing.assert_close(case.run().double(), _oracle(case), rtol=1e-5, atol=1e-5)
+def test_ragged_contexts(
+    context: list[tuple[int, int]], tokens: int, heads: int, head_dim: int, projected: bool
+) -> None:
+    case = infusion_case(context, tokens, heads * head_dim, heads, seed=len(context))
+    # a LayerNorm of one or two values divides by what may be nothing
+    _check(case.without_norm(), projected, rtol=1e-5, atol=1e-5)
 
 
+@FORMS
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.usefixtures("form")
-def test_precision(dtype: torch.dtype, numeric_bar: Callable[..., None]) -> None:
-    case = _case([(0, 40), (40, 16), (0, 40)], 8, 64, 8).to(dtype)
-    out = case.run()
-    assert out.dtype == dtype
-    numeric_bar(infuse, out, _oracle(case), _oracle(case, dtype))
+def test_precision(dtype: torch.dtype, projected: bool, numeric_bar: Callable[..., None]) -> None:
+    case = infusion_case([(0, 40), (40, 16), (0, 40)], 8, 64, 8).to(dtype)
+    for out, exact, plain in zip(_run(case, projected), attended(case), attended(case, dtype), strict=True):
+        assert out.dtype == dtype
+        numeric_bar(infuse, out, exact, plain)
 
 
-@pytest.mark.usefixtures("form")
-def test_many_objects() -> None:
-    case = _case([(5 * (i % 60), 5) for i in range(300)], 2, 8, 2)
-    torch.testing.assert_close(case.run().double(), _oracle(case), rtol=1e-5, atol=5e-6)
+@FORMS
+def test_many_objects(projected: bool) -> None:
+    _check(infusion_case([(5 * (i % 60), 5) for i in range(300)], 2, 8, 2), projected, atol=1e-5)
 
 
-@pytest.mark.usefixtures("form")
-def test_nothing() -> None:
-    assert _case([], 4, 16, 4).run().shape == (0, 4, 16)
-    assert _case([(0, 3)], 0, 16, 4).run().shape == (1, 0, 16)
+@FORMS
+def test_nothing(projected: bool) -> None:
+    for context, tokens, shape in (([], 4, (0, 4, 16)), ([(0, 3)], 0, (1, 0, 16))):
+        for out in _run(infusion_case(context, tokens, 16, 4), projected):
+            assert out.shape == shape
 
 
-@pytest.mark.usefixtures("form")
-def test_large_scores_do_not_overflow() -> None:
-    case = _case([(0, 9)], 4, 16, 2)
+@FORMS
+def test_large_scores_do_not_overflow(projected: bool) -> None:
+    case = infusion_case([(0, 9)], 4, 16, 2)
     case.in_weight[:32] *= 30
-    out = case.run()
-    torch.testing.assert_close(out.double(), _oracle(case), rtol=1e-3, atol=1e-3)
+    _check(case, projected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.usefixtures("form")
-def test_rows_outside_every_context_do_not_leak() -> None:
-    case = _case([(2, 5), (10, 3), (2, 5)], 4, 16, 2)
-    clean = case.run()
+@FORMS
+def test_rows_outside_every_context_do_not_leak(projected: bool) -> None:
+    case = infusion_case([(2, 5), (10, 3), (2, 5)], 4, 16, 2)
+    clean = _run(case, projected)
     outside = torch.ones(len(case.features), dtype=torch.bool)
     outside[2:7] = outside[10:13] = False
     case.features[outside] = torch.nan
-    assert torch.equal(case.run(), clean)
+    for out, expected in zip(_run(case, projected), clean, strict=True):
+        assert torch.equal(out, expected)
 
 
-@pytest.mark.usefixtures("form")
+@FORMS
 @pytest.mark.parametrize("poisoned", [0, 1])
-def test_a_poisoned_context_reaches_its_own_objects_only(poisoned: int) -> None:
+def test_a_poisoned_context_reaches_its_own_objects_only(poisoned: int, projected: bool) -> None:
     context = [(0, 5), (5, 3), (0, 5), (5, 3)]
-    case = _case(context, 4, 16, 2)
-    clean = case.run()
+    case = infusion_case(context, 4, 16, 2)
+    clean = _run(case, projected)
     first, length = context[poisoned]
     case.features[first : first + length] = torch.nan
-    out = case.run()
-    assert torch.isnan(out[[poisoned, poisoned + 2]]).all()
     others = [1 - poisoned, 3 - poisoned]
-    assert torch.equal(out[others], clean[others])
+    for out, expected in zip(_run(case, projected), clean, strict=True):
+        assert torch.isnan(out[[poisoned, poisoned + 2]]).all()
+        assert torch.equal(out[others], expected[others])
 
 
-@pytest.mark.usefixtures("form")
-def test_poisoned_tokens_reach_no_other_token() -> None:
-    case = _case([(0, 5), (0, 5)], 4, 16, 2)
-    clean = case.run()
-    case.tokens[1, 2] = torch.nan
-    out = case.run()
+@FORMS
+def test_poisoned_tokens_reach_no_other_token(projected: bool) -> None:
+    case = infusion_case([(0, 5), (0, 5)], 4, 16, 2)
+    clean = _run(case, projected)
+    case.tokens[1, 2] = case.normed[1, 2] = torch.nan
     own = torch.zeros(2, 4, dtype=torch.bool)
     own[1, 2] = True
-    assert torch.isnan(out[own]).all()
-    assert torch.equal(out[~own], clean[~own])
+    for out, expected in zip(_run(case, projected), clean, strict=True):
+        assert torch.isnan(out[own]).all()
+        assert torch.equal(out[~own], expected[~own])
 
 
-@pytest.mark.usefixtures("form")
-def test_gradients() -> None:
+@FORMS
+def test_gradients(projected: bool) -> None:
     """To the tokens, the features and every weight."""
-    case = _case([(0, 9), (9, 4), (0, 9)], 3, 12, 3)
-    names = [n for n in vars(case) if n not in ("context", "heads")]
-    exact = replace(case, **{n: getattr(case, n).double().requires_grad_() for n in names})
-    case = replace(case, **{n: getattr(case, n).requires_grad_() for n in names})
-    towards = torch.randn(3, 3, 12)
-    got = torch.autograd.grad((case.run() * towards).sum(), [getattr(case, n) for n in names])
-    expected = torch.autograd.grad((_oracle(exact) * towards).sum(), [getattr(exact, n) for n in names])
-    for name, a, b in zip(names, got, expected, strict=True):
+    case = infusion_case([(0, 9), (9, 4), (0, 9)], 3, 12, 3)
+    exact = replace(case, **{n: getattr(case, n).double().requires_grad_() for n in FLOATS})
+    case = replace(case, **{n: getattr(case, n).requires_grad_() for n in FLOATS})
+    towards = torch.randn(2, 3, 3, 12)
+    got, expected = (
+        torch.autograd.grad((torch.stack(out) * towards).sum(), [getattr(c, n) for n in FLOATS])
+        for c, out in ((case, _run(case, projected)), (exact, attended(exact)))
+    )
+    for name, a, b in zip(FLOATS, got, expected, strict=True):
         assert b.abs().max() > 0
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4, msg=f"gradient of {name}")
 
 
-# Which form is taken
+@FORMS
+def test_a_key_bias_cancels_and_a_value_bias_passes_through(projected: bool) -> None:
+    """Any attention's biases: those of key and value are none of the operation's, the caller adds W_o b_v."""
+    case = infusion_case([(0, 7), (3, 4)], 4, 16, 2)
+    bias = torch.randn(32) * 3
+    merged = replace(case, out_bias=case.out_bias + case.out_weight @ bias[16:])
+    for out, exact in zip(_run(merged, projected), attended(case, key_and_value_bias=bias), strict=True):
+        torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
 
 
-def _counted(queries: int, length: int, width: int, heads: int, form: str) -> int:
-    """Multiply-adds times two, product by product."""
+# Groups and which form is taken
+
+
+def test_groups() -> None:
+    """By first appearance, their objects in their own order."""
+    groups = plan_groups(torch.tensor([(4, 9), (0, 4), (4, 9), (0, 5), (0, 4), (4, 9)]))
+    assert groups.order.tolist() == [0, 2, 5, 1, 4, 3]
+    assert groups.groups.tolist() == [[0, 3, 4, 9], [3, 2, 0, 4], [5, 1, 0, 5]]
+    assert (groups.max_members, groups.max_rows) == (3, 9)
+    assert groups.sizes == ((3, 9), (2, 4), (1, 5))
+    assert groups.order.dtype == groups.groups.dtype == torch.int32
+
+
+def test_no_groups() -> None:
+    groups = plan_groups(torch.zeros(0, 2, dtype=torch.int64))
+    assert groups.order.shape == (0,)
+    assert groups.groups.shape == (0, 4)
+    assert (groups.max_members, groups.max_rows, groups.sizes) == (0, 0, ())
+    assert not is_projected(groups, 32, 1152, 8)
+
+
+def _products(groups: list[tuple[int, int]], width: int, heads: int, projected: bool) -> int:
+    """FLOPs of a form, product by product (a multiply-add is two)."""
 
     def product(rows: int, inner: int, columns: int) -> int:
         return 2 * rows * inner * columns
 
     head_dim = width // heads
-    if form == "projected":
-        keys_and_values = 2 * product(length, width, width)
-        attention = product(queries, head_dim, length) + product(queries, length, head_dim)
-        return keys_and_values + heads * attention
-    each = (
-        product(queries, head_dim, width)  # the key weights into the queries
-        + product(queries, width, length)
-        + product(queries, length, width)
-        + product(queries, width, head_dim)  # the value weights after the sum
-    )
-    return heads * each
+    most = max((length for _, length in groups), default=0)
+    flops = 0
+    for queries, length in groups:
+        if projected:
+            flops += 2 * product(most, width, width)
+            flops += heads * (product(queries, head_dim, length) + product(queries, length, head_dim))
+        else:
+            flops += heads * (
+                product(queries, head_dim, width)  # the key weights into the queries
+                + product(queries, width, length)
+                + product(queries, length, width)
+                + product(queries, width, head_dim)  # the value weights after the sum
+            )
+    return flops
 
 
 @given(
-    queries=st.integers(0, 5000),
-    length=st.integers(1, 600),
+    groups=st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 600)), max_size=5),
     heads=st.integers(1, 16),
     head_dim=st.integers(1, 144),
 )
-def test_flop_counts(queries: int, length: int, heads: int, head_dim: int) -> None:
+def test_flop_counts(groups: list[tuple[int, int]], heads: int, head_dim: int) -> None:
     width = heads * head_dim
-    for form in FORMS:
-        flops = getattr(MODULE, f"{form}_flops")(queries, length, width, heads)
-        assert flops == _counted(queries, length, width, heads, form)
+    for work, projected in ((projected_work, True), (folded_work, False)):
+        assert sum(w.flops for w in work(groups, width, heads)) == _products(groups, width, heads, projected)
 
 
-def test_the_cheaper_form_is_taken(folded_groups: list[int]) -> None:
-    """Few queries of a long view fold; many objects that share theirs do not; one call may hold both."""
-    few, many = [(0, 256)], [(256, 256)] * 40
-    case = _case(few + many, 4, 64, 8)
-    torch.testing.assert_close(case.run().double(), _oracle(case), rtol=1e-5, atol=5e-6)
-    assert folded_groups == [4]
-    assert _counted(4, 256, 64, 8, "folded") < _counted(4, 256, 64, 8, "projected")
-    assert _counted(160, 256, 64, 8, "folded") > _counted(160, 256, 64, 8, "projected")
+@pytest.mark.parametrize(
+    ("context", "projected"),
+    [
+        ([(0, 576)], False),
+        ([(0, 256)], False),
+        ([(0, 576)] * 16, True),
+        ([(0, 256)] * 16, True),
+        ([(0, 1)] * 64, True),
+        ([(256 * i, 256) for i in range(16)], False),  # nothing shared
+        # one form for all: the groups' costs are summed
+        ([(0, 256), *[(256, 256)] * 16], True),
+        ([(0, 256), *[(256 * i, 256) for i in range(16)]], False),
+        # a product of padding is counted: short groups beside a long one fold
+        ([(0, 2000), *[(2000 + i, 1) for i in range(20) for _ in range(8)]], False),
+    ],
+)
+def test_the_cheaper_form_is_taken(context: list[tuple[int, int]], projected: bool) -> None:
+    """At the released models' width: few queries of a long view fold, many objects that share theirs do not."""
+    assert is_projected(plan_groups(torch.tensor(context)), 32, 1152, 8) is projected
 
 
-def test_the_key_bias_does_not_matter_and_the_value_bias_adds_once() -> None:
-    case = _case([(0, 7)], 4, 16, 2)
-    out = case.run()
-    key_bias = case.in_bias.clone()
-    key_bias[16:32] += 100
-    torch.testing.assert_close(replace(case, in_bias=key_bias).run(), out, rtol=0, atol=1e-4)
-    value_bias = case.in_bias.clone()
-    value_bias[32:] += 1
-    moved = replace(case, in_bias=value_bias).run() - out
-    torch.testing.assert_close(moved, case.out_weight.sum(1).expand_as(moved), rtol=0, atol=1e-5)
+def test_share_of_the_reference() -> None:
+    """Infusion and feat_linear of an object, against what the reference computes for it: 5.14 GFLOP."""
+    n, width, heads, hidden = 32, 1152, 8, 1536
+    attention = sum(4 * n * width**2 + 4 * rows * width**2 + 4 * n * rows * width for rows in (256, 576))
+    linear = 2 * n * hidden * (width + hidden)
+    assert (attention + linear) / 1e9 == pytest.approx(5.14, abs=0.01)
+
+    def share(objects: int) -> float:
+        flops = objects * linear
+        for rows in (256, 576):
+            plan = plan_groups(torch.tensor([(0, rows)] * objects))
+            work = projected_work if is_projected(plan, n, width, heads) else folded_work
+            flops += sum(w.flops for w in work([(objects * n, rows)], width, heads))
+            flops += 2 * 2 * objects * n * width**2  # query and output product
+        return flops / objects / (attention + linear)
+
+    assert share(1) <= 0.4
+    assert share(16) <= 0.2
 
 
 # Errors
@@ -285,33 +265,79 @@ def test_the_key_bias_does_not_matter_and_the_value_bias_adds_once() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"features": torch.zeros(9, 8)}, r"expected features of shape \(any, 16\), got \(9, 8\)"),
-        ({"context": torch.tensor([[0, 9]])}, r"expected context of shape \(2, 2\), got \(1, 2\)"),
+        ({"normed": torch.zeros(2, 4, 8)}, r"expected normed of shape \(2, 4, 16\), got \(2, 4, 8\)"),
+        ({"features": torch.zeros(12, 8)}, r"expected features of shape \(any, 16\), got \(12, 8\)"),
         ({"in_weight": torch.zeros(16, 48)}, r"expected in_weight of shape \(48, 16\), got \(16, 48\)"),
-        ({"in_bias": torch.zeros(16)}, r"expected in_bias of shape \(48\), got \(16,\)"),
+        ({"query_bias": torch.zeros(48)}, r"expected query_bias of shape \(16\), got \(48,\)"),
         ({"out_weight": torch.zeros(16, 8)}, r"expected out_weight of shape \(16, 16\), got \(16, 8\)"),
         ({"out_bias": torch.zeros(8)}, r"expected out_bias of shape \(16\), got \(8,\)"),
         ({"ln_weight": torch.zeros(8)}, r"expected ln_weight of shape \(16\), got \(8,\)"),
         ({"ln_bias": torch.zeros(8)}, r"expected ln_bias of shape \(16\), got \(8,\)"),
+        ({"ln_bias": None}, "expected ln_weight and ln_bias or neither, got only one of them"),
         ({"heads": 3}, "expected a width that 3 heads divide, got 16"),
-        (
-            {"context": torch.tensor([[0, 9], [1, 12]])},
-            "object 1: expected a context within 12 rows, got 12 rows from 1",
-        ),
-        ({"context": torch.tensor([[0, 0], [0, 9]])}, "object 0: expected a context within 12 rows, got 0 rows from 0"),
-        (
-            {"context": torch.tensor([[0, 9], [-1, 2]])},
-            "object 1: expected a context within 12 rows, got 2 rows from -1",
-        ),
+        ({"heads": 0}, "expected a width that 0 heads divide, got 16"),
+        ({"features": torch.zeros(12, 16).half()}, "expected features of torch.float32, got torch.float16"),
+        ({"out_bias": torch.zeros(16).double()}, "expected out_bias of torch.float32, got torch.float64"),
     ],
 )
-def test_errors(change: dict, message: str) -> None:
-    case = replace(_case([(0, 9), (0, 9)], 4, 16, 2), **change)
+@pytest.mark.parametrize("backend", ["torch", pytest.param("triton", marks=pytest.mark.kernel)])
+def test_errors(change: dict, message: str, backend: str, kernel_device: torch.device) -> None:
+    case = replace(infusion_case([(0, 9), (0, 9)], 4, 16, 2), **change).to(kernel_device)
     with pytest.raises(ValueError, match=f"^infuse: {message}$"):
-        case.run()
+        infuse(*case.arguments(False), backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([(0, 2, 4, 9)], "group 0: expected 1 to 9 rows within 12, got 9 rows from 4"),
+        ([(0, 2, -1, 9)], "group 0: expected 1 to 9 rows within 12, got 9 rows from -1"),
+        ([(0, 2, 0, 0)], "group 0: expected 1 to 9 rows within 12, got 0 rows from 0"),
+        ([(0, 2, 0, 10)], "group 0: expected 1 to 9 rows within 12, got 10 rows from 0"),
+        ([(0, 3, 0, 9)], "group 0: expected 1 to 2 members from place 0, got 3 from 0"),
+        ([(1, 1, 0, 9)], "group 0: expected 1 to 2 members from place 0, got 1 from 1"),
+        ([(0, 1, 0, 9), (0, 1, 0, 9)], "group 1: expected 1 to 2 members from place 1, got 1 from 0"),
+        ([(0, 1, 0, 9)], "expected groups and an order of all 2 objects, got 1 in groups"),
+    ],
+)
+def test_wrong_groups(groups: list, message: str) -> None:
+    arguments = list(infusion_case([(0, 9), (0, 9)], 4, 16, 2).arguments(False))
+    arguments[4] = torch.tensor(groups, dtype=torch.int32)
+    with pytest.raises(ValueError, match=f"^infuse: {message}$"):
+        infuse(*arguments, backend="torch")
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        (torch.tensor([0, 0], dtype=torch.int32), "expected groups and an order of all 2 objects, got 2 in groups"),
+        (torch.tensor([0, 1]), "expected order of torch.int32, got torch.int64"),
+        (torch.tensor([0], dtype=torch.int32), r"expected order of shape \(2\), got \(1,\)"),
+    ],
+)
+def test_a_wrong_order(order: torch.Tensor, message: str) -> None:
+    arguments = list(infusion_case([(0, 9), (0, 9)], 4, 16, 2).arguments(False))
+    arguments[3] = order
+    with pytest.raises(ValueError, match=f"^infuse: {message}$"):
+        infuse(*arguments, backend="torch")
 
 
 def test_tokens_of_a_wrong_shape() -> None:
-    case = _case([(0, 9)], 4, 16, 2)
+    case = infusion_case([(0, 9)], 4, 16, 2)
     with pytest.raises(ValueError, match=r"^infuse: expected tokens of shape \(any, any, any\), got \(4, 16\)$"):
-        replace(case, tokens=F.normalize(case.tokens[0])).run()
+        _run(replace(case, tokens=F.normalize(case.tokens[0])), False)
+
+
+@pytest.mark.parametrize(
+    ("context", "message"),
+    [
+        ([(0, 9), (1, 12)], "object 1: expected a context within 12 rows, got 12 rows from 1"),
+        ([(0, 0), (0, 9)], "object 0: expected a context within 12 rows, got 0 rows from 0"),
+        ([(0, 9), (-1, 2)], "object 1: expected a context within 12 rows, got 2 rows from -1"),
+        ([(0, 9, 1)], r"expected context of shape \(any, 2\), got \(1, 3\)"),
+    ],
+)
+def test_wrong_contexts(context: list, message: str) -> None:
+    check_context(torch.tensor([(0, 12), (11, 1)]), 12)
+    with pytest.raises(ValueError, match=f"^infuse: {message}$"):
+        check_context(torch.tensor(context), 12)

@@ -1,9 +1,9 @@
-"""object_pool against k-means in plain Python, interpolation against F.interpolate."""
+"""object_pool against k-means in plain Python, interpolation against F.interpolate, LayerNorm against its formula."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -12,121 +12,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from pool_cases import case_of_tokens, oracle, random_case
 
 from pixelrefer_fast.ops import object_pool
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-@dataclass
-class Case:
-    """The arguments of one call, in order."""
-
-    features: torch.Tensor
-    index: torch.Tensor
-    weights: torch.Tensor
-    positions: torch.Tensor
-    offsets: torch.Tensor
-    starts: torch.Tensor
-    pos_weight: torch.Tensor
-    pos_bias: torch.Tensor
-    iterations: int
-
-    def run(self) -> torch.Tensor:
-        return object_pool(*vars(self).values())
-
-
-def _case(
-    counts: list[int],
-    clusters: int,
-    width: int,
-    iterations: int,
-    corners: int = 1,
-    seed: int = 0,
-    separate: bool = False,
-) -> Case:
-    """Random patches; with `separate` in well-parted heaps, so that no rounding changes a label."""
-    generator = torch.Generator().manual_seed(seed)
-    selected = sum(counts)
-    features = torch.randn(selected + 7, width, generator=generator)
-    index = torch.randint(0, selected + 7, (selected, corners), generator=generator)
-    starts = torch.zeros(len(counts), clusters, dtype=torch.int64)
-    first = 0
-    for i, count in enumerate(counts):
-        if count > clusters:
-            starts[i] = torch.randperm(count, generator=generator)[:clusters]
-            if separate:
-                heap = torch.randint(0, clusters, (count,), generator=generator)
-                heap[starts[i]] = torch.arange(clusters)
-                index[first : first + count] = torch.arange(first, first + count)[:, None]
-                centres = 8 * torch.randn(clusters, width, generator=generator)
-                features[first : first + count] = features[first : first + count] * 0.25 + centres[heap]
-        first += count
-    weights = torch.rand(selected, corners, generator=generator) + 0.1
-    return Case(
-        features,
-        index,
-        weights / weights.sum(1, keepdim=True),
-        torch.rand(selected, 2, generator=generator),
-        torch.tensor([0, *counts]).cumsum(0),
-        starts,
-        torch.randn(width, 2, generator=generator),
-        torch.randn(width, generator=generator),
-        iterations,
-    )
-
-
-def _of_tokens(tokens: torch.Tensor, start: list[int], iterations: int) -> Case:
-    """One object whose patches' tokens are given."""
-    count, width = tokens.shape
-    return Case(
-        tokens,
-        torch.arange(count)[:, None],
-        torch.ones(count, 1),
-        torch.zeros(count, 2),
-        torch.tensor([0, count]),
-        torch.tensor([start]),
-        torch.zeros(width, 2),
-        torch.zeros(width),
-        iterations,
-    )
-
-
-def _kmeans(tokens: torch.Tensor, start: list[int], iterations: int) -> torch.Tensor:
-    """Labels by loops over Python floats; the means as tensors, so that gradients pass."""
-    points = tokens.tolist()
-    centroids = [tokens[s] for s in start]
-    for _ in range(iterations):
-        places = [c.tolist() for c in centroids]
-        members: list[list[int]] = [[] for _ in centroids]
-        for i, point in enumerate(points):
-            distances = [sum((p - c) ** 2 for p, c in zip(point, place, strict=True)) for place in places]
-            members[distances.index(min(distances))].append(i)
-        centroids = [tokens[own].mean(0) if own else c for own, c in zip(members, centroids, strict=True)]
-    return torch.stack(centroids)
-
-
-def _oracle(case: Case, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """The definition's docstring, object by object and patch by patch."""
-    features, positions, pos_weight, pos_bias = (
-        x.to(dtype) for x in (case.features, case.positions, case.pos_weight, case.pos_bias)
-    )
-    clusters = case.starts.shape[1]
-    objects = []
-    for i, (first, last) in enumerate(pairwise(case.offsets.tolist())):
-        tokens = []
-        for s in range(first, last):
-            if case.index.shape[1] == 1:
-                feature = features[case.index[s, 0]]
-            else:
-                weighed = zip(case.index[s].tolist(), case.weights[s].tolist(), strict=True)
-                feature = torch.stack([features[row] * weight for row, weight in weighed]).sum(0)
-            tokens.append(feature + pos_weight @ positions[s] + pos_bias)
-        own = torch.stack(tokens) if tokens else features.new_zeros(0, features.shape[1])
-        if len(own) > clusters:
-            own = _kmeans(own, case.starts[i].tolist(), case.iterations)
-        objects.append(F.pad(own, (0, 0, 0, clusters - len(own))))
-    return torch.stack(objects) if objects else features.new_zeros(0, clusters, features.shape[1])
 
 
 @given(
@@ -137,48 +27,47 @@ def _oracle(case: Case, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     corners=st.sampled_from([1, 2, 4]),
 )
 def test_against_plain_python(counts: list[int], clusters: int, width: int, iterations: int, corners: int) -> None:
-    case = _case(counts, clusters, width, iterations, corners, seed=sum(counts))
-    pooled = case.run()
-    assert pooled.shape == (len(counts), clusters, width)
-    torch.testing.assert_close(pooled.double(), _oracle(case), rtol=1e-5, atol=2e-6)
+    case = random_case(counts, clusters, width, iterations, corners, seed=sum(counts))
+    pooled, normed = case.call()
+    assert pooled.shape == normed.shape == (len(counts), clusters, width)
+    exact, _ = oracle(case)
+    torch.testing.assert_close(pooled.double(), exact, rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("corners", [1, 4])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_precision(dtype: torch.dtype, corners: int, numeric_bar: Callable[..., None]) -> None:
-    case = _case([40, 3, 0, 25], 6, 24, 3, corners, separate=True)
-    for name in ("features", "pos_weight", "pos_bias"):
-        setattr(case, name, getattr(case, name).to(dtype))
-    pooled = case.run()
-    assert pooled.dtype == dtype
-    numeric_bar(object_pool, pooled, _oracle(case), _oracle(case, dtype))
+    case = random_case([40, 3, 0, 25], 6, 24, 3, corners, separate=True).to(dtype=dtype)
+    for result, exact, plain in zip(case.call(), oracle(case), oracle(case, dtype), strict=True):
+        assert result.dtype == dtype
+        numeric_bar(object_pool, result, exact, plain)
 
 
 @pytest.mark.parametrize(("count", "clusters"), [(1, 1), (1, 4), (2, 1), (4, 4), (5, 4), (33, 32), (700, 32)], ids=str)
 def test_numbers_of_patches(count: int, clusters: int) -> None:
-    case = _case([count], clusters, 5, 3)
-    torch.testing.assert_close(case.run().double(), _oracle(case), rtol=1e-5, atol=2e-6)
+    case = random_case([count], clusters, 5, 3)
+    torch.testing.assert_close(case.run().double(), oracle(case)[0], rtol=1e-5, atol=2e-6)
 
 
 def test_an_object_of_few_patches_keeps_them_in_order_and_is_filled_with_zeros() -> None:
     tokens = torch.randn(3, 4)
-    pooled = _of_tokens(tokens, [9, 9, 9, 9, 9], 3).run()  # a start that is not needed is not looked at
+    pooled = case_of_tokens(tokens, [9, 9, 9, 9, 9], 3).run()  # a start that is not needed is not looked at
     assert torch.equal(pooled[0, :3], tokens)
     assert pooled[0, 3:].eq(0).all()
 
 
 def test_nothing() -> None:
-    assert _case([], 4, 8, 3).run().shape == (0, 4, 8)
-    assert _case([0, 0], 4, 8, 3).run().eq(0).all()
+    assert random_case([], 4, 8, 3).run().shape == (0, 4, 8)
+    assert random_case([0, 0], 4, 8, 3).run().eq(0).all()
 
 
 def test_many_objects() -> None:
-    case = _case([1 + i % 9 for i in range(300)], 4, 3, 3, seed=5)
-    torch.testing.assert_close(case.run().double(), _oracle(case), rtol=1e-5, atol=2e-6)
+    case = random_case([1 + i % 9 for i in range(300)], 4, 3, 3, seed=5)
+    torch.testing.assert_close(case.run().double(), oracle(case)[0], rtol=1e-5, atol=2e-6)
 
 
 def test_objects_do_not_depend_on_each_other() -> None:
-    case = _case([30, 9, 0, 17], 4, 6, 5)
+    case = random_case([30, 9, 0, 17], 4, 6, 5)
     together = case.run()
     bounds = case.offsets.tolist()
     for i, (first, last) in enumerate(pairwise(bounds)):
@@ -189,8 +78,29 @@ def test_objects_do_not_depend_on_each_other() -> None:
             positions=case.positions[first:last],
             offsets=torch.tensor([0, last - first]),
             starts=case.starts[i : i + 1],
+            max_patches=last - first,
         )
         torch.testing.assert_close(alone.run()[0], together[i], rtol=0, atol=1e-6)
+
+
+# LayerNorm
+
+
+@pytest.mark.parametrize("width", [2, 9, 72])
+def test_normed_is_the_layer_norm_of_pooled(width: int) -> None:
+    case = random_case([20, 3, 0], 4, width, 3)
+    pooled, normed = case.call()
+    exact = F.layer_norm(pooled.double(), (width,), case.ln_weight.double(), case.ln_bias.double(), 1e-5)
+    torch.testing.assert_close(normed.double(), exact, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(normed[2], case.ln_bias.expand(4, width), rtol=0, atol=0)  # of zero rows
+
+
+def test_without_layer_norm_normed_is_empty() -> None:
+    case = random_case([20, 3, 0], 4, 8, 3)
+    pooled, normed = replace(case, ln_weight=None, ln_bias=None).call()
+    assert normed.shape == (0,)
+    assert normed.dtype == torch.float32
+    assert torch.equal(pooled, case.run())
 
 
 # Labels
@@ -198,13 +108,13 @@ def test_objects_do_not_depend_on_each_other() -> None:
 
 def test_iterations_zero_returns_the_starts() -> None:
     tokens = torch.randn(9, 4)
-    assert torch.equal(_of_tokens(tokens, [7, 2, 5], 0).run()[0], tokens[[7, 2, 5]])
+    assert torch.equal(case_of_tokens(tokens, [7, 2, 5], 0).run()[0], tokens[[7, 2, 5]])
 
 
 @pytest.mark.parametrize(("start", "expected"), [([0, 1], [[0.5], [2.0]]), ([1, 0], [[1.5], [0.0]])])
 def test_a_tie_goes_to_the_lowest_index(start: list[int], expected: list) -> None:
     tokens = torch.tensor([[0.0], [2.0], [1.0]])
-    assert _of_tokens(tokens, start, 1).run()[0].tolist() == expected
+    assert case_of_tokens(tokens, start, 1).run()[0].tolist() == expected
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -224,7 +134,7 @@ def test_ties_that_rounding_would_break(seed: int) -> None:
         members[distances.index(min(distances))].append(i)
     expected = [[Fraction(int(x), len(own)) for x in whole[own].sum(0)] for own in members]
 
-    pooled = _of_tokens(whole.float(), start, 1).run()[0]
+    pooled = case_of_tokens(whole.float(), start, 1).run()[0]
     error = max(
         abs(got - want) for a, b in zip(pooled.tolist(), expected, strict=True) for got, want in zip(a, b, strict=True)
     )
@@ -234,27 +144,27 @@ def test_ties_that_rounding_would_break(seed: int) -> None:
 def test_equal_tokens_and_empty_clusters() -> None:
     """All tokens tie; the first cluster takes them and the others keep their centroid."""
     tokens = torch.ones(5, 3)
-    assert _of_tokens(tokens, [0, 1, 2], 5).run()[0].eq(1).all()
+    assert case_of_tokens(tokens, [0, 1, 2], 5).run()[0].eq(1).all()
 
 
 def test_an_empty_cluster_keeps_its_centroid() -> None:
     tokens = torch.tensor([[0.0], [0.0], [1.0], [10.0]])
     # the second centroid equals the first, and so never has a member
-    assert _of_tokens(tokens, [0, 1, 3], 1).run()[0, :, 0].tolist() == pytest.approx([1 / 3, 0.0, 10.0])
+    assert case_of_tokens(tokens, [0, 1, 3], 1).run()[0, :, 0].tolist() == pytest.approx([1 / 3, 0.0, 10.0])
     # in the second iteration it has: both zeros are nearer to it
-    assert _of_tokens(tokens, [0, 1, 3], 2).run()[0, :, 0].tolist() == pytest.approx([1.0, 0.0, 10.0])
+    assert case_of_tokens(tokens, [0, 1, 3], 2).run()[0, :, 0].tolist() == pytest.approx([1.0, 0.0, 10.0])
 
 
 def test_converged_centroids_stay() -> None:
     """So the reference's early stop needs no counterpart."""
-    case = _case([60], 4, 6, 3, separate=True)
+    case = random_case([60], 4, 6, 3, separate=True)
     assert torch.equal(case.run(), replace(case, iterations=60).run())
 
 
 @pytest.mark.parametrize("shift", [1e3, 3e4])
 def test_a_common_offset_does_not_change_labels(shift: float) -> None:
     """Distances of tokens far from the origin are small differences of large numbers."""
-    case = _case([40], 6, 16, 3, separate=True)
+    case = random_case([40], 6, 16, 3, separate=True)
     features = (case.features * 64).round() / 64  # the shifted ones are then exact in float32
     near = replace(case, features=features, positions=torch.zeros(40, 2), pos_bias=torch.zeros(16))
     far = replace(near, features=features + shift)
@@ -281,11 +191,12 @@ def test_four_corners_against_interpolate(fine: tuple[int, int], coarse: tuple[i
             weights.append([weight for _, weight in corners])
     cells = len(rows)
     case = replace(
-        _of_tokens(features, [0] * cells, 3),
+        case_of_tokens(features, [0] * cells, 3),
         index=torch.tensor(rows),
         weights=torch.tensor(weights),
         positions=torch.zeros(cells, 2),
         offsets=torch.tensor([0, cells]),
+        max_patches=cells,
     )
     grid = features.double().T.reshape(1, width, *coarse)
     expected = F.interpolate(grid, size=fine, mode="bilinear", align_corners=False).flatten(2)[0].T
@@ -296,8 +207,16 @@ def test_four_corners_against_interpolate(fine: tuple[int, int], coarse: tuple[i
 
 
 @pytest.mark.parametrize("corners", [1, 4])
+def test_rows_past_the_last_object_may_hold_anything(corners: int) -> None:
+    counts = [20, 3, 8]
+    clean = random_case(counts, 4, 6, 3, corners).call()
+    spare = random_case(counts, 4, 6, 3, corners, spare=5).call()
+    assert all(torch.equal(a, b) for a, b in zip(clean, spare, strict=True))
+
+
+@pytest.mark.parametrize("corners", [1, 4])
 def test_rows_that_nobody_selects_do_not_leak(corners: int) -> None:
-    case = _case([20, 3, 8], 4, 6, 3, corners)
+    case = random_case([20, 3, 8], 4, 6, 3, corners)
     clean = case.run()
     spare = torch.ones(len(case.features), dtype=torch.bool)
     spare[case.index.flatten()] = False
@@ -308,7 +227,7 @@ def test_rows_that_nobody_selects_do_not_leak(corners: int) -> None:
 
 @pytest.mark.parametrize("poisoned", range(3))
 def test_a_poisoned_object_does_not_reach_the_others(poisoned: int) -> None:
-    case = _case([20, 3, 12], 4, 6, 3)
+    case = random_case([20, 3, 12], 4, 6, 3)
     case.index = torch.arange(35)[:, None]
     clean = case.run()
     case.features[case.offsets[poisoned] : case.offsets[poisoned + 1]] = torch.nan
@@ -323,14 +242,14 @@ def test_a_poisoned_object_does_not_reach_the_others(poisoned: int) -> None:
 
 @pytest.mark.parametrize("corners", [1, 4])
 def test_gradients(corners: int) -> None:
-    """Through the means with the labels fixed, to the features and the position weights."""
-    names = ("features", "pos_weight", "pos_bias")
-    case = _case([30, 3, 0], 4, 6, 3, corners, separate=True)
+    """Through LayerNorm and the means with the labels fixed, to the features and all weights."""
+    names = ("features", "pos_weight", "pos_bias", "ln_weight", "ln_bias")
+    case = random_case([30, 3, 0], 4, 6, 3, corners, separate=True)
     exact = replace(case, **{n: getattr(case, n).double().requires_grad_() for n in names})
     case = replace(case, **{n: getattr(case, n).requires_grad_() for n in names})
-    towards = torch.randn(3, 4, 6)
-    got = torch.autograd.grad((case.run() * towards).sum(), [getattr(case, n) for n in names])
-    expected = torch.autograd.grad((_oracle(exact) * towards).sum(), [getattr(exact, n) for n in names])
+    towards = torch.randn(2, 3, 4, 6)
+    got = torch.autograd.grad((torch.stack(case.call()) * towards).sum(), [getattr(case, n) for n in names])
+    expected = torch.autograd.grad((torch.stack(oracle(exact)) * towards).sum(), [getattr(exact, n) for n in names])
     for name, a, b in zip(names, got, expected, strict=True):
         assert b.abs().max() > 0
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4, msg=f"gradient of {name}")
@@ -347,14 +266,26 @@ def test_gradients(corners: int) -> None:
         ({"positions": torch.ones(8, 2)}, r"expected positions of shape \(9, 2\), got \(8, 2\)"),
         ({"pos_weight": torch.ones(2, 6)}, r"expected pos_weight of shape \(6, 2\), got \(2, 6\)"),
         ({"pos_bias": torch.ones(5)}, r"expected pos_bias of shape \(6\), got \(5,\)"),
-        ({"offsets": torch.tensor([0, 8])}, r"expected offsets from 0 to 9, got \[0, 8\]"),
-        ({"offsets": torch.tensor([0, 10, 9])}, r"expected offsets that never fall, got \[0, 10, 9\]"),
+        ({"ln_weight": torch.ones(5)}, r"expected ln_weight of shape \(6\), got \(5,\)"),
+        ({"ln_bias": torch.ones(6, 1)}, r"expected ln_bias of shape \(6\), got \(6, 1\)"),
+        ({"ln_bias": None}, r"expected ln_weight and ln_bias, or neither, got one of them"),
+        ({"ln_bias": torch.ones(6).half()}, r"expected ln_bias of torch.float32, got torch.float16"),
+        ({"index": torch.zeros(9, 1)}, r"expected index of torch.int64, got torch.float32"),
+        ({"index": torch.full((9, 1), 16)}, r"expected an index from 0 to 15, got 16 to 16"),
+        ({"offsets": torch.tensor([], dtype=torch.int64)}, r"expected at least one offset, got none"),
+        ({"offsets": torch.tensor([0, 10])}, r"expected offsets up to 9 \(rows of index\), got 10"),
+        ({"offsets": torch.tensor([1, 9])}, r"expected offsets from 0 to 9, got \[1, 9\]"),
+        ({"max_patches": 8}, r"expected max_patches of at least 9 \(the largest object\), got 8"),
+        (
+            {"offsets": torch.tensor([0, 10, 9]), "starts": torch.zeros(2, 4, dtype=torch.int64)},
+            r"expected offsets that never fall, got \[0, 10, 9\]",
+        ),
         ({"starts": torch.zeros(2, 4, dtype=torch.int64)}, r"expected starts of shape \(1, any\), got \(2, 4\)"),
         ({"starts": torch.tensor([[0, 1, 2, 9]])}, r"expected k-means starts from 0 to 8, got \[0, 1, 2, 9\]"),
         ({"starts": torch.tensor([[0, -1, 2, 3]])}, r"expected k-means starts from 0 to 8, got \[0, -1, 2, 3\]"),
     ],
 )
 def test_errors(change: dict, message: str) -> None:
-    case = replace(_case([9], 4, 6, 3), **change)
+    case = replace(random_case([9], 4, 6, 3), **change)
     with pytest.raises(ValueError, match=f"^object_pool: {message}$"):
         case.run()

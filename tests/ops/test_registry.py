@@ -14,6 +14,7 @@ import torch
 import pixelrefer_fast.ops
 from pixelrefer_fast.ops import BackendError, Op, check_backend, registry
 from pixelrefer_fast.ops import _registry as registry_module
+from pixelrefer_fast.ops._registry import LIBRARIES
 
 OPS = sorted(registry())
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -33,6 +34,11 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(item)
 
 
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal, NaN included, which samples hold where nothing may be read."""
+    return a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+
+
 def _is_small(sample: tuple) -> bool:
     """No data at all, or one element (a row, an image, a patch) in some argument."""
     return any(t.numel() == 0 or len(t) == 1 for t in _tensors(sample))
@@ -42,11 +48,13 @@ def _is_large(sample: tuple) -> bool:
     return all(t.numel() and len(t) > 1 for t in _tensors(sample[:1]))
 
 
-def test_the_seven_operations_are_registered() -> None:
+def test_the_nine_operations_are_registered() -> None:
     assert OPS == [
+        "add_norm",
         "infuse",
         "object_pool",
         "pack_objects",
+        "pack_views",
         "rope2d",
         "scatter_tokens",
         "varlen_attention",
@@ -102,29 +110,32 @@ def test_every_sample_runs_in_every_dtype(name: str, dtype: torch.dtype) -> None
     assert any(_is_small(s) for s in samples), f"{name}: no empty or one-element sample"
     assert any(_is_large(s) for s in samples), f"{name}: no sample of any size"
     floats = {t.dtype for s in samples for t in _tensors(s[:1]) if t.is_floating_point()}
-    if name not in ("view_patches", "pack_objects"):  # these two read bytes and float32 masks
+    if name not in ("view_patches", "pack_objects", "pack_views"):  # bytes, float32 masks and integers
         assert floats == {dtype}
+    arguments = [a.name for a in op.operator._schema.arguments]
     for sample in samples:
-        before = [t.clone() for t in _tensors(sample)]
-        result = list(_tensors(op(*sample)))
+        before = [t.clone() if isinstance(t, torch.Tensor) else t for t in sample]
+        result = [*_tensors(op(*sample)), *(sample[arguments.index(written)] for written in op.mutates)]
         assert result
         for tensor in result:
             assert not tensor.is_floating_point() or torch.isfinite(tensor).all()
-        after = list(_tensors(sample))
-        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), f"{name} writes to its arguments"
+        for argument, a, b in zip(arguments, before, sample, strict=False):
+            if isinstance(a, torch.Tensor) and argument not in op.mutates:
+                assert _same(a, b), f"{name} writes to {argument}"
 
 
 @pytest.mark.parametrize("name", OPS)
 def test_samples_repeat_with_their_generator(name: str) -> None:
     first, second = (_samples(name, torch.float32) for _ in range(2))
     pairs = zip(_tensors(first), _tensors(second), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
+    assert all(_same(a, b) for a, b in pairs)
 
 
 @pytest.mark.parametrize("name", OPS)
 def test_every_operation_says_who_can_compute_it(name: str) -> None:
     rows = registry()[name].providers()
-    assert [r[0] for r in rows] == ["torch", "triton", "cuda"]
+    libraries = LIBRARIES if name == "varlen_attention" else ()
+    assert [r[0] for r in rows] == ["torch", "triton", "cuda", *libraries]
     assert rows[0] == ("torch", True, "")
     for backend, available, reason in rows:
         assert available == (not reason), f"{backend} is not available and does not say why, or is and complains"
@@ -145,11 +156,11 @@ def op() -> Op:
 X = torch.ones(2)
 
 
-def _attach(op: Op, backend: str, value: float, **checks: Any) -> list[str]:
+def _attach(op: Op, backend: str, value: float, devices: tuple[str, ...] = ("cpu",), **checks: Any) -> list[str]:
     """A provider that returns `value` everywhere; the list it returns grows with each run."""
     ran: list[str] = []
 
-    @op.provider(backend, **checks)
+    @op.provider(backend, devices=devices, **checks)
     def run(x: torch.Tensor, extra: float = 0.0) -> torch.Tensor:
         ran.append(backend)
         return torch.full_like(x, value + extra)
@@ -178,6 +189,40 @@ def test_auto_takes_the_first_provider_that_accepts(op: Op) -> None:
     assert (declining, accepting) == (["triton"], ["cuda"])
 
 
+def test_auto_leaves_other_devices_providers_alone(op: Op) -> None:
+    """A CPU is no fallback from a GPU: nothing is passed over. By name such a provider is asked like any other."""
+    elsewhere = _attach(op, "triton", 5, devices=("cuda",))
+    here = _attach(op, "cuda", 7, devices=("cuda", "cpu"))
+    assert op(X).tolist() == [7, 7]
+    assert (elsewhere, here) == ([], ["cuda"])
+    assert op.fallbacks() == {}
+    assert op(X, backend="triton").tolist() == [5, 5]
+
+
+def test_only_the_definition_gives_gradients(op: Op) -> None:
+    ran = _attach(op, "cuda", 7)
+    x = torch.ones(2, requires_grad=True)
+    op(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [2, 2]
+    reason = "an argument needs a gradient, which only the definition gives"
+    assert op.fallbacks() == {f"cuda: {reason}": 1}
+    with pytest.raises(BackendError, match=f"'cuda' was asked for but declines: {reason}$"):
+        op(x, backend="cuda")
+    assert ran == []
+    with torch.no_grad():
+        assert op(x, backend="cuda").tolist() == [7, 7]
+
+
+def test_a_library_is_a_backend_of_the_operations_that_have_it(op: Op) -> None:
+    _attach(op, "xformers", 9)
+    assert op(X, backend="xformers").tolist() == [9, 9]
+    assert op.providers()[3:] == [("xformers", True, "")]
+    known = r"\('auto', 'torch', 'triton', 'cuda', 'xformers'\)"
+    with pytest.raises(BackendError, match=f"^backend: expected one of {known}, got 'flash_attn'$"):
+        op(X, backend="flash_attn")
+
+
 def test_torch_passes_over_every_provider_silently(op: Op) -> None:
     ran = _attach(op, "triton", 5)
     assert op(X, backend="torch").tolist() == [2, 2]
@@ -197,6 +242,14 @@ def test_a_decline_is_logged_once_and_counted_every_time(op: Op, caplog: pytest.
         "op double: not using cuda (2 rows)",
         "op double: not using cuda (4 rows)",
     ]
+
+
+def test_a_library_that_declines_is_counted_and_no_warning(op: Op, caplog: pytest.LogCaptureFixture) -> None:
+    _attach(op, "xformers", 7, available=lambda: "xformers is not installed")
+    with caplog.at_level(logging.INFO, logger="pixelrefer_fast"):
+        op(X)
+    assert op.fallbacks() == {"xformers: xformers is not installed": 1}
+    assert [r.levelname for r in caplog.records] == ["INFO"]
 
 
 def test_the_counts_cannot_be_changed_from_outside(op: Op) -> None:
@@ -228,7 +281,7 @@ def test_an_unavailable_provider_is_not_asked_whether_it_accepts(op: Op) -> None
 
 
 def test_an_error_inside_a_provider_is_not_swallowed(op: Op) -> None:
-    @op.provider("cuda")
+    @op.provider("cuda", devices=("cpu",))
     def run(x: torch.Tensor, extra: float = 0.0) -> torch.Tensor:
         raise RuntimeError("launch failed")
 
@@ -244,7 +297,9 @@ def test_providers_say_why_they_are_not_available(op: Op) -> None:
 
 @pytest.mark.parametrize("backend", ["torch", "auto", "metal"])
 def test_a_provider_needs_a_backend_of_its_own(op: Op, backend: str) -> None:
-    with pytest.raises(ValueError, match=r"^op double: expected a backend out of \('triton', 'cuda'\), got "):
+    with pytest.raises(
+        ValueError, match=r"^op double: expected a backend out of \('triton', 'cuda', 'flash_attn_4', .*\), got "
+    ):
         op.provider(backend)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from itertools import accumulate
+
 import cv2
 import numpy as np
 import PIL
@@ -13,6 +16,7 @@ from packaging.version import Version
 from PIL import Image
 
 from pixelrefer_fast.ops import view_patches
+from pixelrefer_fast.ops.view_patches import check_plan, pack_pixels
 
 LINEAR, AREA = 0, 1
 BLACK = -1
@@ -30,9 +34,13 @@ def _row(
     return [image, *crop, *size, resize, *(final or size), merge]
 
 
+def _arguments(images: list[np.ndarray], *rows: list[int]) -> tuple[torch.Tensor, ...]:
+    first = list(accumulate((row[8] * row[9] // 196 for row in rows), initial=0))
+    return (*pack_pixels(images), torch.tensor(rows, dtype=torch.int64).reshape(-1, 11), torch.tensor(first), first[-1])
+
+
 def _patches(images: list[np.ndarray], *rows: list[int]) -> torch.Tensor:
-    plan = torch.tensor(rows, dtype=torch.int64).reshape(-1, 11)
-    return view_patches([torch.from_numpy(i) for i in images], plan)
+    return view_patches(*_arguments(images, *rows))
 
 
 def _random(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -217,11 +225,40 @@ def test_no_view() -> None:
 
 
 def test_images_of_any_memory_layout() -> None:
-    image = torch.from_numpy(_random(28, 42))
-    plan = torch.tensor([_row((0, 0, 28, 42), (14, 28), resize=AREA)])
-    planes = image.permute(2, 0, 1).contiguous().permute(1, 2, 0)
-    assert not planes.is_contiguous()
-    assert torch.equal(view_patches([planes], plan), view_patches([image], plan))
+    image = _random(28, 42)
+    row = _row((0, 0, 28, 42), (14, 28), resize=AREA)
+    expected = _patches([image], row)
+    for turned in (np.asfortranarray(image), image[:, ::-1].copy()[:, ::-1]):
+        assert not turned.flags.c_contiguous
+        assert torch.equal(_patches([turned], row), expected)
+
+
+def test_packed_pixels() -> None:
+    images = [_random(3, 5, seed=1), _random(1, 1, seed=2), _random(4, 2, seed=3)]
+    pixels, table = pack_pixels(images)
+    assert table.tolist() == [[0, 3, 5], [45, 1, 1], [48, 4, 2]]
+    assert table.dtype == torch.int64
+    assert pixels.dtype == torch.uint8
+    assert pixels.tolist() == [v for image in images for v in image.flatten().tolist()]
+    pixels, table = pack_pixels([])
+    assert pixels.shape == (0,)
+    assert table.shape == (0, 3)
+
+
+def test_one_frame_is_not_copied() -> None:
+    image = _random(20, 30)
+    pixels, _ = pack_pixels([image])
+    assert pixels.data_ptr() == image.ctypes.data
+
+
+def test_images_anywhere_among_the_pixels() -> None:
+    images = [_random(20, 30, seed=1), _random(30, 20, seed=2)]
+    rows = [_row((0, 0, 14, 28)), _row((1, 2, 29, 16), image=1)]
+    pixels, table, *rest = _arguments(images, *rows)
+    expected = view_patches(pixels, table, *rest)
+    gap = torch.randint(0, 256, (7,), dtype=torch.uint8)
+    moved = torch.cat([gap, pixels[1800:], gap, pixels[:1800], gap])
+    assert torch.equal(view_patches(moved, torch.tensor([[1814, 20, 30], [7, 30, 20]]), *rest), expected)
 
 
 def test_the_images_are_not_written_to() -> None:
@@ -269,16 +306,53 @@ def test_a_first_size_that_is_not(size: tuple[int, int]) -> None:
         _patches([_random(20, 20)], _row((0, 0, 14, 14), size, (14, 14)))
 
 
+@pytest.mark.parametrize("image", [[-1, 20, 30], [1, 20, 30], [0, 21, 30], [0, 0, 30], [0, 20, -30], [0, -20, -30]])
+def test_an_image_that_is_not_among_the_pixels(image: list[int]) -> None:
+    pixels, _, *rest = _arguments([_random(20, 30)], _row((0, 0, 14, 14)))
+    message = f"image 0: expected {image[1]}x{image[2]} pixels within 1800 bytes, got byte {image[0]} as the first one"
+    with pytest.raises(ValueError, match=f"^view_patches: {message}$"):
+        view_patches(pixels, torch.tensor([image]), *rest)
+
+
+@pytest.mark.parametrize(
+    ("first", "patches", "message"),
+    [
+        ([0, 2, 3], 3, "row 0: expected 1 patches in cu_seqlens, got 2"),
+        ([0, 1, 2], 2, "row 1: expected 2 patches in cu_seqlens, got 1"),
+        ([0, 1, 3], 4, r"expected cu_seqlens from 0 to 4, got \[0, 1, 3\]"),
+        ([1, 2, 3], 3, r"expected cu_seqlens from 0 to 3, got \[1, 2, 3\]"),
+        ([0, 4, 3], 3, r"expected cu_seqlens that never fall, got \[0, 4, 3\]"),
+    ],
+)
+def test_first_rows_that_are_not_the_views(first: list[int], patches: int, message: str) -> None:
+    pixels, images, plan, *_ = _arguments([_random(20, 30)], _row((0, 0, 14, 14)), _row((0, 0, 14, 28)))
+    with pytest.raises(ValueError, match=f"^view_patches: {message}$"):
+        view_patches(pixels, images, plan, torch.tensor(first), patches)
+
+
+def test_a_plan_is_checked_without_its_pixels() -> None:
+    pixels, images, plan, first, patches = _arguments([_random(20, 30)], _row((0, 0, 14, 14)))
+    check_plan(plan, images, first, patches, len(pixels))
+    with pytest.raises(ValueError, match=r"^view_patches: image 0: "):
+        check_plan(plan, images, first, patches, len(pixels) - 1)
+    plan[0, 3] = 21
+    with pytest.raises(ValueError, match=r"^view_patches: row 0: expected a crop within 20x30"):
+        check_plan(plan, images, first, patches, len(pixels))
+
+
 def test_wrong_shapes_and_dtypes() -> None:
-    image = torch.zeros(20, 20, 3, dtype=torch.uint8)
-    plan = torch.tensor([_row((0, 0, 14, 14))])
-    with pytest.raises(ValueError, match=r"^view_patches: expected plan of shape \(any, 11\), got \(1, 10\)$"):
-        view_patches([image], plan[:, :10])
-    with pytest.raises(ValueError, match=r"^view_patches: expected plan of torch.int64, got torch.float32$"):
-        view_patches([image], plan.float())
-    with pytest.raises(
-        ValueError, match=r"^view_patches: expected image 0 of shape \(any, any, 3\), got \(3, 20, 20\)$"
-    ):
-        view_patches([image.permute(2, 0, 1)], plan)
-    with pytest.raises(ValueError, match=r"^view_patches: expected image 0 of torch.uint8, got torch.float32$"):
-        view_patches([image.float()], plan)
+    pixels, images, plan, first, patches = _arguments([_random(20, 30)], _row((0, 0, 14, 14)))
+    wrong = [
+        ("pixels of shape (any), got (1, 1800)", (pixels[None], images, plan, first)),
+        ("pixels of torch.uint8, got torch.float32", (pixels.float(), images, plan, first)),
+        ("images of shape (any, 3), got (1, 2)", (pixels, images[:, 1:], plan, first)),
+        ("images of torch.int64, got torch.int32", (pixels, images.int(), plan, first)),
+        ("plan of shape (any, 11), got (1, 10)", (pixels, images, plan[:, :10], first)),
+        ("plan of torch.int64, got torch.float32", (pixels, images, plan.float(), first)),
+        ("cu_seqlens of shape (2), got (1,)", (pixels, images, plan, first[:1])),
+        ("cu_seqlens of torch.int64, got torch.int32", (pixels, images, plan, first.int())),
+        ("plan on cpu as pixels, got meta", (pixels, images, plan.to("meta"), first)),
+    ]
+    for message, arguments in wrong:
+        with pytest.raises(ValueError, match=f"^view_patches: expected {re.escape(message)}$"):
+            view_patches(*arguments, patches)

@@ -1,0 +1,176 @@
+"""How every kernel is launched: on its tensors' device, with a launch configuration that is data, and counted.
+
+Kernels are launched through `launch` and nowhere else, so that a count of launches, FLOPs and bytes is one of all of
+them.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+CONFIGS = Path(__file__).resolve().parent / "configs"
+
+# what a launch configuration may hold besides the kernel's own BLOCK_* sizes
+OPTIONS = ("num_warps", "num_stages")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch, as a counter sees it: `flops` and `moved` (bytes to and from device memory) are its formulas'."""
+
+    kernel: str
+    grid: tuple[int, ...]
+    flops: int
+    moved: int
+
+
+@dataclass(frozen=True)
+class CompileCase:
+    """One shipped way of compiling a kernel, for `make compile-check`, which needs no device.
+
+    Attributes:
+        kernel: the `@triton.jit` function.
+        name: `file.kernel`, as in the configuration files.
+        shape: what this case is for, for people ("bf16, 128 patches").
+        signature: type of each argument that is no constant: "*bf16", "*fp32", "*i64", "i32", ...
+        constants: value of each `tl.constexpr` argument, BLOCK_* sizes included.
+        options: num_warps and num_stages.
+        matrix: whether a matrix product must reach the tensor cores (wgmma on sm_90).
+    """
+
+    kernel: Any
+    name: str
+    shape: str
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    options: dict[str, int] = field(default_factory=dict)
+    matrix: bool = False
+
+
+_listeners: list[Callable[[Launch], None]] = []
+_launching = False
+_dry = False
+
+
+@contextmanager
+def listen(listener: Callable[[Launch], None]) -> Iterator[None]:
+    """Call `listener` at every launch within the block."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+@contextmanager
+def dry_run() -> Iterator[None]:
+    """Count launches within the block without running them: their results keep what was in memory."""
+    global _dry
+    before, _dry = _dry, True
+    try:
+        yield
+    finally:
+        _dry = before
+
+
+def launching() -> bool:
+    """Whether a kernel is being launched: what torch does meanwhile is the interpreter's doing, not the caller's."""
+    return _launching
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter (TRITON_INTERPRET=1), on tensors of the CPU."""
+    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
+
+def launch(
+    kernel: Any,
+    name: str,
+    grid: Sequence[int],
+    *args: Any,
+    flops: int = 0,
+    moved: int = 0,
+    **constants: Any,
+) -> None:
+    """Launch `kernel` over `grid` on the device of its first tensor; an empty grid launches nothing.
+
+    Args:
+        kernel: a `@triton.jit` function.
+        name: `file.kernel`.
+        grid: up to three sizes.
+        args: the kernel's arguments that are no constants, in order.
+        flops, moved: what this launch computes, and how many bytes it reads and writes.
+        constants: `tl.constexpr` arguments and launch options, as `configuration` gives them.
+    """
+    global _launching
+    if 0 in grid:
+        return
+    device = next(a.device for a in args if isinstance(a, torch.Tensor))
+    for listener in _listeners:
+        listener(Launch(name, tuple(grid), flops, moved))
+    if _dry:
+        return
+    if interpreted():
+        _mend_interpreter()
+    _launching = True
+    try:
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            kernel[tuple(grid)](*args, **constants)
+    finally:
+        _launching = False
+
+
+@functools.cache
+def _mend_interpreter() -> None:
+    """Loop bounds in the interpreter: NumPy 2.4 makes no int of a one-element array, which Triton 3.6 relies on."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patch_and_mend(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch_and_mend
+
+
+def configuration(name: str, size: int, device: torch.device | None = None) -> dict[str, int]:
+    """The launch configuration of a kernel: block sizes, warps and stages.
+
+    `kernels/configs/<file>/<device name>.json` holds what was tuned on that device, `default.json` beside it what fits
+    every device from sm_80 on. Each kernel has a list of entries; the first whose `upto` is at least `size` is taken
+    (the last one has none). `size` must be something that few values cover: never a packed length.
+    """
+    file, kernel = name.split(".")
+    own = _table(file, _device_name(device)) if device is not None and device.type == "cuda" else {}
+    entries = own.get(kernel) or _table(file, "default")[kernel]
+    entry = next(e for e in entries if "upto" not in e or size <= e["upto"])
+    return {k: v for k, v in entry.items() if k != "upto"}
+
+
+def shipped(name: str) -> Iterator[tuple[str, dict[str, int]]]:
+    """Every shipped configuration of a kernel: (device name or "default", entry), for the compile check."""
+    file, kernel = name.split(".")
+    for found in sorted((CONFIGS / file).glob("*.json")):
+        for entry in _table(file, found.stem).get(kernel, []):
+            yield found.stem, dict(entry)
+
+
+@functools.cache
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device).replace(" ", "_")
+
+
+@functools.cache
+def _table(file: str, stem: str) -> dict[str, list[dict[str, int]]]:
+    path = CONFIGS / file / f"{stem}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -1,0 +1,234 @@
+"""Libraries that compute attention within packed sequences, and what each of them takes.
+
+Nothing is imported before the first call that asks. A library that is missing, cannot be imported, or has another
+interface than the one used here says so, and `varlen_attention` goes on to the next.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Library:
+    """A function `f(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k)` of a library, under its own names.
+
+    Attributes:
+        backend: the provider's name.
+        module: where the function is imported from.
+        function: its name.
+        parameters: its names for the seven arguments.
+        majors: compute capabilities (the first number) that it has kernels for.
+        largest_head: the largest head size; all take multiples of 8 only.
+        documented: where all this is written down.
+    """
+
+    backend: str
+    module: str
+    function: str
+    parameters: tuple[str, ...]
+    majors: tuple[int, ...]
+    largest_head: int
+    documented: str
+
+
+FLASH_PARAMETERS = ("q", "k", "v", "cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
+
+# in the order in which "auto" asks: the newer, the faster where it runs
+LIBRARIES = (
+    Library(
+        backend="flash_attn_4",
+        module="flash_attn.cute",
+        function="flash_attn_varlen_func",
+        parameters=FLASH_PARAMETERS,
+        majors=(9, 10),
+        largest_head=128,
+        documented="github.com/Dao-AILab/flash-attention flash_attn/cute/interface.py",
+    ),
+    Library(
+        backend="flash_attn_3",
+        module="flash_attn_interface",
+        function="flash_attn_varlen_func",
+        parameters=FLASH_PARAMETERS,
+        majors=(9,),
+        largest_head=256,
+        documented="github.com/Dao-AILab/flash-attention hopper/flash_attn_interface.py",
+    ),
+    Library(
+        backend="torch_varlen",
+        module="torch.nn.attention.varlen",
+        function="varlen_attn",
+        parameters=("query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"),
+        majors=(8, 9, 10, 11, 12),
+        largest_head=256,
+        documented="docs.pytorch.org/docs/stable/nn.attention.varlen.html",
+    ),
+    Library(
+        backend="flash_attn",
+        module="flash_attn",
+        function="flash_attn_varlen_func",
+        parameters=FLASH_PARAMETERS,
+        majors=(8, 9, 10, 11, 12),
+        largest_head=256,
+        documented="github.com/Dao-AILab/flash-attention flash_attn/flash_attn_interface.py",
+    ),
+)
+
+
+def available(library: Library) -> str | None:
+    """Why a library cannot be used here, or None."""
+    found = _load(library)
+    return found if isinstance(found, str) else None
+
+
+def accepts(
+    library: Library,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+) -> str | None:
+    """Why a library declines a call of `varlen_attention`, or None."""
+    major = capability(q)
+    if major is None:
+        return f"its tensors are on {q.device.type}, it runs on cuda"
+    if major not in library.majors:
+        return f"it has kernels for compute capabilities {library.majors}, this device has {major}.x"
+    if q.dtype not in HALVES:
+        return f"it computes float16 and bfloat16, not {q.dtype}"
+    if q.shape[2] % 8 or q.shape[2] > library.largest_head:
+        return f"it takes head sizes that are multiples of 8 up to {library.largest_head}, not {q.shape[2]}"
+    return (
+        heads_in_one_piece(q, k, v)
+        or offsets_beside(q, cu_seqlens_q)
+        or _no_empty_batch(q, k, cu_seqlens_q, max_q, max_k)
+    )
+
+
+def run(
+    library: Library,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+) -> torch.Tensor:
+    """Call a library; some give the log-sum-exp as well, which comes second."""
+    function = _load(library)
+    assert callable(function)
+    arguments = (q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k)
+    returned = function(**dict(zip(library.parameters, arguments, strict=True)))
+    return returned[0] if isinstance(returned, tuple) else returned
+
+
+def xformers_available() -> str | None:
+    """Why xformers cannot be used here, or None."""
+    found = _import("xformers.ops")
+    return found if isinstance(found, str) else None
+
+
+def xformers_accepts(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+) -> str | None:
+    """Why xformers declines a call of `varlen_attention`, or None."""
+    if capability(q) is None:
+        return f"its tensors are on {q.device.type}, it runs on cuda"
+    if q.dtype not in (*HALVES, torch.float32):
+        return f"it computes float32, float16 and bfloat16, not {q.dtype}"
+    if q.shape[2] % 8:
+        return f"it takes head sizes that are multiples of 8, not {q.shape[2]}"
+    if cu_seqlens_q.device.type != "cpu":
+        return f"its mask is made from lengths in host memory, cu_seqlens are on {cu_seqlens_q.device}: it would wait"
+    return heads_in_one_piece(q, k, v) or _no_empty_batch(q, k, cu_seqlens_q, max_q, max_k)
+
+
+def xformers_run(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+) -> torch.Tensor:
+    """xformers.ops.memory_efficient_attention under a BlockDiagonalMask, whose sequences must fill the rows."""
+    ops: Any = _import("xformers.ops")
+    lengths = [x.diff().tolist() for x in (cu_seqlens_q, cu_seqlens_k)]
+    mask = ops.fmha.BlockDiagonalMask.from_seqlens(*lengths, device=q.device)
+    queries, keys = (sum(x) for x in lengths)
+    found = ops.memory_efficient_attention(q[None, :queries], k[None, :keys], v[None, :keys], attn_bias=mask)[0]
+    if queries == len(q):
+        return found
+    out = q.new_zeros(q.shape)
+    out[:queries] = found
+    return out
+
+
+def heads_in_one_piece(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> str | None:
+    """What a kernel has against heads whose elements do not lie side by side, or None."""
+    strides = [x.stride(2) for x in (q, k, v)]
+    return None if strides == [1, 1, 1] else f"the last dimension of q, k and v is not contiguous (strides {strides})"
+
+
+def offsets_beside(q: torch.Tensor, cu_seqlens: torch.Tensor) -> str | None:
+    """What a kernel has against offsets that lie elsewhere than its tensors, or None."""
+    if cu_seqlens.device == q.device:
+        return None
+    return f"it reads cu_seqlens on {q.device}, they are on {cu_seqlens.device}"
+
+
+def capability(tensor: torch.Tensor) -> int | None:
+    """First number of the compute capability of a tensor's device; None on another device than CUDA."""
+    return torch.cuda.get_device_capability(tensor.device)[0] if tensor.is_cuda else None
+
+
+def _no_empty_batch(q: torch.Tensor, k: torch.Tensor, cu_seqlens: torch.Tensor, max_q: int, max_k: int) -> str | None:
+    empty = len(cu_seqlens) < 2 or not (len(q) and len(k) and max_q and max_k)
+    return "it takes no batch without sequences, queries or keys" if empty else None
+
+
+@functools.cache
+def _load(library: Library) -> Callable[..., Any] | str:
+    """The library's function, or why there is none."""
+    module = _import(library.module)
+    if isinstance(module, str):
+        return module
+    function = getattr(module, library.function, None)
+    if function is None:
+        return f"{library.module} has no {library.function}"
+    missing = [name for name in library.parameters if name not in inspect.signature(function).parameters]
+    if missing:
+        return f"{library.module}.{library.function} has no parameter {missing[0]} in the version installed"
+    return function
+
+
+@functools.cache
+def _import(name: str) -> Any:
+    """A module, or why it cannot be used: not installed, broken, or no device for it."""
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        return f"{error.name} is not installed"
+    except Exception as error:  # a library built for another torch fails in ways of its own
+        return f"{name} cannot be imported ({type(error).__name__}: {error})"
+    return module if torch.cuda.is_available() else "there is no CUDA device"
