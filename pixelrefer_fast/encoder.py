@@ -6,55 +6,153 @@ Every view is a sequence of its own; reference model/damovl_encoder/modeling_dam
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from pixelrefer_fast import ops
 from pixelrefer_fast.config import VisionConfig
+from pixelrefer_fast.graphs import GraphCache, bucket
 from pixelrefer_fast.ops.rope2d import rope2d_table
+from pixelrefer_fast.transfers import upload
 
 Grid = tuple[int, int, int]  # rows, columns, merge
 # Patches that go through the layers together: it bounds the MLP's activations (4304 wide, float32: 280 MB).
 PASS_PATCHES = 16384
 
 
-def patch_places(grids: Sequence[Grid]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row and column of every packed patch, (P,) int64 each, in the views' own patch order."""
-    rows, columns = [], []
-    for height, width, merge in grids:
-        place = torch.arange(height * width).view(height, width)
-        place = place.view(height // merge, merge, width // merge, merge).transpose(1, 2).flatten()
-        rows.append(place // width)
-        columns.append(place % width)
-    if not rows:
-        return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
-    return torch.cat(rows), torch.cat(columns)
+@dataclass(frozen=True)
+class PassLayout:
+    """Where the patches of one pass lie, and which of their features are read.
+
+    Tensors may be longer than the pass: what lies beyond `cu_seqlens` is padding, which belongs to no sequence.
+    """
+
+    row: torch.Tensor  # (P,) int32: in the patch's own grid
+    column: torch.Tensor  # (P,) int32
+    cu_seqlens: torch.Tensor  # (V + 1,) int32: the views among the patches
+    read: torch.Tensor  # (F,) int64: the patches whose features are read, in order
+    cu_reads: torch.Tensor  # (V + 1,) int32: the views among those
+    longest: int  # patches of the largest view
+    most_reads: int  # of one view
+    places: int  # rows and columns are below this
+    partial: bool  # whether some patches' features are not read
+
+    @classmethod
+    def of(cls, grids: Sequence[Grid], reads: torch.Tensor | None, backend: str = "auto") -> PassLayout:
+        """The layout of a pass over views, in host memory.
+
+        Args:
+            grids: (rows, columns, merge) of each view.
+            reads: (P,) bool in host memory, or None where all features are read.
+            backend: who packs the views.
+        """
+        sizes = [h * w for h, w, _ in grids]
+        packed = ops.pack_views(torch.tensor(grids, dtype=torch.int64).reshape(-1, 3), sum(sizes), backend=backend)
+        if reads is None:
+            reads = torch.ones(sum(sizes), dtype=torch.bool)
+        counts = [int(part.sum()) for part in reads.split(sizes)] if sizes else []
+        return cls(
+            packed.row,
+            packed.column,
+            packed.cu_seqlens,
+            torch.from_numpy(np.flatnonzero(reads.numpy())),
+            torch.tensor([*accumulate(counts, initial=0)], dtype=torch.int32),
+            max(sizes, default=0),
+            max(counts, default=0),
+            max((side for h, w, _ in grids for side in (h, w)), default=1),
+            sum(counts) < sum(sizes),
+        )
+
+    def padded(self) -> PassLayout:
+        """This layout in the lengths of its buckets (`graphs.bucket`), in host memory: the padding is in no view."""
+
+        def pad(table: torch.Tensor, value: int) -> torch.Tensor:
+            return F.pad(table, (0, bucket(len(table)) - len(table)), value=value)
+
+        return replace(
+            self,
+            row=pad(self.row, 0),
+            column=pad(self.column, 0),
+            cu_seqlens=pad(self.cu_seqlens, int(self.cu_seqlens[-1])),
+            read=pad(self.read, 0),
+            cu_reads=pad(self.cu_reads, int(self.cu_reads[-1])),
+            longest=bucket(self.longest),
+            most_reads=bucket(self.most_reads),
+            places=bucket(self.places),
+        )
+
+    def to(self, device: torch.device) -> PassLayout:
+        tables = [self.row, self.column, self.cu_seqlens, self.read, self.cu_reads]
+        row, column, cu_seqlens, read, cu_reads = upload(tables, device)
+        return replace(self, row=row, column=column, cu_seqlens=cu_seqlens, read=read, cu_reads=cu_reads)
 
 
 class EncoderLayer(nn.Module):
-    """LayerNorm, attention within each view, LayerNorm, MLP; query, key and value as one product."""
+    """Attention within each view and MLP; query, key and value as one product.
+
+    The residual stream and its LayerNorm travel together, since one launch makes both: a layer takes the stream and
+    its normed form and returns them for the next one.
+    """
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         width = config.hidden_size
         self.heads = config.num_heads
-        self.norm1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.eps = config.layer_norm_eps
+        self.norm1 = nn.LayerNorm(width, eps=self.eps)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.norm2 = nn.LayerNorm(width, eps=self.eps)
         self.fc1 = nn.Linear(width, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, width)
 
     def forward(
-        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cu_seqlens: torch.Tensor, backend: str
-    ) -> torch.Tensor:
-        q, k, v = self.qkv(self.norm1(x)).view(len(x), 3, self.heads, -1).unbind(1)
-        q, k = ops.rope2d(q, k, cos, sin, backend=backend)
-        attended = ops.varlen_attention(q, k, v, cu_seqlens, backend=backend)
-        x = x + self.out(attended.flatten(1))
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate="tanh"))
+        self,
+        x: torch.Tensor,
+        normed: torch.Tensor,
+        layout: PassLayout,
+        rope: tuple[torch.Tensor, torch.Tensor],
+        following: nn.LayerNorm,
+        last: bool,
+        backend: str,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One layer.
+
+        Args:
+            x, normed: (P, D) the residual stream and `norm1` of it.
+            layout: of the pass.
+            rope: table of `rope2d_table`.
+            following: the LayerNorm that comes next: the next layer's first, or the encoder's last.
+            last: whether to go on with the patches that are read only.
+            backend: who computes the operations.
+
+        Returns:
+            The stream and `following` of it, (P, D) each, or (F, D) after the last layer.
+        """
+        qkv = (normed @ self.qkv.weight.T).view(len(x), 3, self.heads, -1)
+        bias = self.qkv.bias.view(3, self.heads, -1)
+        ops.rope2d(qkv, bias, layout.row, layout.column, *rope, backend=backend)
+        q, k, v = qkv.unbind(1)
+        cu_queries, longest = layout.cu_seqlens, layout.longest
+        if last and layout.partial:
+            # keys and values are everybody's; queries, MLP and norms only matter where the features are read
+            x, q = x[layout.read], q[layout.read]
+            cu_queries, longest = layout.cu_reads, layout.most_reads
+        attended = ops.varlen_attention(
+            q, k, v, cu_queries, layout.cu_seqlens, longest, layout.longest, backend=backend
+        )
+        x, normed = self._add(x, self.out(attended.flatten(1)), self.norm2, backend)
+        return self._add(x, self.fc2(F.gelu(self.fc1(normed), approximate="tanh")), following, backend)
+
+    def _add(
+        self, x: torch.Tensor, delta: torch.Tensor, norm: nn.LayerNorm, backend: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return ops.add_norm(x, delta, norm.weight, norm.bias, self.eps, backend=backend)
 
 
 class VisionEncoder(nn.Module):
@@ -68,37 +166,93 @@ class VisionEncoder(nn.Module):
         self.patch_embedding = nn.Linear(3 * config.patch_size**2, config.hidden_size)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_layers))
         self.post_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.graphs: GraphCache | None = None  # captured passes, where they are wanted
+        self._tables: dict[tuple[int, torch.device], tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def forward(self, patches: torch.Tensor, grids: Sequence[Grid], backend: str = "auto") -> torch.Tensor:
+    def forward(
+        self,
+        patches: torch.Tensor,
+        grids: Sequence[Grid],
+        reads: torch.Tensor | None = None,
+        backend: str = "auto",
+    ) -> torch.Tensor:
         """Features of packed views.
 
         Args:
             patches: (P, 588), normalised, flattened as (channel, row, column).
             grids: (rows, columns, merge) of each view; merge 2 means patches in 2x2 order.
+            reads: (P,) bool in host memory: the patches whose features are wanted; None: all.
             backend: who computes the operations.
 
         Returns:
-            (P, D) in the weights' dtype, in the order of the patches.
+            (F, D) in the weights' dtype, in the order of the patches; F = P or the number that is read.
+
+        Raises:
+            ValueError: patches or reads that do not fit the grids.
         """
         total = sum(h * w for h, w, _ in grids)
         if len(patches) != total:
             raise ValueError(f"encoder: expected {total} patches for these grids, got {len(patches)}")
-        features = patches.new_empty(total, self.config.hidden_size, dtype=self.patch_embedding.weight.dtype)
-        start = 0
+        if reads is not None and (reads.shape != (total,) or reads.dtype != torch.bool):
+            raise ValueError(f"encoder: expected {total} bool reads, got {tuple(reads.shape)} of {reads.dtype}")
+        parts, start = [], 0
         for part in _passes(grids):
             stop = start + sum(h * w for h, w, _ in part)
-            features[start:stop] = self._run(patches[start:stop], part, backend)
+            layout = PassLayout.of(part, None if reads is None else reads[start:stop], backend)
+            parts.append(self._pass(patches[start:stop], layout, backend))
             start = stop
-        return features
+        if len(parts) == 1:
+            return parts[0]
+        empty = patches.new_empty(0, self.config.hidden_size, dtype=self.patch_embedding.weight.dtype)
+        return torch.cat([empty, *parts])
 
-    def _run(self, patches: torch.Tensor, grids: Sequence[Grid], backend: str) -> torch.Tensor:
-        rows, columns = (place.to(patches.device) for place in patch_places(grids))
-        cos, sin = rope2d_table(rows, columns, self.config.head_dim)
-        cu_seqlens = torch.tensor([0, *(h * w for h, w, _ in grids)]).cumsum(0)
+    def _pass(self, patches: torch.Tensor, layout: PassLayout, backend: str) -> torch.Tensor:
+        """One pass, replayed from the graph of its bucket where graphs are wanted."""
+        if self.graphs is None or torch.is_grad_enabled():
+            return self.run(patches, layout.to(patches.device), backend)
+        rows = len(layout.read) if layout.partial else len(patches)
+        padded = layout.padded().to(patches.device)
+        inputs = {
+            "patches": F.pad(patches, (0, 0, 0, len(padded.row) - len(patches))),
+            "row": padded.row,
+            "column": padded.column,
+            "cu_seqlens": padded.cu_seqlens,
+            "read": padded.read,
+            "cu_reads": padded.cu_reads,
+        }
+
+        def run(
+            patches: torch.Tensor,
+            row: torch.Tensor,
+            column: torch.Tensor,
+            cu_seqlens: torch.Tensor,
+            read: torch.Tensor,
+            cu_reads: torch.Tensor,
+        ) -> torch.Tensor:
+            own = replace(padded, row=row, column=column, cu_seqlens=cu_seqlens, read=read, cu_reads=cu_reads)
+            return self.run(patches, own, backend)
+
+        key = (backend, padded.longest, padded.most_reads, padded.places, padded.partial)
+        return self.graphs.run(key, run, inputs)[:rows]
+
+    def run(self, patches: torch.Tensor, layout: PassLayout, backend: str = "auto") -> torch.Tensor:
+        """One pass, all on the patches' device: no value of a tensor is looked at, so that it can be captured."""
+        rope = self._rope(layout.places, patches.device)
         x = self.patch_embedding(patches.to(self.patch_embedding.weight.dtype))
-        for layer in self.layers:
-            x = layer(x, cos, sin, cu_seqlens, backend)
-        return self.post_norm(x)
+        layers = [layer for layer in self.layers if isinstance(layer, EncoderLayer)]
+        norms = [*(layer.norm1 for layer in layers), self.post_norm]
+        normed = norms[0](x)
+        for layer, following in zip(layers, norms[1:], strict=True):
+            x, normed = layer(x, normed, layout, rope, following, following is self.post_norm, backend)
+        return normed
+
+    def _rope(self, places: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rotary table of at least `places` rows or columns; kept, one for each power of two."""
+        key = 1 << max(places - 1, 0).bit_length(), device
+        if key not in self._tables:
+            with torch.inference_mode(False):  # a pass in training may come after one without gradients
+                self._tables[key] = rope2d_table(key[0], self.config.head_dim, device)
+        return self._tables[key]
 
     def checkpoint_slots(self) -> dict[str, torch.Tensor]:
         """Where each tensor of a released checkpoint goes: views of the parameters by checkpoint key."""

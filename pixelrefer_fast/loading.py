@@ -9,6 +9,8 @@ import torch
 from pixelrefer_fast import ops
 from pixelrefer_fast.checkpoint import Checkpoint, open_checkpoint
 from pixelrefer_fast.checkpoint.folder import HEAD
+from pixelrefer_fast.checks import is_integer
+from pixelrefer_fast.graphs import GraphCache
 from pixelrefer_fast.model import PixelRefer, PixelReferLite
 
 
@@ -52,6 +54,7 @@ def load(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     backend: str = "auto",
+    graph_bytes: int = 0,
 ) -> PixelRefer | PixelReferLite:
     """Load a checkpoint in the released layout.
 
@@ -60,6 +63,8 @@ def load(
         device: "auto" (a CUDA device if there is one) or a device.
         dtype: "auto" (bfloat16 where the device computes it, else float32) or a dtype.
         backend: who computes the operations: "auto", or one of `ops.BACKENDS`, which then never falls back.
+        graph_bytes: device memory that captured encoder passes may keep (CUDA graphs, one for each bucket of lengths,
+            the least recently used given up first); 0: none is captured.
 
     Returns:
         PixelRefer or PixelReferLite, as the checkpoint is.
@@ -70,11 +75,13 @@ def load(
     target = auto_device(device)
     precision = auto_dtype(dtype, target)
     ops.check_backend(backend)
+    graphs = _graphs(graph_bytes, target)
     checkpoint = open_checkpoint(path_or_hub_id)
     model = empty_model(checkpoint, backend)  # before sizes that only config.json claims take memory
     model.to(precision).to_empty(device=target)
     _restore_buffers(model, target)
     checkpoint.load_into(model.checkpoint_slots(), _optional(model))
+    model.encoder.graphs = graphs
     return model
 
 
@@ -90,6 +97,17 @@ def empty_model(checkpoint: Checkpoint, backend: str = "auto") -> PixelRefer | P
         model = model_class(checkpoint.config, tokenizer, checkpoint.generation, backend)
     checkpoint.check(model.checkpoint_slots(), _optional(model))
     return model
+
+
+def _graphs(limit: int, device: torch.device) -> GraphCache | None:
+    if not is_integer(limit) or limit < 0:
+        raise ValueError(f"graph_bytes: expected a number of bytes, 0 or more, got {limit!r}")
+    if limit == 0:
+        return None
+    graphs = GraphCache(int(limit))
+    if reason := graphs.unusable(device):
+        raise ValueError(f"graph_bytes: expected 0 on {device}, got {limit}: {reason}")
+    return graphs
 
 
 def _optional(model: PixelRefer | PixelReferLite) -> tuple[str, ...]:

@@ -23,12 +23,13 @@ from pixelrefer_fast.media import Video, open_media
 from pixelrefer_fast.object_tokenizer import ObjectTokenizer, kmeans_starts
 from pixelrefer_fast.objects import Objects, Scene
 from pixelrefer_fast.options import EncodeOptions, split_options
-from pixelrefer_fast.patches import pack_views
+from pixelrefer_fast.patches import pack_patches
 from pixelrefer_fast.projector import VisionProjector, kept_cells
 from pixelrefer_fast.prompt import REGION_TAG, Prompt, build_prompt, check_question, check_tags
 from pixelrefer_fast.regions import as_regions
 from pixelrefer_fast.request import FrameSource, Request, bind_regions
-from pixelrefer_fast.selection import select_patches
+from pixelrefer_fast.selection import Selection, select_patches
+from pixelrefer_fast.transfers import upload
 from pixelrefer_fast.views import ViewPlan, plan_views
 
 DESCRIBE_IMAGE = f"Please describe {REGION_TAG} in detail."
@@ -180,8 +181,7 @@ class _Model(nn.Module):
         if objects.scene is not None:
             tokens = torch.cat([tokens.to(self.device), objects.scene.tokens.to(self.device)])
             slots = torch.cat([slots, prompt.image_slots[objects.scene.kept.cpu()]])
-        slots = slots.to(self.device)
-        embeds = ops.scatter_tokens(embeds, tokens.to(embeds), slots, backend=self.backend)
+        ops.scatter_tokens(embeds, tokens.to(embeds), slots.to(self.device), backend=self.backend)
         if objects.scene is not None and not objects.scene.kept.all():
             keep = torch.ones(len(ids), dtype=torch.bool)
             keep[prompt.image_slots] = objects.scene.kept.cpu()
@@ -324,16 +324,17 @@ class _Model(nn.Module):
             options: k-means starts.
             per_request: marks of each request of the plan when there are several: a seed then starts anew for each.
         """
-        patches = pack_views(plan, source, self.backend)
-        features = self.encoder(patches.to(self.device), plan.grids, self.backend)
         selection = select_patches(plan, self.backend)
         starts = _starts(selection.counts, self.config.mask_num, options, per_request)
-        tokens = self.object_tokenizer(
-            features, selection.to(self.device), starts.to(self.device), backend=self.backend
-        )
-        return tokens, self.encode_scene(plan, patches, features)
+        patches = pack_patches(plan, source, self.device, self.backend)
+        features = self.encoder(patches, plan.grids, selection.reads, self.backend)
+        (starts,) = upload([starts], self.device)
+        tokens = self.object_tokenizer(features, selection.to(self.device), starts, backend=self.backend)
+        return tokens, self.encode_scene(plan, selection, patches, features)
 
-    def encode_scene(self, plan: ViewPlan, patches: torch.Tensor, features: torch.Tensor) -> Scene | None:
+    def encode_scene(
+        self, plan: ViewPlan, selection: Selection, patches: torch.Tensor, features: torch.Tensor
+    ) -> Scene | None:
         """Full: the vision tokens of the plan's scene."""
         return None
 
@@ -364,19 +365,20 @@ class PixelRefer(_Model):
             raise ValueError(f"frames: expected numbers from 0 to {len(media) - 1}, got {frames[-1]}")
         return frames
 
-    def encode_scene(self, plan: ViewPlan, patches: torch.Tensor, features: torch.Tensor) -> Scene | None:
+    def encode_scene(
+        self, plan: ViewPlan, selection: Selection, patches: torch.Tensor, features: torch.Tensor
+    ) -> Scene | None:
         if not plan.scene:
             return None
         views = [plan.views[v] for v in plan.scene]
-        first = plan.first_rows
-        rows = [slice(first[v], first[v + 1]) for v in plan.scene]
+        first, rows = plan.first_rows, selection.first_rows
         merge = views[0].merge
         counts = tuple(v.patches // merge**2 for v in views)
-        whole = torch.cat([features[r] for r in rows])
-        tokens = self.projector(whole, merge)
+        tokens = self.projector(torch.cat([features[rows[v] : rows[v + 1]] for v in plan.scene]), merge)
         kept = torch.ones(len(tokens), dtype=torch.bool)
         if merge > 1 and len(views) > 1:
-            kept = kept_cells([patches[r] for r in rows], merge)
+            # the one wait of a pass: the length of a video's prompt depends on its pixels
+            kept = kept_cells([patches[first[v] : first[v + 1]] for v in plan.scene], merge).cpu()
             tokens = tokens[kept.to(tokens.device)]
         return Scene(tokens, kept, counts)
 

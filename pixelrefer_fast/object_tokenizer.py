@@ -13,6 +13,7 @@ from pixelrefer_fast.checks import check_seed, is_integer
 from pixelrefer_fast.config import ModelConfig
 from pixelrefer_fast.infusion import Infusion
 from pixelrefer_fast.selection import Selection
+from pixelrefer_fast.transfers import upload
 
 ITERATIONS = {"lite": 3, "full": 5}
 
@@ -80,14 +81,15 @@ class ObjectTokenizer(nn.Module):
         """Object tokens of all marks, packed.
 
         Args:
-            features: (P, D) of the views that `selection` was made for.
+            features: (F, D), those of the encoder that `selection` was made for.
             selection: the marks' patches.
             starts: (M, n) first centroids.
 
         Returns:
             (T, C): n tokens a mark in Lite, min(n, selected patches) in Full.
         """
-        pooled = ops.object_pool(
+        norm = None if self.infusion is None else self.infusion.local_step.norm
+        pooled, normed = ops.object_pool(
             features,
             selection.index,
             selection.weights,
@@ -96,14 +98,18 @@ class ObjectTokenizer(nn.Module):
             starts,
             self.pos_linear.weight,
             self.pos_linear.bias,
+            None if norm is None else norm.weight,
+            None if norm is None else norm.bias,
             self.iterations,
+            max(selection.counts, default=0),
             backend=backend,
         )
         if self.infusion is not None:
-            tokens = self.infusion(pooled, features, selection, backend).flatten(0, 1)
+            tokens = self.infusion(pooled, normed, features, selection, backend).flatten(0, 1)
         else:
-            parts = [p[:count] for p, count in zip(pooled, selection.counts, strict=True)]
-            tokens = torch.cat(parts) if parts else pooled.flatten(0, 1)
+            own = np.arange(pooled.shape[1]) < np.array(selection.counts, dtype=np.int64)[:, None]
+            (rows,) = upload([torch.from_numpy(np.flatnonzero(own))], pooled.device)
+            tokens = pooled.flatten(0, 1)[rows]
         return self.feat_linear(tokens)
 
     def checkpoint_slots(self) -> dict[str, torch.Tensor]:

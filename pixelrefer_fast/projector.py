@@ -52,13 +52,12 @@ def kept_cells(frames: Sequence[torch.Tensor], merge: int) -> torch.Tensor:
         frames: (cells * merge², 588) normalised patches of each frame, in merged order, all of one size.
 
     Returns:
-        (frames * cells,) bool.
+        (frames * cells,) bool, where the patches are.
     """
     cells = [frame.unflatten(0, (-1, merge**2)).flatten(1) for frame in frames]
-    kept = [torch.ones(len(cells[0]), dtype=torch.bool)]
+    kept = [torch.ones(len(cells[0]), dtype=torch.bool, device=cells[0].device)]
     for before, after in pairwise(cells):
         changed = (after - before).abs().mean(dim=1) * 255 > CHANGED
-        if not changed.any():
-            changed[0] = True
-        kept.append(changed.cpu())
+        changed[0] |= ~changed.any()
+        kept.append(changed)
     return torch.cat(kept)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from pixelrefer_fast import ops
+from pixelrefer_fast.ops.infuse import Groups, plan_groups
+from pixelrefer_fast.transfers import upload
 from pixelrefer_fast.views import MarkPlan, View, ViewPlan
 
 
@@ -15,34 +17,48 @@ from pixelrefer_fast.views import MarkPlan, View, ViewPlan
 class Selection:
     """The selected patches of all marks: what `ops.object_pool` reads, and where the context views lie.
 
-    Offsets and context stay in host memory; the rest goes where the features are.
+    Rows are those of the features that the encoder returns: `reads` of all packed patches.
     """
 
-    index: torch.Tensor  # (S, K) int64 rows of the packed features
+    reads: torch.Tensor  # (P,) bool in host memory: the packed patches whose features anybody reads
+    first_rows: tuple[int, ...]  # first feature row of each view, and the number of rows last
+    index: torch.Tensor  # (S, K) int64 rows of the features
     weights: torch.Tensor  # (S, K) float32
     positions: torch.Tensor  # (S, 2) float32
     offsets: torch.Tensor  # (M + 1,) int64
-    local_context: torch.Tensor  # (M, 2) int64: first row and number of rows; no rows in Full
-    global_context: torch.Tensor  # (M, 2) int64
-
-    @property
-    def counts(self) -> list[int]:
-        """Selected patches of each mark."""
-        return self.offsets.diff().tolist()
+    counts: tuple[int, ...]  # selected patches of each mark
+    local_groups: Groups  # no object in Full
+    global_groups: Groups
 
     def to(self, device: torch.device) -> Selection:
-        return Selection(
-            self.index.to(device),
-            self.weights.to(device),
-            self.positions.to(device),
-            self.offsets,
-            self.local_context,
-            self.global_context,
+        """The tables on `device`, in one copy; `reads` stays."""
+        local_groups, global_groups = self.local_groups, self.global_groups
+        index, weights, positions, offsets, *groups = upload(
+            [
+                self.index,
+                self.weights,
+                self.positions,
+                self.offsets,
+                local_groups.order,
+                local_groups.groups,
+                global_groups.order,
+                global_groups.groups,
+            ],
+            device,
+        )
+        return replace(
+            self,
+            index=index,
+            weights=weights,
+            positions=positions,
+            offsets=offsets,
+            local_groups=local_groups._replace(order=groups[0], groups=groups[1]),
+            global_groups=global_groups._replace(order=groups[2], groups=groups[3]),
         )
 
 
 def select_patches(plan: ViewPlan, backend: str = "auto") -> Selection:
-    """Find each mark's patches among the packed features of a plan's views.
+    """Find each mark's patches among the features of a plan's views; all of it in host memory, where the plan is.
 
     Where the pixel budget has made a crop's grid coarser than its mask's, a patch reads four feature rows (bilinear,
     half-pixel centres, as torch's interpolate weighs them), else one.
@@ -51,11 +67,12 @@ def select_patches(plan: ViewPlan, backend: str = "auto") -> Selection:
     marks = plan.marks
     shapes = torch.tensor([m.mask_grid.shape for m in marks], dtype=torch.int64).reshape(-1, 2)
     grids = [torch.from_numpy(m.mask_grid).flatten() for m in marks]
-    packed = ops.pack_objects(torch.cat(grids) if grids else torch.zeros(0), shapes, backend=backend)
+    cells = torch.cat(grids) if grids else torch.zeros(0)
+    packed = ops.pack_objects(cells, shapes, int((cells > 0).sum()), backend=backend)
 
     crops = [plan.views[m.crop] for m in marks]
     feature_shapes = torch.tensor([v.grid for v in crops], dtype=torch.int64).reshape(-1, 2)
-    owner = torch.repeat_interleave(torch.arange(len(marks)), packed.offsets.diff())
+    owner = torch.repeat_interleave(torch.arange(len(marks)), packed.counts)
     start = first_row[torch.tensor([m.crop for m in marks], dtype=torch.int64)][owner]
     columns = feature_shapes[owner, 1]
     if torch.equal(shapes, feature_shapes):
@@ -72,17 +89,29 @@ def select_patches(plan: ViewPlan, backend: str = "auto") -> Selection:
         corner_positions = torch.stack([_positions(r, c, owner, marks, crops) for r, c in corners], dim=1)
         positions = (corner_positions * weights[:, :, None]).sum(1)
 
-    def context(views: list[int | None]) -> torch.Tensor:
-        rows = [(int(first_row[v]), plan.views[v].patches) for v in views if v is not None]
-        return torch.tensor(rows, dtype=torch.int64).reshape(-1, 2)
+    reads = torch.zeros(plan.first_rows[-1], dtype=torch.bool)
+    reads[index.flatten()] = True
+    local_views = [m.local_view for m in marks if m.local_view is not None]
+    global_views = [m.global_view for m in marks if m.global_view is not None]
+    for view in {*plan.scene, *local_views, *global_views}:
+        reads[plan.first_rows[view] : plan.first_rows[view + 1]] = True
+    before = torch.cat([torch.zeros(1, dtype=torch.int64), reads.cumsum(0)])  # rows that are read before each patch
+    first_rows = before[first_row].tolist()
+
+    def groups(views: Sequence[int]) -> Groups:
+        rows = [(first_rows[v], plan.views[v].patches) for v in views]
+        return plan_groups(torch.tensor(rows, dtype=torch.int64).reshape(-1, 2))
 
     return Selection(
-        index,
+        reads,
+        tuple(first_rows),
+        before[index],
         weights,
         positions,
         packed.offsets,
-        context([m.local_view for m in marks]),
-        context([m.global_view for m in marks]),
+        tuple(packed.counts.tolist()),
+        groups(local_views),
+        groups(global_views),
     )
 
 

@@ -21,11 +21,11 @@ from pixelrefer_fast.model import PixelRefer, PixelReferLite
 from pixelrefer_fast.object_tokenizer import kmeans_starts
 from pixelrefer_fast.objects import Objects
 from pixelrefer_fast.ops.view_patches import resize_view
-from pixelrefer_fast.patches import pack_views
+from pixelrefer_fast.patches import pack_patches
 from pixelrefer_fast.prompt import ObjectTokens
 from pixelrefer_fast.recorded import Case
 from pixelrefer_fast.request import FrameSource
-from pixelrefer_fast.selection import select_patches
+from pixelrefer_fast.selection import Selection, select_patches
 from pixelrefer_fast.views import Mark, ViewPlan, plan_views
 
 GREY_LEVELS = 1  # a resized value may differ by so many levels ...
@@ -113,18 +113,15 @@ def replay(model: PixelRefer | PixelReferLite, case: Case, stages: dict[str, dic
     source, plan = _plan(model, case)
     stages["crops"] = _compare_crops(case, source, plan)
 
-    patches = pack_views(plan, source, model.backend)
+    patches = pack_patches(plan, source, model.device, model.backend)
     calls = _calls(plan, model.kind)
     stages["patches"] = _compare_patches(case, plan, patches, calls)
-    features = model.encoder(patches.to(model.device), plan.grids, model.backend)
-    first = plan.first_rows
-    own_calls = [torch.cat([features[first[v] : first[v + 1]] for v in call]) for call in calls]
-    stages["features"] = _worst(
-        [_relative(a, b) for a, b in zip(own_calls, case.series("vision_features"), strict=True)], limits.stack
-    )
+    selection = select_patches(plan, model.backend)
+    features = model.encoder(patches, plan.grids, selection.reads, model.backend)
+    stages["features"] = _compare_features(case, plan, selection, features, calls, limits)
 
-    tokens, stages["object_tokens"] = _object_tokens(model, case, plan, features, limits)
-    scene = model.encode_scene(plan, patches, features)
+    tokens, stages["object_tokens"] = _object_tokens(model, case, plan, selection, features, limits)
+    scene = model.encode_scene(plan, selection, patches, features)
     objects = Objects(model.kind, tokens, _grouped(case, plan), tuple(case.times or ()) or None, scene)
     prompt = model.build_prompt(case.question, objects)
     recorded = case.tensors["input_ids"][0]
@@ -203,15 +200,32 @@ def _compare_patches(case: Case, plan: ViewPlan, patches: torch.Tensor, calls: l
         wanted = case.tensors[f"vision_grid_thw.{j}"].tolist()
         if grids != wanted:
             return _failed(f"call {j}: expected grids {wanted}, got {grids}")
-        own = torch.cat([patches[first[v] : first[v + 1]] for v in call])
+        own = torch.cat([patches[first[v] : first[v + 1]] for v in call]).cpu()
         pairs.append((((own + 1) * 127.5).round().to(torch.uint8), recorded))
     return _levels(pairs)
 
 
+def _compare_features(
+    case: Case, plan: ViewPlan, selection: Selection, features: torch.Tensor, calls: list[list[int]], limits: Limits
+) -> dict[str, Any]:
+    """The features that anybody reads; the encoder makes no others."""
+    first, rows = plan.first_rows, selection.first_rows
+    errors = []
+    for call, recorded in zip(calls, case.series("vision_features"), strict=True):
+        own = torch.cat([features[rows[v] : rows[v + 1]] for v in call])
+        read = torch.cat([selection.reads[first[v] : first[v + 1]] for v in call])
+        errors.append(_relative(own, recorded[read]) if len(read) == len(recorded) else math.inf)
+    return _worst(errors, limits.stack)
+
+
 def _object_tokens(
-    model: PixelRefer | PixelReferLite, case: Case, plan: ViewPlan, features: torch.Tensor, limits: Limits
+    model: PixelRefer | PixelReferLite,
+    case: Case,
+    plan: ViewPlan,
+    selection: Selection,
+    features: torch.Tensor,
+    limits: Limits,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    selection = select_patches(plan, model.backend)
     clusters = model.config.mask_num
     counts = selection.counts
     clustered = [i for i, count in enumerate(counts) if count > clusters]

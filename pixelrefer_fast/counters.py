@@ -1,0 +1,176 @@
+"""Counts what a computation asks of its device: launches, waits of the host, floating-point operations and bytes.
+
+None of it depends on the machine: on a CPU, with kernels in Triton's interpreter, the numbers are those of a GPU, as
+long as the same code runs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+from pixelrefer_fast.kernels import _launch
+
+aten = torch.ops.aten
+
+# allocations, and what makes a view without saying so in its schema
+QUIET = {
+    aten.empty,
+    aten.empty_like,
+    aten.empty_permuted,
+    aten.empty_strided,
+    aten.new_empty,
+    aten.new_empty_strided,
+    aten._unsafe_view,
+    aten.set_,
+    aten.resize_,
+}
+# read at most as much of their source as they give
+GATHERS = {aten.index, aten.index_select, aten.gather, aten.embedding, aten.take}
+# Python methods that bring a tensor's values to the host; on a CPU they never reach the dispatcher
+READS = (torch.Tensor.cpu, torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__)
+# values of the host that become a tensor: on a device a copy that the host waits for
+UPLOADS = (torch.tensor, torch.as_tensor, torch.from_numpy)
+
+
+def _cpu_attention_flops(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any, **kwargs: Any) -> int:
+    return sdpa_flop_count(q.shape, k.shape, v.shape)
+
+
+# torch has formulas for the attention kernels of a GPU only
+FORMULAS = {**flop_registry, aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops}
+
+
+@dataclass
+class Counts:
+    """What was counted.
+
+    Attributes:
+        launches: by name, an operation of torch ("aten.mm") or a Triton kernel ("object_pool.assign"). An operation
+            counts as one, though some run several kernels (a sort, say).
+        waits: by name, what makes the host wait for the device: reads of a value, results whose shape depends on
+            values, copies between host and device.
+        flops: a multiply-add is two. Of torch's operations those of matrix products, convolutions and attention; of
+            a kernel what its launch declares.
+        moved: bytes. Of torch's operations each input read once and each output written once; of a kernel what its
+            launch declares.
+    """
+
+    launches: Counter[str] = field(default_factory=Counter)
+    waits: Counter[str] = field(default_factory=Counter)
+    flops: int = 0
+    moved: int = 0
+
+
+@contextmanager
+def counting(device: str = "cpu", dry: bool = False) -> Iterator[Counts]:
+    """Count what is done within the block on tensors of this device type.
+
+    `dry` counts Triton kernels without running them: for sizes at which the interpreter takes minutes. What runs must
+    not look at values, which kernels then leave unwritten.
+
+    Not counted are views, allocations, what only asks for sizes and strides, and operations whose results have no
+    element: they launch nothing. On "cpu" every tensor counts, host data too: keep planning outside the block. What
+    waits without a tensor (`torch.cuda.synchronize`) is not seen here but by `torch.cuda.set_sync_debug_mode`.
+    """
+    counts = Counts()
+
+    def launched(launch: _launch.Launch) -> None:
+        counts.launches[launch.kernel] += 1
+        counts.flops += launch.flops
+        counts.moved += launch.moved
+
+    skipped = _launch.dry_run() if dry else nullcontext()
+    with skipped, _launch.listen(launched), _Reads(counts), _Operations(counts, device):
+        yield counts
+
+
+class _Operations(TorchDispatchMode):
+    """Every operation that reaches torch's dispatcher."""
+
+    def __init__(self, counts: Counts, device: str) -> None:
+        super().__init__()
+        self.counts = counts
+        self.device = device
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if _launch.launching():  # Triton's interpreter works with torch's operations
+            return func(*args, **kwargs)
+        # what only combines other operations is counted as those (in inference mode such ones come here whole)
+        with self:
+            result = func.decompose(*args, **kwargs)
+        if result is NotImplemented:
+            result = func(*args, **kwargs)
+            self._count(func, args, kwargs, result)
+        return result
+
+    def _count(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        given, made = _tensors((args, kwargs)), _tensors(result)
+        if all(t.device.type != self.device for t in (*given, *made)):
+            return
+        name = str(func._overloadpacket)
+        if _waits(func, args, kwargs) or _copies(func, args, kwargs, given, made):
+            self.counts.waits[name] += 1
+        packet = func._overloadpacket
+        if func.is_view or packet in QUIET or not any(t.numel() for t in made):
+            return
+        self.counts.launches[name] += 1
+        if packet in FORMULAS:
+            self.counts.flops += FORMULAS[packet](*args, **kwargs, out_val=result)
+        written = sum(map(_bytes, made))
+        if packet in GATHERS:
+            self.counts.moved += written + sum(min(_bytes(t), written) for t in given[:1]) + sum(map(_bytes, given[1:]))
+        else:
+            self.counts.moved += written + sum(map(_bytes, given))
+
+
+class _Reads(TorchFunctionMode):
+    """Reads and uploads of values that the dispatcher does not see where host and device are one."""
+
+    def __init__(self, counts: Counts) -> None:
+        super().__init__()
+        self.counts = counts
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not _launch.launching():
+            values = (*args[1:], *kwargs.values())
+            to_host = func is torch.Tensor.to and any(isinstance(a, str) and a == "cpu" for a in values)
+            uploaded = func in UPLOADS and not isinstance(args[0], torch.Tensor)
+            if func in READS or to_host or uploaded:
+                self.counts.waits[func.__name__] += 1
+        return func(*args, **kwargs)
+
+
+def _waits(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether the host must know a value to go on: torch marks such operations."""
+    packet = func._overloadpacket
+    if packet in (aten.index, aten.index_put, aten.index_put_):  # marked for the sake of masks only
+        return any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+    if packet is aten.repeat_interleave:
+        return kwargs.get("output_size") is None
+    return bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags))
+
+
+def _copies(func: Any, args: Any, kwargs: Any, given: list[torch.Tensor], made: list[torch.Tensor]) -> bool:
+    """Whether host and device must meet for a copy between them (a single number travels with the launch)."""
+    unhurried = kwargs.get("non_blocking") or (func._overloadpacket is aten.copy_ and len(args) > 2 and args[2])
+    return not unhurried and len({t.device.type for t in (*given, *made) if t.ndim}) > 1
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,47 @@
+"""Small tables from host memory to a device: all of a pass in one copy, for which nothing waits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+ALIGNMENT = 16  # bytes, so that a view of any dtype starts where a vector load may
+
+
+def upload(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """The tensors on `device`, in order.
+
+    To a CUDA device they travel as one copy from pinned memory that the host does not wait for; the results are views
+    of one buffer. Elsewhere each is moved by itself, which on the CPU is no copy.
+
+    Args:
+        tensors: in host memory, any shapes and dtypes.
+        device: where they are needed.
+    """
+    if device.type != "cuda":
+        return [t.to(device) for t in tensors]
+    return _views(_staged(tensors, pin=True).to(device, non_blocking=True), tensors)
+
+
+def _staged(tensors: Sequence[torch.Tensor], pin: bool) -> torch.Tensor:
+    """One buffer of bytes in host memory with all tensors in it, each at an aligned place."""
+    size = sum(_aligned(t) for t in tensors)
+    buffer = torch.zeros(size, dtype=torch.uint8, pin_memory=pin)
+    for view, tensor in zip(_views(buffer, tensors), tensors, strict=True):
+        view.copy_(tensor)
+    return buffer
+
+
+def _views(buffer: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    views, start = [], 0
+    for tensor in tensors:
+        stop = start + tensor.numel() * tensor.element_size()
+        views.append(buffer[start:stop].view(tensor.dtype).view(tensor.shape))
+        start += _aligned(tensor)
+    return views
+
+
+def _aligned(tensor: torch.Tensor) -> int:
+    size = tensor.numel() * tensor.element_size()
+    return -(-size // ALIGNMENT) * ALIGNMENT
