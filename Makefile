@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-slow test-oldest lint format bench clean
+.PHONY: demo test test-interpret test-slow test-oldest compile-check cuda-check extension lint format bench bench-ops gpu-check clean
 
 demo: $(VENV)/.ready
 	$(BIN)/pixelrefer-fast demo --out out/demo
@@ -14,6 +14,10 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(BIN)/pytest -m "not slow and not gpu"
 
+# the kernels alone, in Triton's interpreter
+test-interpret: $(VENV)/.ready
+	TRITON_INTERPRET=1 $(BIN)/pytest -m "kernel and not gpu"
+
 test-slow: $(VENV)/.ready
 	$(BIN)/pytest -m "slow and not gpu"
 
@@ -21,6 +25,18 @@ test-slow: $(VENV)/.ready
 test-oldest:
 	tools/make_venv.sh $(OLDEST) torch==2.11.0 triton==3.6.0 transformers==5.17.0
 	$(OLDEST)/bin/pytest -m "not slow and not gpu"
+
+# every kernel in every shipped configuration, compiled without a device; UPDATE=1 writes the tables of docs/kernels/
+compile-check: $(VENV)/.ready
+	TRITON_INTERPRET=0 $(BIN)/python tools/compile_check.py $(if $(UPDATE),--update)
+
+# csrc/ compiled into the package after a change, with a line for each step
+extension: $(VENV)/.ready
+	$(BIN)/pixelrefer-fast doctor --build
+
+# every CUDA source of csrc/ for sm_80, sm_90 and sm_100, without a device: no spills, no local memory
+cuda-check: $(VENV)/.ready
+	$(BIN)/python tools/cuda_check.py $(if $(UPDATE),--update)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -35,9 +51,18 @@ format: $(VENV)/.ready
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/region_stage.py $(if $(REFERENCE),--reference $(REFERENCE))
 
-clean:
-	rm -rf $(VENV) $(OLDEST) build *.egg-info out
+# every operation against its definition: times on a GPU, errors everywhere
+bench-ops: $(VENV)/.ready
+	$(BIN)/python benchmarks/ops_bench.py
 
-$(VENV)/.ready: pyproject.toml tools/make_venv.sh
+# all that wants a GPU, in one go, results under OUT
+gpu-check: $(VENV)/.ready
+	$(BIN)/python benchmarks/gpu_check.py --out $(or $(OUT),out/gpu)
+
+clean:
+	rm -rf $(VENV) $(OLDEST) build *.egg-info out pixelrefer_fast/*.so
+
+# the extension is part of it, so what it is built from counts
+$(VENV)/.ready: pyproject.toml setup.py tools/make_venv.sh $(shell find csrc -name '*.cpp' -o -name '*.cu*' -o -name '*.h')
 	tools/make_venv.sh $(VENV)
 	@touch $@

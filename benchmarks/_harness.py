@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 Run = Callable[[], torch.Tensor]
 REPOSITORY = Path(__file__).resolve().parent.parent
-LIBRARIES = ("torch", "numpy", "opencv-python-headless", "pillow", "transformers")
+LIBRARIES = ("torch", "triton", "numpy", "opencv-python-headless", "pillow", "transformers")
 QUANTILES = (0.1, 0.5, 0.9)
 
 
@@ -48,13 +48,20 @@ UNCOUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_at
 
 
 def count(run: Run) -> dict[str, int]:
-    """FLOPs (multiply-adds times two, of matrix products, convolutions and attention) and framework operations."""
+    """FLOPs (multiply-adds times two, of matrix products, convolutions and attention) and framework operations.
+
+    Launches of Triton kernels count as an operation each, with the FLOPs that they declare.
+    """
+    from pixelrefer_fast.kernels import _launch
+
     flops, operations = FlopCounterMode(display=False, custom_mapping=UNCOUNTED), _OpCounter()
-    with flops:
+    launches: list[_launch.Launch] = []
+    with flops, _launch.listen(launches.append):
         run()
     with operations:
         run()
-    return {"flops": flops.get_total_flops(), "operations": operations.count}
+    declared = sum(launch.flops for launch in launches)
+    return {"flops": flops.get_total_flops() + declared, "operations": operations.count + len(launches)}
 
 
 def interleaved(runs: Mapping[str, Run], repeats: int) -> tuple[dict[str, list[float]], dict[str, torch.Tensor]]:
@@ -97,7 +104,8 @@ def provenance() -> dict[str, Any]:
     status = git(REPOSITORY, "status", "--porcelain", "--untracked-files=no")
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": git(REPOSITORY, "rev-parse", "HEAD") or None,
+        # a lent machine gets the files without their history: gpu_check.py is told the commit
+        "commit": git(REPOSITORY, "rev-parse", "HEAD") or os.environ.get("COMMIT") or None,
         "dirty": bool(status),
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
         "cpu": _cpu(),
@@ -105,8 +113,36 @@ def provenance() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
-        "libraries": {name: metadata.version(name) for name in LIBRARIES},
+        "libraries": {name: _version(name) for name in LIBRARIES},
+        "device": device(),
     }
+
+
+def device() -> dict[str, Any] | None:
+    """The CUDA device that is measured on, None where there is none."""
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(0)
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+    except OSError:
+        driver = []
+    return {
+        "name": properties.name,
+        "multiprocessors": properties.multi_processor_count,
+        "l2": properties.L2_cache_size,
+        "memory": properties.total_memory,
+        "driver": driver[0] if driver else None,
+        "cuda": torch.version.cuda,
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def git(folder: Path, *arguments: str) -> str:

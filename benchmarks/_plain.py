@@ -47,7 +47,7 @@ class Plain:
         }
         module = nn.MultiheadAttention(state["out_proj.bias"].shape[0], HEADS, batch_first=True).eval()
         module.load_state_dict(state)
-        return module
+        return module.to(state["out_proj.bias"])
 
     def _linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
         return F.linear(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
@@ -82,7 +82,7 @@ class Plain:
         rows, columns, width = features.shape
         x = (torch.arange(columns) / columns * (bottom - top) + top) / (image_width - 1)
         y = (torch.arange(rows) / rows * (right - left) + left) / (image_height - 1)
-        position = torch.stack([x.expand(rows, columns), y[:, None].expand(rows, columns)], dim=2)
+        position = torch.stack([x.expand(rows, columns), y[:, None].expand(rows, columns)], dim=2).to(features)
         features = features + self._linear(position, f"{REGION_PREFIX}pos_linear")
         if features.shape[:2] != mask.shape:
             planes = features.permute(2, 0, 1)[None]
@@ -115,7 +115,8 @@ class Plain:
             scaled = cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
             cut = mask[crop[0] : crop[2], crop[1] : crop[3]].astype(np.float32)
             cells = (size[1] // PATCH, size[0] // PATCH)
-            grids.append(torch.from_numpy(cv2.resize(cut, cells, interpolation=cv2.INTER_LINEAR)))
+            grid = torch.from_numpy(cv2.resize(cut, cells, interpolation=cv2.INTER_LINEAR))
+            grids.append(grid.to(self.weights[f"{REGION_PREFIX}pos_linear.bias"].device))
             boxes.append((box, *mask.shape))
             crops.append(self._encode(scaled, len(masks)))
             local.append(self._encode(cv2.resize(first_crop, (224, 224), interpolation=cv2.INTER_AREA), len(masks)))
@@ -147,7 +148,8 @@ class Plain:
         if (height, width) != pixels.shape[:2]:
             pixels = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
         rows, columns = height // PATCH, width // PATCH
-        planes = torch.tensor(pixels).permute(2, 0, 1).float() / 127.5 - 1
+        like = self.weights[f"{VISION_PREFIX}embeddings.patch_embedding.bias"]
+        planes = (torch.tensor(pixels).permute(2, 0, 1).float() / 127.5 - 1).to(like)
         patches = planes.unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH).permute(1, 2, 0, 3, 4).flatten(0, 1)
         return self._encoder(patches, rows, columns).view(rows, columns, -1)
 
@@ -171,7 +173,7 @@ class Plain:
         frequencies = 10000.0 ** -(torch.arange(0, head_dim // 2, 2) / (head_dim // 2))
         row = torch.arange(rows).repeat_interleave(columns)
         column = torch.arange(columns).repeat(rows)
-        angles = torch.cat([row[:, None] * frequencies, column[:, None] * frequencies], dim=1).repeat(1, 2)
+        angles = torch.cat([row[:, None] * frequencies, column[:, None] * frequencies], dim=1).repeat(1, 2).to(x)
         for i in range(self.layers):
             layer = f"{VISION_PREFIX}encoder.layers.{i}"
             normed = self._norm(x, f"{layer}.layer_norm1", 1e-6)

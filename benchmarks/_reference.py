@@ -1,11 +1,11 @@
 """The reference's own PixelRefer-Lite code, imported at run time from a checkout, as a rival to measure against.
 
-Nothing of it is in this repository. What is done here so that it runs on a CPU with current libraries, and no more:
+Nothing of it is in this repository. What is done here so that it runs on any device with current libraries, no more:
 
 * modules that are not installed (video readers, torchvision, timm, einops) and a few names of transformers are stood in
   for while it is imported; none of them is used on the measured paths;
-* its automatic bfloat16 (`.bfloat16()`, CUDA autocast) is switched off, since all is measured in float32, and `.cuda()`
-  returns the tensor itself;
+* measured in float32, its automatic bfloat16 (`.bfloat16()`, CUDA autocast) is switched off; measured on a CPU,
+  `.cuda()` returns the tensor itself;
 * its flash-attention call becomes `packed_attention` below;
 * its vision tower is filled from given weights instead of from the hub.
 """
@@ -134,14 +134,15 @@ def _import(parent: Path, names: Sequence[str]) -> list[Any]:
 
 
 @contextlib.contextmanager
-def on_cpu_in_float32() -> Iterator[None]:
-    """Within it the reference's code stays on the CPU and in float32."""
-    with (
-        mock.patch.object(torch.Tensor, "bfloat16", torch.Tensor.float),
-        mock.patch.object(torch.Tensor, "cuda", lambda tensor, *args, **kwargs: tensor),
-        mock.patch.object(torch, "autocast", return_value=contextlib.nullcontext()),
-        torch.inference_mode(),
-    ):
+def running_on(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Within it the reference's code stays on a CPU, and in float32, where that is wanted."""
+    with contextlib.ExitStack() as stack:
+        if dtype == torch.float32:
+            stack.enter_context(mock.patch.object(torch.Tensor, "bfloat16", torch.Tensor.float))
+            stack.enter_context(mock.patch.object(torch, "autocast", return_value=contextlib.nullcontext()))
+        if device.type == "cpu":
+            stack.enter_context(mock.patch.object(torch.Tensor, "cuda", lambda tensor, *args, **kwargs: tensor))
+        stack.enter_context(torch.inference_mode())
         yield
 
 
@@ -155,6 +156,7 @@ class Reference:
         vision: fields of its vision config (`hidden_size`, `num_hidden_layers`, ...).
         mask_num: tokens an object (n).
         mm_max_length: as in a released config: the pixel budget of a processor call.
+        device, dtype: where its modules are and in what.
     """
 
     def __init__(
@@ -164,7 +166,10 @@ class Reference:
         vision: Mapping[str, int],
         mask_num: int,
         mm_max_length: int,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
+        self.device, self.dtype = device, dtype
         arch, encoder, region, tower, config, images, processor, self._mm_utils = _import(
             find_package(folder),
             (
@@ -184,6 +189,7 @@ class Reference:
         region.print = lambda *args: None  # it reports every padding on stdout, which would cost it time
         self.region_encoder = region.MaskExtractor(types.SimpleNamespace(hidden_size=out), width).eval()
         self.region_encoder.load_state_dict(_part(weights, "model.region_encoder."))
+        self.region_encoder.to(device, dtype)
 
         tower.flash_attn_varlen_func = packed_attention
         tower.DAMOVL_VISION_ATTENTION_CLASSES["eager"] = tower.VisionFlashAttention2
@@ -192,6 +198,7 @@ class Reference:
         nn.Module.__init__(wrapper)
         wrapper.vision_encoder = tower.DAMOVLVisionModel(settings).eval()
         wrapper.vision_encoder.load_state_dict(_part(weights, "model.vision_encoder.vision_encoder."))
+        wrapper.to(device, dtype)
         wrapper.is_loaded = True
 
         # as its load_model sets the processor up, with the values of the released preprocessor_config.json
@@ -217,7 +224,7 @@ class Reference:
             types.SimpleNamespace(
                 region_encoder=self.region_encoder,
                 get_vision_encoder=lambda: wrapper,
-                embed_tokens=nn.Embedding(1, out),
+                embed_tokens=nn.Embedding(1, out).to(device, dtype),
             )
         )
 
@@ -239,7 +246,7 @@ class Reference:
         Returns:
             (M * n, C).
         """
-        with on_cpu_in_float32():
+        with running_on(self.device, self.dtype):
             return self.region_encoder(
                 list(crops), [list(masks)], list(context), list(local), [list(masks)], [list(boxes)], self.mask_num
             )
@@ -254,7 +261,7 @@ class Reference:
         Returns:
             (M * n, C).
         """
-        with on_cpu_in_float32():
+        with running_on(self.device, self.dtype):
             crops, grids, whole, counts, boxes, local = self._mm_utils.resize_image_mask(
                 [image], masks, [0] * len(masks), mask_token_num=self.mask_num
             )
@@ -263,7 +270,7 @@ class Reference:
                 patches = self._processor._process_image(
                     views, num_images=len(views), image_downsampling=1, return_tensors="pt"
                 )
-                calls.append([(patches["images"], patches["grid_thws"])])
+                calls.append([(patches["images"].to(self.device, self.dtype), patches["grid_thws"])])
             embeds = self._model.prepare_inputs_labels_for_multimodal(
                 input_ids=torch.full((1, sum(counts)), REGION_ID),
                 attention_mask=None,

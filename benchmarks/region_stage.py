@@ -1,20 +1,23 @@
-"""Region stage on a CPU: the reference's code, or a plain PyTorch loop, against ours; one process, same weights.
+"""Region stage: the reference's code, or a plain PyTorch loop, against ours; one process, same weights.
 
     python benchmarks/region_stage.py --reference DIR     DIR: a checkout of the reference, which this repository lacks
     python benchmarks/region_stage.py                     against the plain loop of _plain.py
+    python benchmarks/region_stage.py --device cuda       on a GPU, in bfloat16 unless --dtype says otherwise
 
-Full width (D=1152, LLM width 1536, 8 heads, n=32), random weights, float32. Measured are
+Full width (D=1152, LLM width 1536, 8 heads, n=32), random weights. Measured are
 
 * the region stage, from features to object tokens, with 1, 4 and 16 objects of one image;
 * pixels to object tokens with 8 objects of one image, on a vision encoder of 4 layers of full width.
 
-Both sides start k-means alike: from what the rival draws. A case in which the outputs differ by more than 1e-4 (largest
-difference over largest value) shows no speed-up and makes the exit status 1.
+Both sides start k-means alike: from what the rival draws. A case that is wrong shows no speed-up and makes the exit
+status 1: in float32 one whose outputs differ by more than 1e-4 (largest difference over largest value), in 16 bits one
+whose error against ours in float32 exceeds twice the rival's by more than that.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import sys
 from collections.abc import Iterable, Sequence
@@ -29,15 +32,20 @@ from _plain import Plain
 from _reference import Reference, recorded_permutations
 
 LIMIT = 1e-4
+DTYPES = ("float32", "bfloat16", "float16")
 LAYERS = 4
 MAX_LENGTH = 16384
 HEIGHT, WIDTH = 720, 1280
 REGION_OBJECTS, PIXEL_OBJECTS = (1, 4, 16), 8
 SEED = 11
-GOALS = {"region stage, 16 objects": 5.0, "pixels to tokens, 8 objects": 3.0}  # against the reference
+Runs = dict[str, _harness.Run]
+Models = dict[str, Any]  # "ours" and, for 16 bits, "exact": the same weights in float32
+# against the reference, on a CPU and on a GPU
+CPU_GOALS = {"region stage, 16 objects": 5.0, "pixels to tokens, 8 objects": 3.0}
+GPU_GOALS = {"region stage, 16 objects": 100.0, "pixels to tokens, 8 objects": 10.0}
 
 
-def our_model(weights: dict[str, torch.Tensor]) -> Any:
+def our_model(weights: dict[str, torch.Tensor], device: torch.device, dtype: torch.dtype) -> Any:
     """A PixelReferLite on these weights, around the smallest LLM of the right width (which is not run)."""
     import pixelrefer_fast as pf
     from pixelrefer_fast.checkpoint import open_checkpoint
@@ -68,19 +76,24 @@ def our_model(weights: dict[str, torch.Tensor]) -> Any:
     with torch.no_grad():
         for name, slot in slots.items():
             slot.copy_(weights[name])
-    return model
+    return model.to(device, dtype)
 
 
-def region_case(rival: Reference | Plain, model: Any, objects: int) -> tuple[dict[str, _harness.Run], dict[str, int]]:
+def region_case(rival: Reference | Plain, models: Models, objects: int) -> tuple[Runs, dict[str, int]]:
     """Features to object tokens: what to run on either side, and the sizes."""
     from pixelrefer_fast.object_tokenizer import kmeans_starts
     from pixelrefer_fast.selection import select_patches
+    from pixelrefer_fast.transfers import upload
     from pixelrefer_fast.views import Mark, plan_views
 
     masks = _inputs.blobs(objects, HEIGHT, WIDTH, SEED)
     marks = [Mark(0, mask, f"region {i}") for i, mask in enumerate(masks)]
-    plan = plan_views(model.config, [(HEIGHT, WIDTH)], marks, objects)
-    features = [_inputs.normal((*view.grid, _inputs.WIDTH), 3000 + i) for i, view in enumerate(plan.views)]
+    like = models["ours"]
+    plan = plan_views(like.config, [(HEIGHT, WIDTH)], marks, objects)
+    features = [
+        _inputs.normal((*view.grid, _inputs.WIDTH), 3000 + i).to(like.device, like.dtype)
+        for i, view in enumerate(plan.views)
+    ]
     packed = torch.cat([f.flatten(0, 1) for f in features])
 
     def of(view: int | None) -> torch.Tensor:
@@ -89,42 +102,68 @@ def region_case(rival: Reference | Plain, model: Any, objects: int) -> tuple[dic
 
     arguments = (
         [of(m.crop) for m in plan.marks],
-        [torch.from_numpy(m.mask_grid) for m in plan.marks],
+        [torch.from_numpy(m.mask_grid).to(like.device) for m in plan.marks],
         [of(m.local_view) for m in plan.marks],
         [of(m.global_view) for m in plan.marks],
         [(m.box, *m.image_size) for m in plan.marks],
     )
-    theirs = _seeded(functools.partial(rival.region_stage, *arguments))
+    theirs = _seeded(functools.partial(rival.region_stage, *arguments), like.device)
     starts = _starts(theirs, plan)
+    read = packed[select_patches(plan).reads.to(like.device)]  # the encoder makes no other features
 
-    @torch.inference_mode()
-    def ours() -> torch.Tensor:
-        selection = select_patches(plan)
-        first = kmeans_starts(selection.counts, _inputs.TOKENS, starts)
-        return model.object_tokenizer(packed, selection, first)
+    def run_of(model: Any) -> _harness.Run:
+        own = read.to(model.dtype)
 
-    return {"rival": theirs, "ours": ours}, _sizes(plan)
+        @torch.inference_mode()
+        def run() -> torch.Tensor:
+            selection = select_patches(plan)
+            first = kmeans_starts(selection.counts, _inputs.TOKENS, starts)
+            return model.object_tokenizer(own, selection.to(model.device), *upload([first], model.device))
+
+        return _waiting(run, model.device)
+
+    return {"rival": theirs, **{side: run_of(model) for side, model in models.items()}}, _sizes(plan)
 
 
-def pixel_case(rival: Reference | Plain, model: Any) -> tuple[dict[str, _harness.Run], dict[str, int]]:
+def pixel_case(rival: Reference | Plain, models: Models) -> tuple[Runs, dict[str, int]]:
     """Pixels to object tokens: what to run on either side, and the sizes."""
     from pixelrefer_fast.views import Mark, plan_views
 
     image = _inputs.picture(HEIGHT, WIDTH, SEED)
     masks = _inputs.blobs(PIXEL_OBJECTS, HEIGHT, WIDTH, SEED)
     marks = [Mark(0, mask, f"region {i}") for i, mask in enumerate(masks)]
-    plan = plan_views(model.config, [(HEIGHT, WIDTH)], marks, PIXEL_OBJECTS)
-    theirs = _seeded(functools.partial(rival.pixels_to_tokens, image, torch.from_numpy(masks)))
+    like = models["ours"]
+    plan = plan_views(like.config, [(HEIGHT, WIDTH)], marks, PIXEL_OBJECTS)
+    theirs = _seeded(functools.partial(rival.pixels_to_tokens, image, torch.from_numpy(masks)), like.device)
     starts = _starts(theirs, plan)
-    return {"rival": theirs, "ours": lambda: model.encode(image, list(masks), kmeans_start=starts).tokens}, _sizes(plan)
+
+    def run_of(model: Any) -> _harness.Run:
+        return _waiting(lambda: model.encode(image, list(masks), kmeans_start=starts).tokens, model.device)
+
+    return {"rival": theirs, **{side: run_of(model) for side, model in models.items()}}, _sizes(plan)
 
 
-def _seeded(run: _harness.Run) -> _harness.Run:
+def _seeded(run: _harness.Run, device: torch.device) -> _harness.Run:
     def seeded() -> torch.Tensor:
         torch.manual_seed(SEED)
-        return run()
+        # what the rival makes without naming a device belongs where its weights are
+        with torch.device(device) if device.type != "cpu" else contextlib.nullcontext():
+            return run()
 
-    return seeded
+    return _waiting(seeded, device)
+
+
+def _waiting(run: _harness.Run, device: torch.device) -> _harness.Run:
+    """The run until its result is there."""
+    if device.type == "cpu":
+        return run
+
+    def waiting() -> torch.Tensor:
+        result = run()
+        torch.cuda.synchronize()
+        return result
+
+    return waiting
 
 
 def _starts(theirs: _harness.Run, plan: Any) -> list[list[int] | None]:
@@ -151,14 +190,20 @@ def _sizes(plan: Any) -> dict[str, int]:
     }
 
 
-def measure(name: str, runs: dict[str, _harness.Run], sizes: dict[str, int], repeats: int) -> dict[str, Any]:
+def measure(name: str, runs: Runs, sizes: dict[str, int], repeats: int) -> dict[str, Any]:
     """One row of the result."""
+    runs = dict(runs)
+    exact = runs.pop("exact", None)
     for run in runs.values():
         run()
     counted = {side: _harness.count(run) for side, run in runs.items()}
     seconds, outputs = _harness.interleaved(runs, repeats)
-    error = _harness.relative_error(outputs["ours"], outputs["rival"])
-    row: dict[str, Any] = {"case": name, **sizes, "repeats": repeats, "error": error, "ok": error <= LIMIT}
+    error, limit = _harness.relative_error(outputs["ours"], outputs["rival"]), LIMIT
+    if exact is not None:
+        wanted = exact()
+        error, theirs = (_harness.relative_error(outputs[side].float(), wanted) for side in ("ours", "rival"))
+        limit = LIMIT + 2 * theirs
+    row: dict[str, Any] = {"case": name, **sizes, "repeats": repeats, "error": error, "ok": error <= limit}
     for side in runs:
         row[side] = {"seconds": _harness.quantiles(seconds[side]), **counted[side]}
     if row["ok"]:
@@ -167,44 +212,56 @@ def measure(name: str, runs: dict[str, _harness.Run], sizes: dict[str, int], rep
     return row
 
 
-def benchmark(reference: Path | None, repeats: int, pixel_repeats: int) -> dict[str, Any]:
+def benchmark(
+    reference: Path | None, repeats: int, pixel_repeats: int, device: torch.device, dtype: torch.dtype
+) -> dict[str, Any]:
     """Measure every case."""
-    weights = _inputs.region_weights() | _inputs.vision_weights(LAYERS)
+    weights = {k: w.to(dtype) for k, w in (_inputs.region_weights() | _inputs.vision_weights(LAYERS)).items()}
     heads = _inputs.VISION["num_attention_heads"]
     rival: Reference | Plain
     if reference is None:
-        rival = Plain(weights, heads, _inputs.TOKENS, MAX_LENGTH)
+        there = {name: weight.to(device) for name, weight in weights.items()}
+        rival = Plain(there, heads, _inputs.TOKENS, MAX_LENGTH)
     else:
-        rival = Reference(
-            reference, weights, _inputs.VISION | {"num_hidden_layers": LAYERS}, _inputs.TOKENS, MAX_LENGTH
-        )
-    model = our_model(weights)
+        vision = _inputs.VISION | {"num_hidden_layers": LAYERS}
+        rival = Reference(reference, weights, vision, _inputs.TOKENS, MAX_LENGTH, device, dtype)
+    models = {"ours": our_model(weights, device, dtype)}
+    if dtype != torch.float32:
+        models["exact"] = our_model(weights, device, torch.float32)
     rows = []
     for objects in REGION_OBJECTS:
         name = f"region stage, {objects} object{'s' if objects > 1 else ''}"
         print(f"{name} ...", file=sys.stderr)
-        rows.append(measure(name, *region_case(rival, model, objects), repeats))
+        rows.append(measure(name, *region_case(rival, models, objects), repeats))
     name = f"pixels to tokens, {PIXEL_OBJECTS} objects"
     print(f"{name} ...", file=sys.stderr)
-    rows.append(measure(name, *pixel_case(rival, model), pixel_repeats))
+    rows.append(measure(name, *pixel_case(rival, models), pixel_repeats))
     return {
         "benchmark": "region_stage",
         "rival": "reference" if reference else "plain PyTorch",
         "rival_commit": None if reference is None else _harness.git(reference, "rev-parse", "HEAD") or None,
         **_harness.provenance(),
+        "measured_on": device.type,
+        "dtype": str(dtype).removeprefix("torch."),
         "rows": rows,
     }
+
+
+def measured_on(result: dict[str, Any]) -> tuple[str, str]:
+    """Device type and dtype of a result; older results, which name neither, are of a CPU in float32."""
+    return result.get("measured_on", "cpu"), result.get("dtype", "float32")
 
 
 def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Headings (the cases) and lines (what was measured), as text."""
     rows, rival = result["rows"], result["rival"]
+    goals = GPU_GOALS if measured_on(result)[0] == "cuda" else CPU_GOALS
 
     def line(name: str, cells: Iterable[str]) -> list[str]:
         return [name, *cells]
 
     def goal(row: dict[str, Any]) -> str:
-        wanted = GOALS.get(row["case"]) if rival == "reference" else None
+        wanted = goals.get(row["case"]) if rival == "reference" else None
         if wanted is None:
             return ""
         met = row["ok"] and row["speedup"]["median"] >= wanted
@@ -230,30 +287,41 @@ def _spread(values: dict[str, float], scale: float, unit: str = "") -> str:
 
 def markdown(result: dict[str, Any]) -> str:
     """The page for docs/, made from a result."""
-    libraries = ", ".join(f"{name} {version}" for name, version in result["libraries"].items())
+    libraries = ", ".join(f"{name} {version}" for name, version in result["libraries"].items() if version)
+    device_type, dtype = measured_on(result)
+    device = result["device"] if device_type == "cuda" else None
+    where = f"{result['cpu']}, {result['cores']} cores, {result['threads']} threads"
+    where += f"; {device['name']}, driver {device['driver']}" if device else ""
     rival = "the reference's own code" if result["rival"] == "reference" else "the plain PyTorch loop of `_plain.py`"
     if result["rival_commit"]:
         rival += f" (commit {result['rival_commit'][:12]})"
     commit = "no commit yet" if result["commit"] is None else f"commit {result['commit'][:12]}"
-    return f"""# Region stage on a CPU
+    judged = "largest difference between the two outputs of the same round over the largest value; above"
+    judged += f" {LIMIT:g} no speed-up is shown"
+    if dtype != "float32":
+        judged = "largest difference from our own result in float32 over the largest value; where it exceeds twice the"
+        judged += f" rival's by more than {LIMIT:g} no speed-up is shown"
+    return f"""# Region stage on a {"GPU" if device else "CPU"}
 
 Made by `{result["command"]}`; do not edit.
 
-{result["date"]}, {commit}{", with changes" if result["dirty"] else ""}; {result["cpu"]}, {result["cores"]} cores, \
-{result["threads"]} threads; Python {result["python"]}, {libraries}.
+{result["date"]}, {commit}{", with changes" if result["dirty"] else ""}; {where}; Python {result["python"]}, \
+{libraries}.
 
-Against {rival}, in one process, calls in turn, float32, random weights of full width (D=1152, LLM width 1536, 8 heads,
-n=32); the vision encoder of the last row has {LAYERS} layers. Times are medians with the 10 % and 90 % quantiles, the
-speed-up is taken round by round. The error is the largest difference between the two outputs of the same round over the
-largest value; above {LIMIT:g} no speed-up is shown. FLOPs are those of matrix products, convolutions and attention (a
-k-means that computes its distances without matrix products has none), operations those that reach PyTorch's dispatcher.
+Against {rival}, in one process, calls in turn, {dtype}, random weights of full width (D=1152, LLM width 1536,
+8 heads, n=32); the vision encoder of the last row has {LAYERS} layers. Times are medians with the 10 % and 90 %
+quantiles, the speed-up is taken round by round. The error is the {judged}. FLOPs are those of matrix products,
+convolutions and attention (a k-means that computes its distances without matrix products has none) and what Triton
+kernels declare, operations those that reach PyTorch's dispatcher and launches of Triton kernels.
 
 {_harness.markdown_table(*table(result))}"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Region stage on a CPU, ours against the reference or a plain loop.")
+    parser = argparse.ArgumentParser(description="Region stage, ours against the reference or a plain loop.")
     parser.add_argument("--reference", type=Path, metavar="DIR", help="checkout of the reference")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (default: cpu)")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, bfloat16 on a GPU")
     parser.add_argument("--repeats", type=int, default=11, help="rounds of the region stage (default: 11)")
     parser.add_argument("--pixel-repeats", type=int, default=5, help="rounds from pixels (default: 5)")
     parser.add_argument("--threads", type=int, help="threads of PyTorch (default: its own choice)")
@@ -265,6 +333,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--render needs --json and --markdown")
     if min(options.repeats, options.pixel_repeats) < 1:
         parser.error("--repeats and --pixel-repeats: expected at least 1")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device: there is no CUDA device")
+    dtype = options.dtype or ("bfloat16" if options.device == "cuda" else "float32")
     if options.threads:
         torch.set_num_threads(options.threads)
 
@@ -272,7 +343,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = _harness.latest_result(options.json)
     else:
         try:
-            result = benchmark(options.reference, options.repeats, options.pixel_repeats)
+            where = torch.device(options.device), getattr(torch, dtype)
+            result = benchmark(options.reference, options.repeats, options.pixel_repeats, *where)
         except FileNotFoundError as error:
             parser.error(f"--reference: {error}")
         if options.json:

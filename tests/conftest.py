@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,10 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+# Triton decides at import whether its kernels are interpreted; without a GPU that is the only way to run them.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # A machine under load must not fail a test for its speed, and a drawn example must be the same one on every run.
 settings.register_profile(
@@ -97,6 +102,12 @@ def fixed_seeds() -> None:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def kernel_device() -> torch.device:
+    """Where Triton kernels run: on the GPU if there is one, else in the interpreter on tensors of the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from recorded_graphs import Recorder
 
 from pixelrefer_fast import encoder as module
+from pixelrefer_fast import ops
 from pixelrefer_fast.config import VisionConfig
-from pixelrefer_fast.encoder import Grid, VisionEncoder, patch_places
+from pixelrefer_fast.encoder import Grid, PassLayout, VisionEncoder
+from pixelrefer_fast.graphs import GraphCache
 
 CONFIG = VisionConfig(hidden_size=48, num_layers=3, num_heads=3, intermediate_size=80)
 GRIDS: list[Grid] = [(3, 5, 1), (4, 6, 2), (1, 1, 1), (4, 6, 1), (2, 2, 2), (3, 5, 1)]
@@ -40,28 +41,6 @@ def _views(rows: torch.Tensor, grids: list[Grid]) -> Iterator[torch.Tensor]:
     for height, width, _ in grids:
         yield rows[start : start + height * width]
         start += height * width
-
-
-@given(
-    grids=st.lists(
-        st.tuples(st.integers(1, 5), st.integers(1, 5), st.sampled_from([1, 2])).map(
-            lambda g: (g[0] * g[2], g[1] * g[2], g[2])
-        ),
-        max_size=5,
-    )
-)
-def test_places_of_patches(grids: list[Grid]) -> None:
-    expected = [
-        (cell_row * merge + i, cell_column * merge + j)
-        for height, width, merge in grids
-        for cell_row in range(height // merge)
-        for cell_column in range(width // merge)
-        for i in range(merge)
-        for j in range(merge)
-    ]
-    rows, columns = patch_places(grids)
-    assert list(zip(rows.tolist(), columns.tolist(), strict=True)) == expected
-    assert rows.dtype == columns.dtype == torch.int64
 
 
 def test_equal_to_transformers(encoder: VisionEncoder) -> None:
@@ -126,14 +105,14 @@ def test_passes_in_parts_equal_one_pass(encoder: VisionEncoder, limit: int, monk
     patches = _patches(GRIDS)
     whole = encoder(patches, GRIDS)
     sizes: list[list[int]] = []
-    run = VisionEncoder._run
+    run = VisionEncoder.run
 
-    def spy(self: VisionEncoder, own: torch.Tensor, grids: list[Grid], backend: str) -> torch.Tensor:
-        sizes.append([h * w for h, w, _ in grids])
+    def spy(self: VisionEncoder, own: torch.Tensor, layout: PassLayout, backend: str) -> torch.Tensor:
+        sizes.append(layout.cu_seqlens.diff().tolist())
         assert sum(sizes[-1]) == len(own)
-        return run(self, own, grids, backend)
+        return run(self, own, layout, backend)
 
-    monkeypatch.setattr(VisionEncoder, "_run", spy)
+    monkeypatch.setattr(VisionEncoder, "run", spy)
     monkeypatch.setattr(module, "PASS_PATCHES", limit)
     torch.testing.assert_close(encoder(patches, GRIDS), whole, rtol=0, atol=2e-5)
     assert [s for part in sizes for s in part] == [h * w for h, w, _ in GRIDS]
@@ -142,11 +121,92 @@ def test_passes_in_parts_equal_one_pass(encoder: VisionEncoder, limit: int, monk
     assert [len(part) for part in sizes] == {1: [1] * 6, 24: [1, 1, 1, 1, 2], 40: [3, 2, 1], 10_000: [6]}[limit]
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("limit", [24, 10_000])
+def test_only_what_is_read(encoder: VisionEncoder, share: float, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The features that are read are those of a pass over everything, with what else a view holds still in sight."""
+    patches = _patches(GRIDS)
+    whole = encoder(patches, GRIDS)
+    monkeypatch.setattr(module, "PASS_PATCHES", limit)
+    reads = torch.rand(len(patches), generator=torch.Generator().manual_seed(3)) < share
+    reads[15:39] = False  # nothing of the second view
+    features = encoder(patches, GRIDS, reads)
+    torch.testing.assert_close(features, whole[reads], rtol=0, atol=2e-5)
+
+
+def test_the_last_layer_leaves_out_what_nobody_reads(encoder: VisionEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    gelu = torch.nn.functional.gelu
+
+    def spy(x: torch.Tensor, approximate: str) -> torch.Tensor:
+        seen.append(len(x))
+        return gelu(x, approximate=approximate)
+
+    monkeypatch.setattr(torch.nn.functional, "gelu", spy)
+    reads = torch.zeros(15, dtype=torch.bool)
+    reads[[2, 7]] = True
+    encoder(_patches(GRIDS[:1]), GRIDS[:1], reads)
+    assert seen == [15, 15, 2]
+
+
+@pytest.mark.parametrize("reads", [torch.zeros(14, dtype=torch.bool), torch.zeros(15)], ids=["length", "dtype"])
+def test_wrong_reads(encoder: VisionEncoder, reads: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"^encoder: expected 15 bool reads, got \(1[45],\) of torch\."):
+        encoder(torch.zeros(15, 588), [(3, 5, 1)], reads)
+
+
+@pytest.mark.parametrize("share", [None, 0.4], ids=["all", "some"])
+def test_padding_belongs_to_no_view(encoder: VisionEncoder, share: float | None) -> None:
+    """A longer packing than its views, as a captured graph has it, gives the same features."""
+    patches = _patches(GRIDS)
+    reads = None if share is None else torch.rand(len(patches), generator=torch.Generator().manual_seed(3)) < share
+    layout = PassLayout.of(GRIDS, reads).padded()
+    assert len(layout.row) > len(patches)
+    assert len(layout.cu_seqlens) == len(layout.cu_reads) == 64
+    assert layout.cu_seqlens[-1] == len(patches)
+    filled = torch.cat([patches, torch.full((len(layout.row) - len(patches), 588), torch.nan)])
+    expected = encoder(patches, GRIDS, reads)
+    torch.testing.assert_close(encoder.run(filled, layout)[: len(expected)], expected, rtol=0, atol=2e-5)
+
+
+@torch.no_grad()
+def test_passes_of_one_bucket_share_a_graph(encoder: VisionEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder()
+    graphs = GraphCache(10**9, recorder)
+    requests: list[tuple[list[Grid], float | None]] = [
+        (GRIDS, None),
+        (GRIDS[:3], None),
+        (GRIDS, 0.4),
+        (GRIDS[::-1], 0.3),
+        ([(30, 40, 1)], None),
+        (GRIDS[:4], 0.0),
+    ]
+    for grids, share in requests:
+        patches = _patches(grids)
+        reads = None if share is None else torch.rand(len(patches)) < share
+        expected = encoder(patches, grids, reads)
+        monkeypatch.setattr(encoder, "graphs", graphs)
+        torch.testing.assert_close(encoder(patches, grids, reads), expected, rtol=0, atol=2e-5)
+        monkeypatch.setattr(encoder, "graphs", None)
+    # by lengths: 83 and 40 patches, all read; 83 patches of which some are read, twice; 1,200; 64 of which none is
+    assert graphs.counts()["captures"] == 5
+    assert [c.replays for c in recorder.captured] == [1, 1, 2, 1, 1]
+
+
+def test_gradients_need_a_pass_that_is_not_captured(encoder: VisionEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder()
+    monkeypatch.setattr(encoder, "graphs", GraphCache(10**9, recorder))
+    patches = _patches(GRIDS).requires_grad_()
+    encoder(patches, GRIDS).sum().backward()
+    assert patches.grad is not None
+    assert recorder.captured == []
+
+
 def test_merged_order_is_raster_order_rearranged(encoder: VisionEncoder) -> None:
     """A patch has the same features wherever it stands in the packing."""
     patches = _patches([(4, 6, 1)])
-    rows, columns = patch_places([(4, 6, 2)])
-    place = rows * 6 + columns
+    places = ops.pack_views(torch.tensor([[4, 6, 2]]), 24)
+    place = places.row * 6 + places.column
     assert place.tolist() != sorted(place.tolist())
     torch.testing.assert_close(
         encoder(patches[place], [(4, 6, 2)]), encoder(patches, [(4, 6, 1)])[place], rtol=0, atol=2e-5

@@ -98,13 +98,15 @@ def test_auto_dtype_of_a_gpu(monkeypatch: pytest.MonkeyPatch, capability, expect
         ({"device": "meta"}, "device: expected .* got 'meta'"),
         ({"dtype": "float64"}, "dtype: expected 'auto' or one of"),
         ({"dtype": torch.int8}, "dtype: expected 'auto' or one of"),
-        ({"backend": "cuda"}, "backend 'cuda' was asked for but serves no operation here"),
         ({"backend": "best"}, "backend: expected one of .* got 'best'"),
+        ({"graph_bytes": -1}, "graph_bytes: expected a number of bytes, 0 or more, got -1"),
+        ({"graph_bytes": 1.5}, "graph_bytes: expected a number of bytes, 0 or more, got 1.5"),
+        ({"graph_bytes": 2**20}, "graph_bytes: expected 0 on cpu, got 1048576: CUDA graphs exist on cuda only"),
     ],
 )
 def test_bad_options(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        pf.load(ASSETS / "lite", **options)
+        pf.load(ASSETS / "lite", **{"device": "cpu"} | options)
 
 
 def test_a_cuda_device_that_is_not_here() -> None:

@@ -86,11 +86,14 @@ def test_selected_rows_by_hand() -> None:
     plans.view(1, 1)
     plans.mark(np.ones((1, 2)))
     selection = select_patches(plans.plan)
-    assert selection.index.tolist() == [[6 + 1], [6 + 3], [6 + 6 + 16 + 1], [6 + 6 + 16 + 2]]
+    read = [6 + 1, 6 + 3, 6 + 6 + 16 + 1, 6 + 6 + 16 + 1 + 1]
+    assert selection.reads.nonzero().flatten().tolist() == read
+    assert selection.index.tolist() == [[0], [1], [2], [3]]
+    assert selection.first_rows == (0, 0, 2, 2, 2, 4)
     assert selection.weights.tolist() == [[1]] * 4
     assert selection.offsets.tolist() == [0, 2, 2, 4]
-    assert selection.counts == [2, 0, 2]
-    assert selection.local_context.shape == selection.global_context.shape == (0, 2)
+    assert selection.counts == (2, 0, 2)
+    assert len(selection.local_groups.order) == len(selection.global_groups.order) == 0
 
 
 def test_context_rows() -> None:
@@ -100,15 +103,33 @@ def test_context_rows() -> None:
     other = plans.view(3, 3)
     plans.mark(np.ones((1, 1)), context=(other, global_view))
     selection = select_patches(plans.plan)
-    assert selection.local_context.tolist() == [[0, 6], [30, 9]]
-    assert selection.global_context.tolist() == [[6, 20], [6, 20]]
+    # the views of context are read whole: (first member, members, first row, rows) of each group
+    assert selection.local_groups.groups.tolist() == [[0, 1, 0, 6], [1, 1, 30, 9]]
+    assert selection.global_groups.groups.tolist() == [[0, 2, 6, 20]]
+    assert selection.local_groups.order.tolist() == selection.global_groups.order.tolist() == [0, 1]
+
+
+def test_only_what_is_read_has_a_row() -> None:
+    plans = _Plans()
+    local_view, global_view, nobodys = plans.view(2, 3), plans.view(4, 5), plans.view(3, 3)
+    plans.mark(np.array([[0, 1.0], [1, 0]]), context=(local_view, global_view))
+    scene = plans.view(1, 4)
+    plans.plan.scene.append(scene)
+    selection = select_patches(plans.plan)
+    assert selection.reads.tolist() == [True] * 26 + [False] * 9 + [False, True, True, False] + [True] * 4
+    assert selection.first_rows[nobodys] == selection.first_rows[nobodys + 1] == 26
+    assert selection.first_rows[scene : scene + 2] == (28, 32)
+    assert selection.index.tolist() == [[26], [27]]
+    everything = torch.arange(len(selection.reads))
+    assert everything[selection.reads][selection.index[:, 0]].tolist() == [36, 37]
 
 
 def test_no_mark() -> None:
     selection = select_patches(ViewPlan())
     assert selection.index.shape[0] == selection.weights.shape[0] == 0
     assert selection.positions.shape == (0, 2)
-    assert selection.counts == []
+    assert selection.counts == ()
+    assert selection.first_rows == (0,)
 
 
 SIDE = st.integers(1, 6)
@@ -146,10 +167,10 @@ def test_tokens_before_pooling(marks: list[dict[str, Any]]) -> None:
         fine = F.interpolate(placed.permute(2, 0, 1)[None], size=mark["mask_grid"].shape, mode="bilinear")
         expected.append(fine[0].permute(1, 2, 0)[torch.from_numpy(mark["mask_grid"]) > 0])
     selection = select_patches(plans.plan)
-    assert selection.counts == [len(e) for e in expected]
+    assert selection.counts == tuple(len(e) for e in expected)
     starts = torch.zeros(len(marks), 144, dtype=torch.int64)
-    pooled = ops.object_pool(
-        torch.cat(features),
+    pooled, _ = ops.object_pool(
+        torch.cat(features)[selection.reads],
         selection.index,
         selection.weights,
         selection.positions,
@@ -157,7 +178,10 @@ def test_tokens_before_pooling(marks: list[dict[str, Any]]) -> None:
         starts,
         pos_weight,
         pos_bias,
+        None,
+        None,
         3,
+        max(selection.counts),
     )
     for own, want in zip(pooled, expected, strict=True):
         torch.testing.assert_close(own[: len(want)].double(), want, rtol=1e-5, atol=5e-6)
@@ -187,8 +211,8 @@ def test_one_interpolated_crop_does_not_change_the_others() -> None:
     features = torch.randn(35 + 6, 4)
     count = one.counts[0]
     assert four.index.shape[1] == 4
-    gathered = (features[four.index] * four.weights[:, :, None]).sum(1)[:count]
-    torch.testing.assert_close(gathered, features[one.index[:, 0]], rtol=0, atol=1e-6)
+    gathered = (features[four.reads][four.index] * four.weights[:, :, None]).sum(1)[:count]
+    torch.testing.assert_close(gathered, features[:35][one.reads][one.index[:, 0]], rtol=0, atol=1e-6)
     torch.testing.assert_close(four.positions[:count], one.positions, rtol=0, atol=1e-6)
 
 
@@ -202,7 +226,7 @@ def test_many_marks() -> None:
     expected = [
         first[m.crop] + int(cell) for m in plans.plan.marks for cell in np.flatnonzero(m.mask_grid.flatten() > 0)
     ]
-    assert selection.index[:, 0].tolist() == expected
+    assert selection.reads.nonzero().flatten()[selection.index[:, 0]].tolist() == expected
 
 
 # The whole tokenizer
@@ -223,8 +247,8 @@ def test_full_gives_as_many_tokens_as_it_has_patches() -> None:
     for selected in (0, 2, 4, 9):
         plans.mark((np.arange(9).reshape(3, 3) < selected).astype(float))
     selection = select_patches(plans.plan)
-    assert selection.counts == [0, 2, 4, 9]
-    features = torch.randn(36, 32)
+    assert selection.counts == (0, 2, 4, 9)
+    features = torch.randn(36, 32)[selection.reads]
     tokens = tokenizer(features, selection, kmeans_starts(selection.counts, 4))
     assert tokens.shape == (_full_tokens_per_mark(selection.counts, 4), 12)
     # few patches are their own tokens: features plus position through the MLP
@@ -239,7 +263,7 @@ def test_lite_gives_n_tokens_even_to_an_empty_mask() -> None:
     for selected in (0, 2, 9):
         plans.mark((np.arange(9).reshape(3, 3) < selected).astype(float), context=context)
     selection = select_patches(plans.plan)
-    features = torch.randn(13 + 27, 32)
+    features = torch.randn(13 + 27, 32)[selection.reads]
     tokens = tokenizer(features, selection, kmeans_starts(selection.counts, 4))
     assert tokens.shape == (12, 12)
     assert torch.isfinite(tokens).all()
@@ -263,7 +287,7 @@ def test_iterations(kind: str, iterations: int) -> None:
     context = (plans.view(1, 1), plans.view(1, 1)) if kind == "lite" else None
     plans.mark(np.ones((1, 60)), context=context)
     selection = select_patches(plans.plan)
-    features = torch.randn(plans.plan.first_rows[-1], 32)
+    features = torch.randn(selection.first_rows[-1], 32)
     features[-60:] = torch.arange(60.0)[:, None] ** 1.5 / 60 * torch.randn(32)
     starts = torch.tensor([[0, 1]])
     tokens = tokenizer(features, selection, starts)
@@ -271,9 +295,12 @@ def test_iterations(kind: str, iterations: int) -> None:
     def expected(count: int) -> torch.Tensor:
         rows = selection.index, selection.weights, selection.positions, selection.offsets
         linear = tokenizer.pos_linear.weight, tokenizer.pos_linear.bias
-        pooled = ops.object_pool(features, *rows, starts, *linear, count)
+        norm = (None, None)
         if tokenizer.infusion is not None:
-            pooled = tokenizer.infusion(pooled, features, selection)
+            norm = tokenizer.infusion.local_step.norm.weight, tokenizer.infusion.local_step.norm.bias
+        pooled, normed = ops.object_pool(features, *rows, starts, *linear, *norm, count, 60)
+        if tokenizer.infusion is not None:
+            pooled = tokenizer.infusion(pooled, normed, features, selection)
         return tokenizer.feat_linear(pooled[0])
 
     torch.testing.assert_close(tokens, expected(iterations), rtol=0, atol=1e-6)
@@ -291,14 +318,10 @@ def test_features_that_nobody_reads_do_not_leak(kind: str) -> None:
     plans.mark(_grid(4, 6), grid=(2, 3), context=context)
     selection = select_patches(plans.plan)
     starts = kmeans_starts(selection.counts, 4)
-    features = torch.randn(plans.plan.first_rows[-1], 32)
+    features = torch.randn(selection.first_rows[-1] + 3, 32)
     clean = tokenizer(features, selection, starts)
-    read = torch.zeros(len(features), dtype=torch.bool)
-    read[selection.index] = True
-    if kind == "lite":
-        read[:13] = True
-    assert not read.all()
-    features[~read] = torch.nan
+    assert len(selection.reads) > selection.first_rows[-1] == len(selection.index.unique()) + 13 * (kind == "lite")
+    features[-3:] = torch.nan
     assert torch.equal(tokenizer(features, selection, starts), clean)
 
 
@@ -309,15 +332,10 @@ def test_gradients_reach_every_parameter_and_the_features(kind: str) -> None:
     context = (plans.view(2, 2), plans.view(3, 3)) if kind == "lite" else None
     plans.mark(_grid(4, 5), context=context)
     selection = select_patches(plans.plan)
-    features = torch.randn(plans.plan.first_rows[-1], 32, requires_grad=True)
+    features = torch.randn(selection.first_rows[-1], 32, requires_grad=True)
     tokenizer(features, selection, kmeans_starts(selection.counts, 4)).square().sum().backward()
     assert features.grad is not None
-    read = torch.zeros(len(features), dtype=torch.bool)
-    read[selection.index] = True
-    if kind == "lite":
-        read[:13] = True
-    assert features.grad[read].abs().sum(1).min() > 0
-    assert features.grad[~read].eq(0).all()
+    assert features.grad.abs().sum(1).min() > 0
     for name, parameter in tokenizer.named_parameters():
         if "mask_embedding" in name:  # in every checkpoint, used by nothing
             assert parameter.grad is None
@@ -362,9 +380,9 @@ def test_full_width_as_recorded(kind: str) -> None:
         features.append(_seeded(h, w, width, seed=1200 + i))
     selection = select_patches(plans.plan)
     permutations = [recorded[f"kmeans_perm.{i}"] for i in range(4)]
-    assert selection.counts == [len(p) for p in permutations]
+    assert selection.counts == tuple(len(p) for p in permutations)
     starts = kmeans_starts(selection.counts, clusters, [p[:clusters].tolist() for p in permutations])
-    tokens = tokenizer(torch.cat([f.flatten(0, 1) for f in features]), selection, starts)
+    tokens = tokenizer(torch.cat([f.flatten(0, 1) for f in features])[selection.reads], selection, starts)
 
     expected = recorded["object_tokens"]
     assert tokens.shape == expected.shape == (4 * clusters, 1536)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixelrefer_fast.encoder import patch_places
+from pixelrefer_fast import ops
 from pixelrefer_fast.projector import VisionProjector, kept_cells
 
 
@@ -37,8 +37,8 @@ def test_downsampling_is_bilinear_interpolation(grid: tuple[int, int]) -> None:
     halved = F.interpolate(
         raster.permute(2, 0, 1)[None].double(), size=(grid[0] // 2, grid[1] // 2), mode="bilinear", align_corners=False
     )
-    rows, columns = patch_places([(*grid, 2)])
-    tokens = projector(raster[rows, columns], 2)
+    places = ops.pack_views(torch.tensor([[*grid, 2]]), grid[0] * grid[1])
+    tokens = projector(raster[places.row, places.column], 2)
     expected = _by_formula(projector, halved[0].permute(1, 2, 0).flatten(0, 1))
     assert tokens.shape == (grid[0] * grid[1] // 4, 20)
     torch.testing.assert_close(tokens.double(), expected, rtol=1e-5, atol=1e-5)

@@ -37,5 +37,16 @@ if ! "$folder/bin/python" -c 'import torch' 2>/dev/null; then
     }
   fi
 fi
+# A CPU build of torch brings no Triton. The tables of docs/kernels/ are those of this one.
+if "$folder/bin/python" -c 'import sys, torch; sys.exit(torch.version.cuda is not None)'; then
+  case " ${pins[*]} " in *" triton=="*) ;; *) pins+=(triton==3.6.0) ;; esac
+fi
 have=$("$folder/bin/python" -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))')
 "${pip[@]}" install "$have" "${pins[@]}" -e ".[test]"
+# pip keeps to itself what the build said of the extension
+"$folder/bin/python" - <<'PY'
+from pixelrefer_fast import extension
+
+for name, module in extension.describe()["modules"].items():
+    print(f"extension {name}: {'loads' if module['loads'] else module['reason']}")
+PY

@@ -1,0 +1,161 @@
+"""What the region stage asks of a device: launches, host waits, FLOPs and bytes, counted and not timed.
+
+    python benchmarks/launches.py --markdown docs/kernels/launches.md
+
+From features to object tokens at full width (D=1152, 8 heads, n=32, LLM width 1536), with the Triton kernels, on any
+machine: kernels are counted by what they declare and not run, dense products run on whatever device there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import _harness
+import _inputs
+import torch
+
+HEIGHT, WIDTH, SEED = 720, 1280, 11
+SIZES = ((1, 1), (4, 1), (16, 1), (64, 1), (8, 8), (64, 8))  # objects, images
+REFERENCE = 5.14e9  # FLOP of the reference for one object, ../shared/performance.md
+GOALS = {(1, 1): 0.4, (16, 1): 0.2}  # at most this part of the reference's FLOPs
+MOST = 20  # launches of pooling and infusion
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The region stage on some objects, everything uploaded."""
+
+    tokenizer: Any
+    features: torch.Tensor
+    selection: Any
+    starts: torch.Tensor
+
+    def run(self, backend: str = "triton") -> torch.Tensor:
+        return self.tokenizer(self.features, self.selection, self.starts, backend)
+
+
+def tokenizer(device: torch.device, dtype: torch.dtype, width: int = _inputs.WIDTH, n: int = _inputs.TOKENS) -> Any:
+    """An object tokenizer of Lite with random weights."""
+    from pixelrefer_fast.object_tokenizer import ObjectTokenizer
+
+    torch.manual_seed(SEED)
+    made = ObjectTokenizer(config(width, n)).requires_grad_(False)
+    return made.to(device, dtype)
+
+
+def config(width: int, n: int) -> Any:
+    from pixelrefer_fast.config import ModelConfig, VisionConfig
+
+    return ModelConfig("lite", VisionConfig(width, 1, 4, 4 * width), {"hidden_size": 4 * width // 3}, n, 16384, 2, {})
+
+
+def region_pass(module: Any, objects: int, images: int, width: int = _inputs.WIDTH, n: int = _inputs.TOKENS) -> Pass:
+    """Objects spread over images of 720 by 1280, with the views that a request for them gets."""
+    from pixelrefer_fast.object_tokenizer import kmeans_starts
+    from pixelrefer_fast.selection import select_patches
+    from pixelrefer_fast.views import Mark, plan_views
+
+    masks = _inputs.blobs(objects, HEIGHT, WIDTH, SEED)
+    marks = [Mark(i % images, mask, f"region {i}") for i, mask in enumerate(masks)]
+    plan = plan_views(config(width, n), [(HEIGHT, WIDTH)] * images, marks, objects)
+    like = next(module.parameters())
+    selection = select_patches(plan)
+    features = _inputs.normal((selection.first_rows[-1], width), SEED).to(like)
+    starts = kmeans_starts(selection.counts, n).to(like.device)
+    return Pass(module, features, selection.to(like.device), starts)
+
+
+def count(of: Pass, dry: bool = True) -> tuple[Any, Any]:
+    """Counts of the whole region stage, and of pooling and infusion alone."""
+    from pixelrefer_fast.counters import counting
+
+    projection = of.tokenizer.feat_linear
+    with torch.inference_mode():
+        with counting(of.features.device.type, dry) as whole:
+            of.run()
+        of.tokenizer.feat_linear = torch.nn.Identity()
+        try:
+            with counting(of.features.device.type, dry) as inner:
+                of.run()
+        finally:
+            of.tokenizer.feat_linear = projection
+    return whole, inner
+
+
+def table(counted: dict[tuple[int, int], tuple[Any, Any]]) -> list[list[str]]:
+    """A line for each number of objects and images."""
+    lines = []
+    for (objects, images), (whole, inner) in counted.items():
+        part = whole.flops / (objects * REFERENCE)
+        goal = GOALS.get((objects, images))
+        lines.append(
+            [
+                f"{objects} of {images} image{'s' if images > 1 else ''}",
+                str(sum(inner.launches.values())),
+                str(sum(whole.launches.values())),
+                str(sum(whole.waits.values())),
+                f"{whole.flops / 1e9:,.2f}",
+                f"{part:.1%}" + (f" (at most {goal:.0%}: {'met' if part <= goal else 'missed'})" if goal else ""),
+                f"{whole.moved / 1e6:,.1f}",
+            ]
+        )
+    return lines
+
+
+HEADINGS = ("objects", "launches, pooling and infusion", "launches", "waits", "GFLOP", "of the reference's", "MB")
+
+
+def markdown(counted: dict[tuple[int, int], tuple[Any, Any]]) -> str:
+    """The page for docs/."""
+    same: dict[str, list[str]] = {}
+    for line, (whole, _) in zip(table(counted), counted.values(), strict=True):
+        launches = ", ".join(f"{name} {n}x" for name, n in sorted(whole.launches.items()))
+        same.setdefault(launches, []).append(line[0])
+    launched = "\n".join(f"- {', '.join(rows)}: {launches}." for launches, rows in same.items())
+    return f"""# Launches, waits, FLOPs and bytes of the region stage
+
+Made by `python benchmarks/launches.py --markdown docs/kernels/launches.md`; do not edit.
+
+From features to object tokens, PixelRefer-Lite at full width (D={_inputs.WIDTH}, 8 heads, n={_inputs.TOKENS}, LLM width
+{_inputs.LLM_WIDTH}), bfloat16, marks of {HEIGHT} by {WIDTH} pixel images, with the Triton kernels. Counted by
+`pixelrefer_fast/counters.py` without a device and not timed: `tests/test_launches.py` holds these numbers. A wait is a
+value that the host reads or a shape that depends on values. FLOPs are what the kernels declare and those of dense
+products; the reference spends {REFERENCE / 1e9:g} GFLOP an object. Bytes are those of each launch's inputs and
+outputs, each once.
+
+{_harness.markdown_table(HEADINGS, table(counted))}
+What is launched differs only where an infusion step projects keys and values (`infuse.gather`) instead of folding
+their weights, which its planner decides by FLOPs and bytes; the number does not:
+
+{launched}
+"""
+
+
+def count_all(
+    device: torch.device, all_sizes: Sequence[tuple[int, int]] = SIZES
+) -> dict[tuple[int, int], tuple[Any, Any]]:
+    """Counts at full width of each (objects, images)."""
+    module = tokenizer(device, torch.bfloat16)
+    return {sizes: count(region_pass(module, *sizes)) for sizes in all_sizes}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--markdown", type=Path, metavar="PATH", help="page to write")
+    options = parser.parse_args(arguments)
+    counted = count_all(torch.device("cpu"))
+    if options.markdown:
+        options.markdown.write_text(markdown(counted), encoding="utf-8")
+    _harness.terminal_table("region stage", HEADINGS, table(counted))
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: kernels then take tensors of the CPU
+    sys.exit(main())

@@ -1,0 +1,344 @@
+#!/usr/bin/env python
+"""Compile every kernel in every shipped launch configuration for sm_80, sm_90 and sm_100; no device is needed.
+
+    python tools/compile_check.py               check: what `make compile-check` runs
+    python tools/compile_check.py --update      and write docs/kernels/resources.{md,json}
+    python tools/compile_check.py --listed      compile nothing: is the table that of the kernels as they are?
+    python tools/compile_check.py FILE ...      of these kernel files only, and print their table
+
+A kernel is refused where it
+
+* spills: any byte of local memory a thread, which an array that is indexed at run time takes as well;
+* takes more shared memory than a block may have (163, 227 and 227 KiB);
+* has a matrix product on 16-bit types that does not reach the tensor cores by the architecture's own instruction
+  (mma.sync, wgmma, tcgen05);
+* takes more registers or shared memory than in the committed table. Registers count as the hardware allots them, in
+  eights a thread: a smaller difference changes nothing. The compiler gives the same numbers for the same source and
+  version, so there is no noise to allow for; what is worse on purpose is written with `--update --accept-worse` and
+  shows in the table's diff. Numbers of another Triton version are compared with none of this one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+KERNELS = REPOSITORY / "kernels"
+BASELINE = REPOSITORY / "docs" / "kernels" / "resources.json"
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes that one block may have
+MATRIX = {"wgmma": r"wgmma\.mma_async", "tcgen05": r"tcgen05\.mma", "mma": r"\bmma\.sync"}
+EXPECTED_MATRIX = {80: ("mma",), 90: ("wgmma",), 100: ("tcgen05", "mma")}
+REGISTER_UNIT = 8
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel as compiled for one architecture.
+
+    Attributes:
+        kernel: `file.kernel`.
+        shape: what the case is for.
+        configuration: constants and launch options, as text.
+        arch: 80, 90 or 100.
+        source: hash of the kernel's source, its file's other kernels, signature and constants.
+        registers: a thread.
+        local: bytes of local memory a thread: spills.
+        shared: bytes of shared memory a program.
+        matrix: the matrix instruction in its PTX, "" for none.
+    """
+
+    kernel: str
+    shape: str
+    configuration: str
+    arch: int
+    source: str
+    registers: int
+    local: int
+    shared: int
+    matrix: str
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        return self.kernel, self.shape, self.configuration, self.arch
+
+    def __str__(self) -> str:
+        return f"{self.kernel} ({self.shape}; {self.configuration}) on sm_{self.arch}"
+
+
+def load(path: Path) -> Any:
+    """The module of a kernel file: of the package for the repository's own, else by path."""
+    if path.parent == KERNELS:
+        return importlib.import_module(f"pixelrefer_fast.kernels.{path.stem}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # Triton looks a kernel's module up by name
+    spec.loader.exec_module(module)
+    return module
+
+
+def kernel_files() -> list[Path]:
+    return sorted(p for p in KERNELS.glob("*.py") if not p.name.startswith("_"))
+
+
+def cases_of(path: Path) -> list[Any]:
+    """The file's compile cases; a case that several devices' configurations share is one.
+
+    Raises:
+        SystemExit: the file has none, or a kernel or a shipped configuration of it has none.
+    """
+    module = load(path)
+    if not hasattr(module, "compile_cases"):
+        raise SystemExit(f"{path}: expected a function compile_cases()")
+    cases = list({(c.name, c.shape, configuration(c), source_hash(c)): c for c in module.compile_cases()}.values())
+    launched = set(re.findall(rf'launch\(\s*\w+,\s*"({path.stem}\.\w+)"', path.read_text(encoding="utf-8")))
+    for name in sorted(launched - {c.name for c in cases}):
+        raise SystemExit(f"{path}: compile_cases() has none for {name}")
+    for device, name, entry in shipped_entries(path.stem):
+        wanted = {k: v for k, v in entry.items() if k != "upto"}
+        if not any(wanted.items() <= {**c.constants, **c.options}.items() for c in cases):
+            raise SystemExit(f"{path}: compile_cases() has none for {name} in the configuration {entry} of {device}")
+    return cases
+
+
+def shipped_entries(stem: str) -> Iterator[tuple[str, str, dict[str, int]]]:
+    """(device, name, entry) of every committed launch configuration of a kernel file."""
+    for path in sorted((KERNELS / "configs" / stem).glob("*.json")):
+        for name, entries in json.loads(path.read_text(encoding="utf-8")).items():
+            for entry in entries:
+                yield path.stem, name, entry
+
+
+def configuration(case: Any) -> str:
+    return ", ".join(f"{k}={v}" for k, v in {**case.constants, **case.options}.items())
+
+
+def source_hash(case: Any) -> str:
+    """Of all kernels that the case's module sees, comments and layout apart, and of how this one is compiled."""
+    from triton.runtime.jit import JITFunction
+
+    seen = vars(inspect.getmodule(case.kernel.fn))
+    sources = [ast.unparse(ast.parse(f.src)) for _, f in sorted(seen.items()) if isinstance(f, JITFunction)]
+    text = "\n".join([*sources, case.kernel.fn.__name__, str(case.signature), configuration(case), str(case.matrix)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def compile_case(case: Any, arch: int) -> Row:
+    """Compile with pointers aligned to 16 bytes, as torch allocates, and read what it takes."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = case.kernel.arg_names
+    unknown = [n for n in names if (n in case.constants) == (n in case.signature)]
+    if unknown:
+        raise SystemExit(
+            f"{case.name} ({case.shape}): expected each argument in one of signature and constants: {unknown}"
+        )
+    signature = {n: "constexpr" if n in case.constants else case.signature[n] for n in names}
+    aligned = [p.num for p in case.kernel.params if signature[p.name].startswith("*") and not p.do_not_specialize]
+    source = ASTSource(case.kernel, signature, case.constants, {(n,): [["tt.divisibility", 16]] for n in aligned})
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=case.options)
+    ptx = compiled.asm["ptx"]
+    return Row(
+        kernel=case.name,
+        shape=case.shape,
+        configuration=configuration(case),
+        arch=arch,
+        source=source_hash(case),
+        shared=compiled.metadata.shared,
+        matrix=next((name for name, pattern in MATRIX.items() if re.search(pattern, ptx)), ""),
+        **_resources(compiled.asm["cubin"]),
+    )
+
+
+def _resources(cubin: bytes) -> dict[str, int]:
+    """Registers and bytes of local memory a thread, as the assembler wrote them into its output."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        printed = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", printed.stdout)}
+    return {"registers": found["REG"], "local": found["STACK"] + found["LOCAL"]}
+
+
+def faults(row: Row, case: Any) -> Iterator[str]:
+    """Why a compiled kernel is refused whatever it was before."""
+    if row.local:
+        yield f"{row}: {row.local} bytes of local memory a thread (spills)"
+    if row.shared > SHARED_LIMIT[row.arch]:
+        yield f"{row}: {row.shared} bytes of shared memory, a block has {SHARED_LIMIT[row.arch]}"
+    halves = any(t in ("*bf16", "*fp16") for t in case.signature.values())
+    wanted = EXPECTED_MATRIX[row.arch]
+    if case.matrix and halves and row.matrix not in wanted:
+        yield f"{row}: expected {' or '.join(wanted)} for its matrix product, got {row.matrix or 'none'}"
+
+
+def worse(row: Row, before: Row) -> Iterator[str]:
+    """What a kernel takes more of than before."""
+    was, now = (-(-r.registers // REGISTER_UNIT) for r in (before, row))
+    if now > was:
+        yield f"{row}: {row.registers} registers, {before.registers} before"
+    if row.shared > before.shared:
+        yield f"{row}: {row.shared} bytes of shared memory, {before.shared} before"
+
+
+def read_baseline(path: Path) -> tuple[str, dict[tuple[str, str, str, int], Row]]:
+    """Triton's version and the rows of the committed table."""
+    if not path.is_file():
+        return "", {}
+    table = json.loads(path.read_text(encoding="utf-8"))
+    rows = [Row(**row) for row in table["rows"]]
+    return table["triton"], {row.key: row for row in rows}
+
+
+def stale(wanted: dict[tuple[str, str, str, int], str], before: Iterable[Row]) -> list[str]:
+    """How the committed table differs from the kernels as they are: `wanted` maps each row's key to its source."""
+    have = {row.key: row for row in before}
+    lines = [f"not in the table: {_name(key)}" for key in wanted if key not in have]
+    lines += [f"no kernel is so any more: {row}" for key, row in have.items() if key not in wanted]
+    return lines + [f"changed: {have[k]}" for k, source in wanted.items() if k in have and have[k].source != source]
+
+
+def _name(key: tuple[str, str, str, int]) -> str:
+    return f"{key[0]} ({key[1]}; {key[2]}) on sm_{key[3]}"
+
+
+def write_table(path: Path, triton_version: str, rows: Sequence[Row]) -> None:
+    """The JSON, a line for each row, and beside it the page."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(json.dumps(asdict(row)) for row in rows)
+    path.write_text(f'{{"triton": {json.dumps(triton_version)}, "rows": [\n{lines}\n]}}\n', encoding="utf-8")
+    path.with_suffix(".md").write_text(page(triton_version, rows), encoding="utf-8")
+
+
+def page(triton_version: str, rows: Sequence[Row]) -> str:
+    """The page: per kernel a table of its cases."""
+    text = [
+        "# What each kernel takes",
+        "",
+        "Made by `make compile-check UPDATE=1`; do not edit. `make compile-check` fails where a kernel spills, does",
+        "not fit, misses the tensor cores or takes more than here (the rules: `tools/compile_check.py`).",
+        "",
+        f"Triton {triton_version}, compiled without a device. A cell holds registers a thread, KiB of shared memory",
+        "and the matrix instruction.",
+        *tables(rows),
+    ]
+    return "\n".join(text) + "\n"
+
+
+def tables(rows: Sequence[Row]) -> list[str]:
+    """Per kernel a table of its cases: registers, shared memory and matrix instruction on each architecture."""
+    text: list[str] = []
+    arches = sorted({row.arch for row in rows})
+    for kernel in dict.fromkeys(row.kernel for row in rows):
+        cells: dict[tuple[str, str], dict[int, str]] = {}
+        for row in (r for r in rows if r.kernel == kernel):
+            shared = f"{row.shared / 1024:.3g} KiB" if row.shared >= 1024 else f"{row.shared} B"
+            cell = f"{row.registers}, {shared}{', ' + row.matrix if row.matrix else ''}"
+            cells.setdefault((row.shape, row.configuration), {})[row.arch] = cell
+        headings = ["for", "configuration", *(f"sm_{arch}" for arch in arches)]
+        text += ["", f"## {kernel}", "", f"| {' | '.join(headings)} |", "| :--- | :--- |" + " ---: |" * len(arches)]
+        text += [f"| {shape} | {c} | {' | '.join(by[a] for a in arches)} |" for (shape, c), by in cells.items()]
+    return text
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("files", nargs="*", type=Path, help="kernel files (default: all of kernels/)")
+    parser.add_argument("--baseline", type=Path, default=BASELINE, help="the committed table")
+    parser.add_argument("--update", action="store_true", help="write the table unless something is refused")
+    parser.add_argument("--accept-worse", action="store_true", help="let --update write larger numbers")
+    parser.add_argument("--listed", action="store_true", help="compile nothing, compare the table's sources")
+    parser.add_argument("--arch", type=int, nargs="+", choices=sorted(SHARED_LIMIT), default=sorted(SHARED_LIMIT))
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose shape holds this text (a dtype)")
+    options = parser.parse_args(arguments)
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+        parser.error("TRITON_INTERPRET is set: interpreted kernels cannot be compiled")
+    import triton
+
+    files = [p.resolve() for p in options.files] or kernel_files()
+    cases = [case for path in files for case in cases_of(path) if options.only in case.shape]
+    jobs = [(case, arch) for case in cases for arch in options.arch]
+    wanted = {(c.name, c.shape, configuration(c), arch): source_hash(c) for c, arch in jobs}
+    if len(wanted) != len(jobs):
+        raise SystemExit("compile-check: two cases of a kernel have the same shape and configuration")
+
+    version, table = read_baseline(options.baseline)
+    stems = [p.stem for p in files]
+
+    def chosen(row: Row) -> bool:
+        named = row.kernel.split(".")[0] in stems or not options.files
+        return named and row.arch in options.arch and options.only in row.shape
+
+    before = {key: row for key, row in table.items() if chosen(row)}
+    if options.listed:
+        return _report(stale(wanted, before.values()), f"the table's {len(jobs)} rows are those of the kernels")
+
+    rows = _compile_all(jobs)
+    if options.files:
+        print("\n".join(tables(rows)) + "\n")
+    lines = [line for (case, _), row in zip(jobs, rows, strict=True) for line in faults(row, case)]
+    comparable = version == triton.__version__
+    if comparable and not options.accept_worse:
+        lines += [line for row in rows if row.key in before for line in worse(row, before[row.key])]
+    if options.update and not lines:
+        others = [row for row in table.values() if not chosen(row)] if comparable else []
+        write_table(options.baseline, triton.__version__, sorted([*others, *rows], key=lambda row: row.kernel))
+    elif not options.update:
+        if not comparable:
+            print(f"the table is of Triton {version or 'nothing'}, this is {triton.__version__}: no numbers compared")
+        lines += [f"{line} (make compile-check UPDATE=1)" for line in stale(wanted, before.values())]
+    return _report(lines, f"{len(rows)} compiled: no spills, all fit, none worse")
+
+
+def _compile_all(jobs: Sequence[tuple[Any, int]]) -> list[Row]:
+    # kernels do not travel between processes; forked ones have them
+    global _jobs
+    _jobs = jobs
+    workers = min(len(os.sched_getaffinity(0)), max(len(jobs), 1))
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+        return list(pool.map(_compile_job, range(len(jobs))))
+
+
+_jobs: Sequence[tuple[Any, int]] = ()
+
+
+def _compile_job(i: int) -> Row:
+    case, arch = _jobs[i]
+    try:
+        return compile_case(case, arch)
+    except Exception as error:
+        raise RuntimeError(f"{case.name} ({case.shape}; {configuration(case)}) on sm_{arch}: {error}") from None
+
+
+def _report(lines: Sequence[str], fine: str) -> int:
+    for line in lines:
+        print(line, file=sys.stderr)
+    print(f"compile-check: {len(lines)} faults" if lines else f"compile-check: {fine}")
+    return 1 if lines else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
