@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from pixelrefer_fast import extension
 from pixelrefer_fast.verify import STAGES, Limits, verify
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +56,26 @@ def test_recorded_cases_hold(tmp_path: Path, kind: str) -> None:
         assert case["stages"]["logits"]["error"] < 1e-5
         assert case["stages"]["patches"]["error"] == 0
     json.dumps(report, allow_nan=False)
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize(
+    ("kind", "name"), [("lite", "under_patch"), ("full", "two_rows"), ("full", "video_cell_thresholds")]
+)
+def test_recorded_cases_hold_with_every_kernel(tmp_path: Path, kind: str, name: str, kernel_device) -> None:
+    folder = verify_folder(tmp_path, kind, name)
+    report = verify(folder, backend="triton", device=str(kernel_device), dtype="float32")
+    assert failing(report) == {}
+    assert [c["name"] for c in report["cases"]] == [f"case_{name}"]
+    assert report["backend"] == "triton"
+
+
+@pytest.mark.parametrize("kind", ["lite", "full"])
+def test_recorded_cases_hold_with_the_extension(tmp_path: Path, kind: str) -> None:
+    if reason := extension.reason("cpu"):
+        pytest.skip(reason)
+    report = verify(verify_folder(tmp_path, kind), backend="cuda", device="cpu")
+    assert failing(report) == {}
 
 
 @pytest.mark.parametrize("kind", ["lite", "full"])
@@ -215,6 +236,8 @@ def test_bad_folders(tmp_path: Path, prepare, message: str) -> None:
         verify(folder)
 
 
-def test_a_backend_asked_for_by_name_does_not_fall_back(tmp_path: Path) -> None:
+def test_a_backend_asked_for_by_name_does_not_fall_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="backend 'triton' was asked for"):
         verify(verify_folder(tmp_path, "lite", "image_one"), backend="triton")

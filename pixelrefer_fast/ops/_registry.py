@@ -29,6 +29,7 @@ LIBRARIES = ("flash_attn_4", "flash_attn_3", "torch_varlen", "flash_attn", "xfor
 log = logging.getLogger("pixelrefer_fast")
 library = torch.library.Library("pixelrefer_fast", "DEF")
 _OPS: dict[str, Op] = {}
+_WARNED: set[str] = set()  # "backend: reason"
 
 
 class BackendError(ValueError):
@@ -138,9 +139,10 @@ class Op(Generic[P, R]):
     def _pass_over(self, backend: str, reason: str) -> None:
         key = f"{backend}: {reason}"
         if not self._passed_over[key]:
-            # a library that is one of several to be had is no loss
-            level = logging.INFO if backend in LIBRARIES else logging.WARNING
-            log.log(level, "op %s: not using %s (%s)", self.name, backend, reason)
+            # one warning for a reason that several operations share; a library that is one of several is no loss
+            known = backend in LIBRARIES or key in _WARNED
+            log.log(logging.INFO if known else logging.WARNING, "op %s: not using %s (%s)", self.name, backend, reason)
+            _WARNED.add(key)
         self._passed_over[key] += 1
 
 

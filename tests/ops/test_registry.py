@@ -145,7 +145,9 @@ def test_every_operation_says_who_can_compute_it(name: str) -> None:
 
 
 @pytest.fixture
-def op() -> Op:
+def op(monkeypatch: pytest.MonkeyPatch) -> Op:
+    monkeypatch.setattr(registry_module, "_WARNED", set())
+
     def double(x: torch.Tensor, extra: float = 0.0) -> torch.Tensor:
         """(N,) to (N,)."""
         return 2 * x + extra
@@ -250,6 +252,17 @@ def test_a_library_that_declines_is_counted_and_no_warning(op: Op, caplog: pytes
         op(X)
     assert op.fallbacks() == {"xformers: xformers is not installed": 1}
     assert [r.levelname for r in caplog.records] == ["INFO"]
+
+
+def test_a_reason_that_operations_share_is_one_warning(op: Op, caplog: pytest.LogCaptureFixture) -> None:
+    other = Op(op.definition, op.source, op.tolerance, op.samples)
+    for own in (op, other):
+        _attach(own, "cuda", 7, available=lambda: "it was not built")
+    with caplog.at_level(logging.INFO, logger="pixelrefer_fast"):
+        op(X)
+        other(X)
+    assert op.fallbacks() == other.fallbacks() == {"cuda: it was not built": 1}
+    assert [r.levelname for r in caplog.records] == ["WARNING", "INFO"]
 
 
 def test_the_counts_cannot_be_changed_from_outside(op: Op) -> None:
