@@ -10,6 +10,8 @@ sees. Eager calls go to the provider directly: an operator's dispatch costs micr
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,6 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
+
+from pixelrefer_fast.kernels._launch import interpreted
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -204,21 +208,20 @@ def check_backend(backend: str) -> None:
 
 def triton_available() -> Reason:
     """Why Triton kernels cannot run here, or None. Nothing is imported or asked of a device before the first call."""
-    import importlib.util
-
-    if importlib.util.find_spec("triton") is None:
+    if not _triton_installed():
         return "triton is not installed"
-    from pixelrefer_fast.kernels._launch import interpreted
-
-    if interpreted() or torch.cuda.is_available():
+    if torch.cuda.is_available() or interpreted():
         return None
     return "there is no CUDA device (TRITON_INTERPRET=1 runs kernels on the CPU, slowly)"
 
 
+@functools.cache
+def _triton_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 def triton_device(tensor: torch.Tensor) -> Reason:
     """Why Triton kernels cannot run on this tensor's device, or None."""
-    from pixelrefer_fast.kernels._launch import interpreted
-
     if tensor.device.type == "cuda" or (tensor.device.type == "cpu" and interpreted()):
         return None
     return f"its tensors are on {tensor.device.type}, kernels run on cuda"
