@@ -146,8 +146,11 @@ def _version(name: str) -> str | None:
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """What git prints about the checkout in `folder`; nothing where it fails."""
-    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+    """What git prints about the checkout in `folder`; nothing where it fails or there is no git."""
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
     return done.stdout.strip() if done.returncode == 0 else ""
 
 

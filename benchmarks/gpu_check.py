@@ -1,12 +1,13 @@
-"""All that wants a GPU, in one command: tests, waits, memory checks, tuning and timings.
+"""All that wants a GPU, in one command: the extension's build, tests, waits, memory checks, tuning and timings.
 
     python benchmarks/gpu_check.py --out DIR
     python benchmarks/gpu_check.py --dry-run                 only say what it would run
     python benchmarks/gpu_check.py --out DIR --only tests ops
 
 Meant for a machine that is lent for minutes and has no network. The stages that tell most come first, each has its own
-limit, none stops the others. Where one command may run ten minutes only, what does not fit goes into others: `--only
-memcheck racecheck`, and `--only tune tuned-tests tuned-ops tuned-region`.
+limit, none stops the others. Where one command may run ten minutes only, what does not fit goes into others, as
+docs/gpu.md lists them; what one command builds is gone with the machine, so a command on a fresh one begins with
+`build`.
 
 Everything lands in DIR: `log.txt`, `summary.json`, the results, the tuned launch configurations. The checkout need not
 be installed nor have its history: with COMMIT set, results name that commit. Python packages that the machine lacks are
@@ -20,6 +21,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -31,7 +33,15 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
-SMOKE = (PYTHON, "benchmarks/ops_bench.py", "--smoke", "--repeats", "1")
+SMOKE = (PYTHON, "benchmarks/ops_bench.py", "--smoke", "--repeats", "1", "--op")
+# all of the extension or a failure: `doctor --build` is content with what can be built
+BUILD = (
+    "import sys; from pixelrefer_fast import doctor, extension; "
+    "sys.exit(doctor.main(['--build']) or extension.reason('cpu') or extension.reason('cuda'))"
+)
+EXTENSION = ("pack_objects", "pack_views", "scatter_tokens")
+KERNELS = ("add_norm", "infuse", "object_pool", "rope2d", "varlen_attention", "view_patches")
+SANITIZERS = ("memcheck", "racecheck", "initcheck")
 
 
 @dataclass(frozen=True)
@@ -58,23 +68,30 @@ def stages(out: Path, reference: Path | None) -> list[Stage]:
     safe = {"PYTHONSAFEPATH": "1"}
     # every allocation by itself, so that what lies beyond a tensor is nobody's
     alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    sanitizer = ("compute-sanitizer", "--target-processes", "all", "--error-exitcode", "9", "--tool")
 
-    def ops(name: str) -> tuple[str, ...]:
-        return (PYTHON, "benchmarks/ops_bench.py", "--json", str(out / f"{name}.json"))
+    def sanitized(tool: str, what: str, names: tuple[str, ...]) -> Stage:
+        sanitizer = ("compute-sanitizer", "--error-exitcode", "9", "--tool", tool)
+        return Stage(f"{tool}-{what}", (*sanitizer, *SMOKE, *names), 120, "compute-sanitizer", alone)
+
+    def ops(name: str, *more: str) -> tuple[str, ...]:
+        # results are written at the end, so that it has to end by itself
+        return (PYTHON, "benchmarks/ops_bench.py", "--seconds", "150", *more, "--json", str(out / f"{name}.json"))
 
     region = (PYTHON, "benchmarks/region_stage.py", "--device", "cuda", "--json", str(out / "region_stage.json"))
     rival = () if reference is None else ("--reference", str(reference))
     return [
+        Stage("build", (PYTHON, "-c", BUILD), 180, environment=safe),
         Stage("machine", ("nvidia-smi",), 30, "nvidia-smi"),
-        Stage("tests", kernels, 240, environment=safe),
-        Stage("ops", ops("ops"), 180),
+        Stage("tests", kernels, 270, environment=safe),
+        Stage("ops", ops("ops"), 210),
         Stage("region", (*region, *rival), 120),
-        Stage("memcheck", (*sanitizer, "memcheck", *SMOKE), 150, "compute-sanitizer", alone),
-        Stage("racecheck", (*sanitizer, "racecheck", *SMOKE), 150, "compute-sanitizer", alone),
+        Stage("compiled", ops("ops-compiled", "--compiled", "--repeats", "10"), 300),
+        Stage("smoke", (*SMOKE, *EXTENSION, *KERNELS), 120),  # compiles what the sanitizers then watch
+        *(sanitized(tool, "extension", EXTENSION) for tool in SANITIZERS),
+        *(sanitized(tool, "kernels", KERNELS) for tool in SANITIZERS),
         Stage("tune", (PYTHON, "tools/tune.py", "--seconds", "240"), 300),
         Stage("tuned-tests", (*kernels, "tests/ops"), 180, environment=safe),
-        Stage("tuned-ops", ops("ops-tuned"), 180),
+        Stage("tuned-ops", ops("ops-tuned"), 210),
         Stage("tuned-region", (*region[:-1], str(out / "region-tuned.json"), *rival), 120),
     ]
 
@@ -105,17 +122,20 @@ def run(stage: Stage, environment: Mapping[str, str], limit: float, log: Path) -
     with log.open("a", encoding="utf-8") as output:
         output.write(f"\n===== {stage.name}: {shlex.join(stage.command)}\n")
         output.flush()
+        process = subprocess.Popen(
+            stage.command,
+            cwd=REPOSITORY,
+            env={**os.environ, **environment, **stage.environment},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            preexec_fn=os.setpgrp,
+        )
         try:
-            code = subprocess.run(
-                stage.command,
-                cwd=REPOSITORY,
-                env={**os.environ, **environment, **stage.environment},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                timeout=limit,
-                check=False,
-            ).returncode
+            code = process.wait(limit)
         except subprocess.TimeoutExpired:
+            # with what it has started: a sanitizer's program would go on using the device
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
             code = 124
     outcome = {0: "passed", 124: f"ended after {limit:.0f} s"}.get(code, f"failed with {code}")
     return {"stage": stage.name, "outcome": outcome, "seconds": round(time.monotonic() - start, 1)}

@@ -7,6 +7,9 @@ On a CUDA device times are the device's own (events, warm, cold L2, calls in tur
 and a matrix product reach in the same run. Without one the definition and providers for the CPU are timed by the wall
 clock, in float32, and the device's columns are empty. Beside every time stands the error of the same call; where it
 exceeds its limit no speed-up is shown and the exit status is 1.
+
+Every operation's first case comes first, then their second ones and so on: with --seconds what is measured by then is
+kept. The definition compiled by torch (--compiled) takes minutes to compile for all cases.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib.util
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -47,24 +51,26 @@ def load_cases(name: str) -> list[Case]:
     return list(module.cases())
 
 
-def candidates(op: Any, case: Case, device: torch.device) -> dict[str, Candidate]:
+def candidates(op: Any, case: Case, device: torch.device, compiled: bool) -> dict[str, Candidate]:
     """Who computes the case here, the definition first."""
     found: dict[str, Candidate] = {"torch": op.definition}
     others = [name for name, available, _ in op.providers() if available and name != "torch"]
-    if not case.smoke and device.type == "cuda":
+    if compiled:
         found["torch.compile"] = torch.compile(op.definition)
-    elif not case.smoke:  # in the interpreter, which takes minutes for them
+    if not case.smoke and device.type == "cpu":  # in the interpreter, which takes minutes for them
         others = [name for name in others if name != "triton"]
     return found | {name: functools.partial(op, backend=name) for name in others}
 
 
-def measure(op: Any, case: Case, dtype: torch.dtype, device: torch.device, repeats: int, clock: Any) -> dict[str, Any]:
+def measure(
+    op: Any, case: Case, dtype: torch.dtype, device: torch.device, repeats: int, clock: Any, compiled: bool = False
+) -> dict[str, Any]:
     """Errors and times of all candidates on one case in one dtype."""
     arguments = case.arguments(device, dtype)
     wanted = expected(op, arguments)
     checks: dict[str, Check | str] = {}
     runs: dict[str, Candidate] = {}
-    for name, run in candidates(op, case, device).items():
+    for name, run in candidates(op, case, device, compiled).items():
         try:
             checks[name] = check(op, wanted, call(op, run, arguments))  # the first call warms up
             runs[name] = run
@@ -130,8 +136,15 @@ def wall_clock(prepare: Callable[[], Any], run: Callable[[Any], Any]) -> tuple[f
     return passed, passed
 
 
-def benchmark(names: Sequence[str], device: torch.device, repeats: int, smoke: bool) -> dict[str, Any]:
-    """Measure the smoke cases of these operations or all others."""
+def benchmark(
+    names: Sequence[str],
+    device: torch.device,
+    repeats: int,
+    smoke: bool,
+    compiled: bool = False,
+    seconds: float = math.inf,
+) -> dict[str, Any]:
+    """Measure the smoke cases of these operations or all others; after `seconds` no further case is begun."""
     from pixelrefer_fast.ops import registry
 
     clock, rates = wall_clock, {}
@@ -141,15 +154,24 @@ def benchmark(names: Sequence[str], device: torch.device, repeats: int, smoke: b
         clock = _device.Clock().time
         floats = (torch.bfloat16, torch.float16, torch.float32)
         rates = {"copy": _device.copy_rate()} | {str(d).removeprefix("torch."): _device.matrix_rate(d) for d in floats}
-    rows = []
-    for name in names:
-        for case in load_cases(name):
-            dtypes = case.dtypes if device.type == "cuda" else (torch.float32,)
-            for dtype in dtypes if case.smoke == smoke else ():
+    until = time.monotonic() + seconds
+    rows, left_out = [], []
+    cases = {name: [case for case in load_cases(name) if case.smoke == smoke] for name in names}
+    longest = max(map(len, cases.values()))
+    for name, case in ((name, own[i]) for i in range(longest) for name, own in cases.items() if i < len(own)):
+        for dtype in case.dtypes if device.type == "cuda" else (torch.float32,):
+            described = f"{name}: {case.name}, {str(dtype).removeprefix('torch.')}"
+            if time.monotonic() > until:
+                left_out.append(f"{described} (no time)")
+                continue
+            try:
                 with torch.inference_mode():
-                    rows.append(measure(registry()[name], case, dtype, device, repeats, clock))
-                print(f"{name}: {case.name}, {rows[-1]['dtype']}", file=sys.stderr, flush=True)
-    return {"benchmark": "ops", **_harness.provenance(), "rates": rates, "rows": rows}
+                    rows.append(measure(registry()[name], case, dtype, device, repeats, clock, compiled))
+            except torch.OutOfMemoryError:  # of the definition in float64, which all are judged by
+                left_out.append(f"{described} (no memory)")
+            print(described, file=sys.stderr, flush=True)
+    rows.sort(key=lambda row: names.index(row["op"]))
+    return {"benchmark": "ops", **_harness.provenance(), "rates": rates, "rows": rows, "left_out": left_out}
 
 
 HEADINGS = ("operation", "case", "dtype", "by", "µs", "µs to issue", "speed-up", "error", "copy rate", "matrix rate")
@@ -214,17 +236,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--smoke", action="store_true", help="the small cases instead (for compute-sanitizer)")
     parser.add_argument("--repeats", type=int, default=50, help="calls of each candidate at most (default: 50)")
+    parser.add_argument("--compiled", action="store_true", help="the definition compiled by torch as well")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="after which no further case is begun")
     parser.add_argument("--json", type=Path, metavar="PATH", help="result file to append to")
     parser.add_argument("--markdown", type=Path, metavar="PATH", help="page to write")
     options = parser.parse_args(arguments)
     if options.repeats < 1:
         parser.error("--repeats: expected at least 1")
-    result = benchmark(options.op or sorted(op_files()), torch.device(options.device), options.repeats, options.smoke)
+    names = options.op or sorted(op_files())
+    device = torch.device(options.device)
+    result = benchmark(names, device, options.repeats, options.smoke, options.compiled, options.seconds)
     if options.json:
         _harness.append_result(options.json, result)
     if options.markdown:
         options.markdown.write_text(markdown(result), encoding="utf-8")
     _harness.terminal_table("operations", HEADINGS, table(result))
+    for described in result["left_out"]:
+        print(f"left out: {described}")
     wrong = [c for row in result["rows"] for c in row["candidates"].values() if "reason" not in c and not c["ok"]]
     return 1 if wrong else 0
 

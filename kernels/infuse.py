@@ -210,7 +210,8 @@ def infuse(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One infusion step, (M, n, D) twice, as the operation of this name: seven launches, three of them products."""
     objects, n, width = tokens.shape
-    features, in_weight = features.contiguous(), in_weight.contiguous()
+    # out_weight too: the vendor library sums in another order for other strides
+    features, in_weight, out_weight = features.contiguous(), in_weight.contiguous(), out_weight.contiguous()
     order, groups = order.contiguous(), groups.contiguous()
     rows, head_dim = objects * n, width // heads
     query_weight, key_weight, value_weight = in_weight.chunk(3)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,20 @@ def _is_current(path: Path) -> bool:
     return build_extension.CSRC is None or build_extension.marker() in path.read_bytes()
 
 
+def _is_whole(path: Path) -> bool:
+    """Whether a library reaches to the end of its section headers, which come last.
+
+    One that was cut off would be mapped all the same, and the process would die of a bus error. What is no library at
+    all, the loader tells.
+    """
+    data = path.read_bytes()
+    if len(data) < 64 or data[:5] != b"\x7fELF\x02":  # of 64 bits
+        return True
+    (first,) = struct.unpack_from("=Q", data, 40)
+    size, count = struct.unpack_from("=2H", data, 58)
+    return len(data) >= first + size * count
+
+
 @functools.cache
 def _load(name: str) -> str | None:
     import torch
@@ -82,6 +97,8 @@ def _load(name: str) -> str | None:
     # asked before it is loaded: loading registers functions, whose arguments may not be those of the schemas
     if not _is_current(path):
         return f"{path} was built from other sources than these ({ADVICE})"
+    if not _is_whole(path):
+        return f"{path} is cut off ({ADVICE})"
     if name == MODULES["cuda"] and torch.version.cuda is None:
         return "this torch is built without CUDA"
     try:

@@ -176,17 +176,17 @@ class _Model(nn.Module):
         # placeholders may lie beyond the embedding table when their tokens were added by us
         ids[prompt.region_slots] = 0
         ids[prompt.image_slots] = 0
-        embeds = self.llm.get_input_embeddings()(ids.to(self.device))
         tokens, slots = objects.tokens, prompt.region_slots
+        keep = torch.ones(len(ids), dtype=torch.bool)
         if objects.scene is not None:
+            kept = objects.scene.kept.cpu()
             tokens = torch.cat([tokens.to(self.device), objects.scene.tokens.to(self.device)])
-            slots = torch.cat([slots, prompt.image_slots[objects.scene.kept.cpu()]])
-        ops.scatter_tokens(embeds, tokens.to(embeds), slots.to(self.device), backend=self.backend)
-        if objects.scene is not None and not objects.scene.kept.all():
-            keep = torch.ones(len(ids), dtype=torch.bool)
-            keep[prompt.image_slots] = objects.scene.kept.cpu()
-            embeds = embeds[keep.to(self.device)]
-        return embeds
+            slots = torch.cat([slots, prompt.image_slots[kept]])
+            keep[prompt.image_slots] = kept
+        ids, slots, places = upload([ids, slots, _places(keep)], self.device)
+        embeds = self.llm.get_input_embeddings()(ids)
+        ops.scatter_tokens(embeds, tokens.to(embeds), slots, backend=self.backend)
+        return embeds if len(places) == len(ids) else embeds[places]
 
     def _prepare(
         self, media: Any, question: str, regions: Any, options: dict[str, Any]
@@ -379,8 +379,14 @@ class PixelRefer(_Model):
         if merge > 1 and len(views) > 1:
             # the one wait of a pass: the length of a video's prompt depends on its pixels
             kept = kept_cells([patches[first[v] : first[v + 1]] for v in plan.scene], merge).cpu()
-            tokens = tokens[kept.to(tokens.device)]
+            (places,) = upload([_places(kept)], tokens.device)
+            tokens = tokens[places]
         return Scene(tokens, kept, counts)
+
+
+def _places(mask: torch.Tensor) -> torch.Tensor:
+    """Where a mask in host memory is true, int64: on a device a mask as an index is a wait."""
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))
 
 
 def _starts(

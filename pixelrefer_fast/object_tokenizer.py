@@ -13,7 +13,6 @@ from pixelrefer_fast.checks import check_seed, is_integer
 from pixelrefer_fast.config import ModelConfig
 from pixelrefer_fast.infusion import Infusion
 from pixelrefer_fast.selection import Selection
-from pixelrefer_fast.transfers import upload
 
 ITERATIONS = {"lite": 3, "full": 5}
 
@@ -101,15 +100,19 @@ class ObjectTokenizer(nn.Module):
             None if norm is None else norm.weight,
             None if norm is None else norm.bias,
             self.iterations,
-            max(selection.counts, default=0),
+            max((0, *selection.counts)),  # torch.compile knows no max(default=)
             backend=backend,
         )
         if self.infusion is not None:
             tokens = self.infusion(pooled, normed, features, selection, backend).flatten(0, 1)
         else:
-            own = np.arange(pooled.shape[1]) < np.array(selection.counts, dtype=np.int64)[:, None]
-            (rows,) = upload([torch.from_numpy(np.flatnonzero(own))], pooled.device)
-            tokens = pooled.flatten(0, 1)[rows]
+            # made of what lies on the device: an upload could not be captured
+            clusters = pooled.shape[1]
+            own = selection.offsets.diff().clamp(max=clusters)  # tokens of each mark
+            total = sum(min(count, clusters) for count in selection.counts)
+            mark = torch.repeat_interleave(own, output_size=total)
+            rank = torch.arange(total, device=pooled.device) - (own.cumsum(0) - own)[mark]
+            tokens = pooled[mark, rank]
         return self.feat_linear(tokens)
 
     def checkpoint_slots(self) -> dict[str, torch.Tensor]:

@@ -75,6 +75,12 @@ def test_candidates_run_in_turn(harness: ModuleType) -> None:
     assert outputs.keys() == {"a", "b"}
 
 
+def test_a_machine_without_git(harness: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("COMMIT", "0123abc")
+    assert harness.provenance()["commit"] == "0123abc"
+
+
 def test_results_are_appended_whole(harness: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / "new" / "results.json"
     harness.append_result(path, {"n": 1})

@@ -12,6 +12,7 @@ import torch
 
 import pixelrefer_fast as pf
 from pixelrefer_fast.encoder import PassLayout
+from pixelrefer_fast.graphs import GraphCache
 from pixelrefer_fast.object_tokenizer import kmeans_starts
 from pixelrefer_fast.options import EncodeOptions
 from pixelrefer_fast.patches import pack_patches
@@ -21,7 +22,9 @@ from pixelrefer_fast.views import Mark, ViewPlan, plan_views
 
 pytestmark = pytest.mark.gpu
 
-DTYPES = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}  # relative, through the whole stack
+# relative error of a token, through the whole stack; and the part of the tokens that keep to it: in 16 bits k-means may
+# put a patch that lies between two clusters into the other one
+DTYPES = {"float32": (1e-4, 1.0), "bfloat16": (0.05, 0.9), "float16": (0.005, 0.9)}
 
 
 @pytest.fixture(scope="module", params=["lite", "full"])
@@ -46,29 +49,39 @@ def nothing_waits() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
-def _plan(model: Any, objects: int = 5) -> tuple[ViewPlan, FrameSource]:
+def _image() -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (240, 320, 3), dtype=np.uint8)
+
+
+def _marks(number: int) -> list[Mark]:
     rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (240, 320, 3), dtype=np.uint8)
     marks = []
-    for i in range(objects):
+    for i in range(number):
         mask = np.zeros((240, 320), dtype=np.uint8)
         top, left = int(rng.integers(0, 150)), int(rng.integers(0, 200))
         mask[top : top + 20 + 12 * i, left : left + 25 + 9 * i] = 1
         marks.append(Mark(0, mask, f"region {i}"))
-    source = FrameSource.of_images([image])
+    return marks
+
+
+def _plan(model: Any, objects: int = 5) -> tuple[ViewPlan, FrameSource]:
+    source = FrameSource.of_images([_image()])
+    marks = _marks(objects)
     scene = [0] if model.kind == "full" else []
     return plan_views(model.config, source.sizes, marks, objects, scene), source
 
 
-def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a.double().cpu() - b.double()).norm() / b.double().norm()).item()
+def _errors(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    assert a.shape == b.shape
+    return (a.double().cpu() - b.double()).norm(dim=1) / b.double().norm(dim=1)
 
 
 def test_same_tokens_as_on_the_cpu(on_device: Any, on_host: Any) -> None:
     plan, source = _plan(on_host)
     expected, _ = on_host.encode_plan(plan, source, EncodeOptions())
     tokens, _ = on_device.encode_plan(plan, source, EncodeOptions())
-    assert _relative(tokens, expected) < DTYPES[str(on_device.dtype).removeprefix("torch.")]
+    limit, part = DTYPES[str(on_device.dtype).removeprefix("torch.")]
+    assert (_errors(tokens, expected) < limit).double().mean() >= part
 
 
 def test_nothing_waits_for_the_device(on_device: Any, nothing_waits: None) -> None:
@@ -77,6 +90,34 @@ def test_nothing_waits_for_the_device(on_device: Any, nothing_waits: None) -> No
         tokens, _ = on_device.encode_plan(plan, source, EncodeOptions())
     torch.cuda.set_sync_debug_mode("default")
     assert torch.isfinite(tokens).all()
+
+
+def test_a_prompt_is_embedded_without_a_wait(on_device: Any) -> None:
+    objects = on_device.encode(_image(), [mark.mask for mark in _marks(5)])
+    prompt = on_device.build_prompt("What are " + "<region>" * 5 + "?", objects)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        embeds = on_device.embed_prompt(prompt, objects)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(embeds[prompt.region_slots.cuda()], objects.tokens)
+
+
+def test_captured_encoder_passes(on_device: Any) -> None:
+    """What `graph_bytes` of `load` turns on: padded to a bucket, captured by the first call, replayed by each."""
+    plan, source = _plan(on_device)
+    eager, _ = on_device.encode_plan(plan, source, EncodeOptions())
+    cache = GraphCache(2**30)
+    on_device.encoder.graphs = cache
+    try:
+        replayed = [on_device.encode_plan(plan, source, EncodeOptions())[0] for _ in range(2)]
+    finally:
+        on_device.encoder.graphs = None
+    assert (cache.counts()["captures"], cache.counts()["replays"]) == (1, 2)
+    assert torch.equal(*replayed)
+    limit, part = DTYPES[str(on_device.dtype).removeprefix("torch.")]
+    assert (_errors(replayed[0], eager.cpu()) < limit).double().mean() >= part
 
 
 def test_captured_and_replayed(on_device: Any) -> None:
@@ -95,6 +136,7 @@ def test_captured_and_replayed(on_device: Any) -> None:
         return on_device.object_tokenizer(features, selection, starts)
 
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())  # for the tables
     with torch.cuda.stream(stream):
         for _ in range(2):
             run()

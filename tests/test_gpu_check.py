@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import torch
 
+from pixelrefer_fast.ops import registry
+
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -45,8 +47,13 @@ def test_a_dry_run_lists_every_stage_and_every_script_knows_its_options() -> Non
     command = [sys.executable, str(REPOSITORY / "benchmarks" / "gpu_check.py"), "--dry-run"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     lines = {line.split(" (at most")[0]: shlex.split(line.partition(": ")[2]) for line in printed}
-    assert list(lines)[:3] == ["machine", "tests", "ops"]
-    assert {"memcheck", "racecheck", "tune", "region", "tuned-tests", "tuned-ops"} <= lines.keys()
+    assert list(lines)[:4] == ["build", "machine", "tests", "ops"]
+    tools = ("memcheck", "racecheck", "initcheck")
+    sanitized = [[words for name, words in lines.items() if name in (f"{t}-extension", f"{t}-kernels")] for t in tools]
+    for own in sanitized:
+        operations = [name for words in own for name in words[words.index("--op") + 1 :]]
+        assert sorted(operations) == sorted(registry())
+    assert {"compiled", "smoke", "tune", "region", "tuned-tests", "tuned-ops"} <= lines.keys()
     usage = {}
     for words in lines.values():
         for i, word in enumerate(words):
@@ -62,16 +69,20 @@ def test_a_dry_run_lists_every_stage_and_every_script_knows_its_options() -> Non
 def test_a_stage_that_fails_stops_no_other(
     gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    survived = tmp_path / "survived"
+    hangs = f'import time; time.sleep(3); open("{survived}", "w")'
+
     def stages(out: Path, reference: Path | None) -> list:
         python = gpu_check.PYTHON
         return [
             gpu_check.Stage("fails", (python, "-c", "print('first'); raise SystemExit(3)"), 60),
-            gpu_check.Stage("hangs", (python, "-c", "import time; time.sleep(60)"), 1),
+            gpu_check.Stage("hangs", ("sh", "-c", f"{python} -c '{hangs}'; true"), 1),
             gpu_check.Stage("lacks", ("no-such-tool",), 60, "no-such-tool"),
             gpu_check.Stage("imports", (python, "-c", "import pixelrefer_fast as p; print(p.__file__)"), 60),
         ]
 
     monkeypatch.setattr(gpu_check, "stages", stages)
+    start = time.monotonic()
     assert gpu_check.main(["--out", str(tmp_path)]) == 1
     outcomes = {o["stage"]: o["outcome"] for o in json.loads((tmp_path / "summary.json").read_text())}
     assert outcomes == {
@@ -84,6 +95,8 @@ def test_a_stage_that_fails_stops_no_other(
     assert "hangs: ended after 1 s" in capsys.readouterr().out
     assert (tmp_path / "configs.tar.gz").stat().st_size > 0
     assert gpu_check.main(["--out", str(tmp_path), "--only", "imports"]) == 0
+    time.sleep(max(0.0, 5 - (time.monotonic() - start)))
+    assert not survived.exists()  # what a stage has started ends with it
     assert gpu_check.main(["--out", str(tmp_path), "--only", "imports", "--minutes", "0.01"]) == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any
 import pytest
 import torch
 from plain_memory import plain_memory
+
+from pixelrefer_fast.counters import counting
+from pixelrefer_fast.object_tokenizer import ObjectTokenizer
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PAGE = BENCHMARKS.parent / "docs" / "kernels" / "launches.md"
@@ -56,6 +60,16 @@ def test_launches_do_not_grow_with_objects_and_images(launches: ModuleType, smal
         assert others <= {"aten.addmm", "aten.addmv", "aten.mm", "aten.bmm"}
     ((inner_number, _),) = numbers
     assert inner_number <= launches.MOST
+
+
+def test_nothing_waits_in_full(launches: ModuleType, kernel_device: torch.device) -> None:
+    """Its tokens differ in number from mark to mark: how many there are the host has counted."""
+    config = dataclasses.replace(launches.config(WIDTH, N), kind="full")
+    module = ObjectTokenizer(config).requires_grad_(False).to(kernel_device)
+    of = launches.region_pass(module, 4, 1, WIDTH, N)
+    with plain_memory(), torch.inference_mode(), counting(kernel_device.type, dry=True) as counts:
+        of.run()
+    assert counts.waits == {}
 
 
 def test_what_is_counted_dry_is_what_runs(launches: ModuleType, small: Any) -> None:

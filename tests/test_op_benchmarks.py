@@ -123,6 +123,28 @@ def test_errors_are_judged_by_the_worst_result(ops_bench: ModuleType) -> None:
     assert not case.check(ranks, wanted, [x / 2, x.argsort().flip(0)]).ok
 
 
+def test_what_there_is_no_time_for_is_said(ops_bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first case of every operation comes before the second of any."""
+    names, device = ["add_norm", "rope2d"], torch.device("cpu")
+    result = ops_bench.benchmark(names, device, 1, smoke=True, seconds=-1)
+    assert result["rows"] == []
+    assert [x.split(":")[0] for x in result["left_out"]][:2] == names
+
+    measured = []
+    monkeypatch.setattr(ops_bench, "measure", lambda op, case, *rest: measured.append(op.name) or {"op": op.name})
+    result = ops_bench.benchmark(names[::-1], device, 1, smoke=False)
+    assert measured[:4] == names[::-1] * 2
+    assert [row["op"] for row in result["rows"]] == sorted(measured, reverse=True)
+    assert result["left_out"] == []
+
+    def without_memory(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(ops_bench, "measure", without_memory)
+    result = ops_bench.benchmark(["rope2d"], device, 1, smoke=True)
+    assert [x.endswith("(no memory)") for x in result["left_out"]] == [True]
+
+
 @pytest.mark.slow
 def test_a_run_writes_its_result(ops_bench: ModuleType, tmp_path: Path) -> None:
     out, page = tmp_path / "ops.json", tmp_path / "ops.md"

@@ -136,7 +136,9 @@ def test_frames_of_any_memory_layout() -> None:
 
 @pytest.mark.parametrize("limit", [1, 3 * 60 * 60, 3 * 2 * 60 * 60, 2**30])
 @pytest.mark.kernel
-def test_frames_that_lie_together_are_cut_together(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_that_lie_together_are_cut_together(
+    limit: int, kernel_device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As on a device: as many frames in one launch as the limit lets, and the same patches."""
     rng = np.random.default_rng(2)
     frames = [rng.integers(0, 256, (60, 60, 3), dtype=np.uint8) for _ in range(5)]
@@ -144,6 +146,6 @@ def test_frames_that_lie_together_are_cut_together(limit: int, monkeypatch: pyte
     launches = []
     monkeypatch.setattr(module, "PIXEL_BYTES", limit)
     with listen(launches.append):
-        patches = pack_patches(plan, FrameSource.of_images(frames), backend="triton")
-    torch.testing.assert_close(patches, pack_patches(plan, FrameSource.of_images(frames)), rtol=0, atol=1e-6)
+        patches = pack_patches(plan, FrameSource.of_images(frames), kernel_device, backend="triton")
+    torch.testing.assert_close(patches.cpu(), pack_patches(plan, FrameSource.of_images(frames)), rtol=0, atol=1e-6)
     assert len(launches) == {1: 3, 3 * 60 * 60: 3, 3 * 2 * 60 * 60: 2, 2**30: 1}[limit]

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 
+from pixelrefer_fast.checks import is_integer, shown
+
+INT32_MAX = 2**31 - 1
+
 
 def check_shape(op: str, name: str, tensor: torch.Tensor, *shape: int | None) -> None:
-    """Raise a ValueError unless `tensor` has this shape; None stands for any size."""
+    """Raise a ValueError unless `tensor` is a tensor of this shape; None stands for any size."""
+    if not isinstance(tensor, torch.Tensor):
+        raise ValueError(f"{op}: expected {name}, a tensor, got {type(tensor).__name__}")
     given = tuple(tensor.shape)
     if len(given) != len(shape) or any(s is not None and s != g for s, g in zip(shape, given, strict=True)):
         expected = "(" + ", ".join("any" if s is None else str(s) for s in shape) + ")"
@@ -20,6 +27,19 @@ def check_dtype(op: str, name: str, tensor: torch.Tensor, *dtypes: torch.dtype) 
     if tensor.dtype not in dtypes:
         expected = " or ".join(str(d) for d in dtypes)
         raise ValueError(f"{op}: expected {name} of {expected}, got {tensor.dtype}")
+
+
+def check_device(op: str, device: torch.device, **tensors: torch.Tensor | None) -> None:
+    """Raise a ValueError unless the tensors (None: not given) are on `device`, that of the operation's first one."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != device:
+            raise ValueError(f"{op}: expected {name} on {device}, got {tensor.device}")
+
+
+def check_count(op: str, name: str, value: Any, most: int = INT32_MAX) -> None:
+    """Raise a ValueError unless `value` is an integer from 0 to `most`."""
+    if not is_integer(value) or not 0 <= value <= most:
+        raise ValueError(f"{op}: expected {name}, an integer from 0 to {most}, got {shown(value)}")
 
 
 def check_offsets(op: str, name: str, offsets: torch.Tensor, total: int) -> list[int]:

@@ -30,6 +30,8 @@ BACKENDS = ("torch", "triton", "cuda")
 # names of providers that are libraries; only varlen_attention has such
 LIBRARIES = ("flash_attn_4", "flash_attn_3", "torch_varlen", "flash_attn", "xformers")
 
+ABSENT = "not part of this version"
+
 log = logging.getLogger("pixelrefer_fast")
 library = torch.library.Library("pixelrefer_fast", "DEF")
 _OPS: dict[str, Op] = {}
@@ -132,7 +134,7 @@ class Op(Generic[P, R]):
         libraries = [p.backend for p in self._providers if p.backend in LIBRARIES]
         for backend in (*BACKENDS[1:], *libraries):
             found = [p for p in self._providers if p.backend == backend]
-            reason = found[0].available() if found else "not part of this version"
+            reason = found[0].available() if found else ABSENT
             rows.append((backend, reason is None, reason or ""))
         return rows
 
@@ -202,7 +204,7 @@ def check_backend(backend: str) -> None:
         raise BackendError(f"backend: expected one of {('auto', *BACKENDS)}, got {backend!r}")
     rows = [(op.name, ok, why) for op in _OPS.values() for name, ok, why in op.providers() if name == backend]
     if not any(ok for _, ok, _ in rows):
-        reasons = "; ".join(sorted({why for _, _, why in rows}))
+        reasons = "; ".join(sorted({why for _, _, why in rows} - {ABSENT})) or ABSENT
         raise BackendError(f"backend {backend!r} was asked for but serves no operation here: {reasons}")
 
 
@@ -217,7 +219,10 @@ def triton_available() -> Reason:
 
 @functools.cache
 def _triton_installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    try:
+        return importlib.util.find_spec("triton") is not None
+    except (ImportError, ValueError):  # an import hook that blocks it, or a stand-in without a spec
+        return False
 
 
 def triton_device(tensor: torch.Tensor) -> Reason:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from pixelrefer_fast.ops._check import check_dtype, check_shape
+from pixelrefer_fast.ops._check import check_device, check_dtype, check_shape
 from pixelrefer_fast.ops._registry import Reason, register_op, triton_available, triton_device
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -76,15 +76,17 @@ def _check(x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor | None, bi
         if vector is not None:
             check_shape(name, label, vector, x.shape[1])
             check_dtype(name, label, vector, x.dtype)
+    check_device(name, x.device, delta=delta, weight=weight, bias=bias)
 
 
 def _accepts(
     x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
 ) -> Reason:
+    _check(x, delta, weight, bias)
     reason = triton_device(x)
     if reason is None and x.dtype not in KERNEL_DTYPES:
         reason = f"x is {x.dtype}; the kernel takes float32, float16 and bfloat16"
-    if reason is None and x.ndim == 2 and x.shape[1] > KERNEL_WIDTH:
+    if reason is None and x.shape[1] > KERNEL_WIDTH:
         reason = f"x is {x.shape[1]} wide; the kernel takes up to {KERNEL_WIDTH}"
     return reason
 
@@ -95,5 +97,4 @@ def _triton(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     from pixelrefer_fast.kernels.add_norm import add_norm as run
 
-    _check(x, delta, weight, bias)
     return run(x, delta, weight, bias, eps)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from pixelrefer_fast.ops._check import check_dtype, check_shape
+from pixelrefer_fast.ops._check import check_count, check_device, check_dtype, check_shape
 from pixelrefer_fast.ops._registry import Reason, register_op, triton_available, triton_device
 from pixelrefer_fast.ops.add_norm import KERNEL_DTYPES, KERNEL_WIDTH
 
@@ -98,7 +98,8 @@ def projected_work(groups: list[tuple[int, int]], width: int, heads: int) -> lis
     Returns:
         Gathering the rows, the product with W_k and W_v, the scores, the weighted sum.
     """
-    rows = len(groups) * max((length for _, length in groups), default=0)  # the product's, ragged ends filled up
+    # torch.compile knows no max(default=)
+    rows = len(groups) * max((0, *(length for _, length in groups)))  # the product's, ragged ends filled up
     used = sum(length for _, length in groups)
     queries = sum(count for count, _ in groups)
     pairs = sum(count * length for count, length in groups)
@@ -142,8 +143,8 @@ def is_projected(groups: Groups, n: int, width: int, heads: int) -> bool:
         width, heads: D and H.
     """
     sizes = [(members * n, rows) for members, rows in groups.sizes]
-    projected, folded = (sum(w.seconds for w in f(sizes, width, heads)) for f in (projected_work, folded_work))
-    return projected < folded
+    projected, folded = projected_work(sizes, width, heads), folded_work(sizes, width, heads)
+    return sum(w.seconds for w in projected) < sum(w.seconds for w in folded)
 
 
 def _samples(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple]:
@@ -238,9 +239,8 @@ def infuse(
     Raises:
         ValueError: shapes or dtypes that do not fit, a group outside the features or the order, or above a maximum.
     """
-    _check(
-        tokens, normed, features, order, groups, in_weight, query_bias, out_weight, out_bias, ln_weight, ln_bias, heads
-    )
+    weights = (in_weight, query_bias, out_weight, out_bias, ln_weight, ln_bias)
+    _check(tokens, normed, features, order, groups, *weights, heads, max_members, max_rows)
     _, n, width = tokens.shape
     queries = F.linear(normed, in_weight[:width], query_bias)
     attend = _projected if projected else _folded
@@ -291,6 +291,8 @@ def _check(
     ln_weight: torch.Tensor | None,
     ln_bias: torch.Tensor | None,
     heads: int,
+    max_members: int,
+    max_rows: int,
 ) -> None:
     """Shapes and dtypes: nothing that would read a tensor."""
     name = "infuse"
@@ -304,11 +306,12 @@ def _check(
     check_shape(name, "out_weight", out_weight, width, width)
     if (ln_weight is None) != (ln_bias is None):
         raise ValueError(f"{name}: expected ln_weight and ln_bias or neither, got only one of them")
-    vectors = {"query_bias": query_bias, "out_bias": out_bias, "ln_weight": ln_weight, "ln_bias": ln_bias}
+    vectors = {"query_bias": query_bias, "out_bias": out_bias}
+    if ln_weight is not None and ln_bias is not None:
+        vectors |= {"ln_weight": ln_weight, "ln_bias": ln_bias}
     for label, vector in vectors.items():
-        if vector is not None:
-            check_shape(name, label, vector, width)
-            check_dtype(name, label, vector, tokens.dtype)
+        check_shape(name, label, vector, width)
+        check_dtype(name, label, vector, tokens.dtype)
     for label, floats in (
         ("normed", normed),
         ("features", features),
@@ -318,6 +321,10 @@ def _check(
         check_dtype(name, label, floats, tokens.dtype)
     for label, integers in (("order", order), ("groups", groups)):
         check_dtype(name, label, integers, torch.int32)
+    check_device(name, tokens.device, normed=normed, features=features, order=order, groups=groups)
+    check_device(name, tokens.device, in_weight=in_weight, out_weight=out_weight, **vectors)
+    for label, count in (("heads", heads), ("max_members", max_members), ("max_rows", max_rows)):
+        check_count(name, label, count)
     if heads < 1 or width % heads:
         raise ValueError(f"{name}: expected a width that {heads} heads divide, got {width}")
 
@@ -346,7 +353,8 @@ def _checked_groups(
     return table
 
 
-def _accepts(tokens: torch.Tensor, *args: object) -> Reason:
+def _accepts(tokens: torch.Tensor, *args: Any) -> Reason:
+    _check(tokens, *args[:-1])  # all but `projected`
     reason = triton_device(tokens)
     if reason is None and tokens.dtype not in KERNEL_DTYPES:
         reason = f"tokens are {tokens.dtype}; the kernels take float32, float16 and bfloat16"
@@ -376,5 +384,4 @@ def _triton(
     from pixelrefer_fast.kernels.infuse import infuse as run
 
     parameters = (in_weight, query_bias, out_weight, out_bias, ln_weight, ln_bias, heads)
-    _check(tokens, normed, features, order, groups, *parameters)
     return run(tokens, normed, features, order, groups, *parameters, max_members, max_rows, projected)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from pixelrefer_fast.ops._check import check_dtype, check_offsets, check_shape
+from pixelrefer_fast.ops._check import check_count, check_device, check_dtype, check_offsets, check_shape
 from pixelrefer_fast.ops._registry import Reason, register_op, triton_available, triton_device
 
 # Two float64 distances nearer than this, relative to the terms they are made of, are the same distance: which of them
@@ -128,7 +128,8 @@ def object_pool(
             patches, an object of more than max_patches.
     """
     name = "object_pool"
-    _check(features, index, weights, positions, offsets, starts, pos_weight, pos_bias, ln_weight, ln_bias)
+    tensors = (features, index, weights, positions, offsets, starts, pos_weight, pos_bias, ln_weight, ln_bias)
+    _check(*tensors, iterations, max_patches)
     bounds = check_offsets(name, "offsets", offsets, int(offsets[-1]))
     selected = bounds[-1]
     if selected > len(index):
@@ -199,6 +200,8 @@ def _check(
     pos_bias: torch.Tensor,
     ln_weight: torch.Tensor | None,
     ln_bias: torch.Tensor | None,
+    iterations: int,
+    max_patches: int,
 ) -> None:
     """What can be checked without looking into a tensor."""
     name = "object_pool"
@@ -218,11 +221,17 @@ def _check(
     if (ln_weight is None) != (ln_bias is None):
         raise ValueError(f"{name}: expected ln_weight and ln_bias, or neither, got one of them")
     check_shape(name, "pos_weight", pos_weight, width, 2)
-    for argument, vector in (("pos_bias", pos_bias), ("ln_weight", ln_weight), ("ln_bias", ln_bias)):
-        if vector is not None:
-            check_shape(name, argument, vector, width)
-            check_dtype(name, argument, vector, features.dtype)
+    vectors = {"pos_bias": pos_bias}
+    if ln_weight is not None and ln_bias is not None:
+        vectors |= {"ln_weight": ln_weight, "ln_bias": ln_bias}
+    for argument, vector in vectors.items():
+        check_shape(name, argument, vector, width)
+        check_dtype(name, argument, vector, features.dtype)
     check_dtype(name, "pos_weight", pos_weight, features.dtype)
+    for argument, count in (("iterations", iterations), ("max_patches", max_patches)):
+        check_count(name, argument, count)
+    tables = {"index": index, "weights": weights, "positions": positions, "offsets": offsets, "starts": starts}
+    check_device(name, features.device, **tables, pos_weight=pos_weight, **vectors)
 
 
 def _accepts(
@@ -240,7 +249,7 @@ def _accepts(
     max_patches: int,
 ) -> Reason:
     tensors = (features, index, weights, positions, offsets, starts, pos_weight, pos_bias, ln_weight, ln_bias)
-    _check(*tensors)
+    _check(*tensors, iterations, max_patches)
     if features.dtype not in DTYPES:
         return f"it computes {', '.join(str(d) for d in DTYPES)}, not {features.dtype}"
     if weights.dtype != torch.float32 or positions.dtype != torch.float32:
@@ -249,9 +258,6 @@ def _accepts(
         return f"it pools to 1 to {MOST_CLUSTERS} tokens, not {starts.shape[1]}"
     if max_patches > MOST_PATCHES:
         return f"it pools objects of up to {MOST_PATCHES} patches, not {max_patches}"
-    devices = sorted({str(t.device) for t in tensors if t is not None})
-    if len(devices) > 1:
-        return f"its tensors are on several devices ({', '.join(devices)})"
     return triton_device(features)
 
 

@@ -7,11 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from pixelrefer_fast.ops._check import check_dtype, check_shape
+from pixelrefer_fast.ops._check import INT32_MAX, check_count, check_device, check_dtype, check_shape
 from pixelrefer_fast.ops._extension import available, declines, out_variant, scratch
 from pixelrefer_fast.ops._registry import Reason, register_op
-
-INT32_MAX = 2**31 - 1
 
 
 class PackedObjects(NamedTuple):
@@ -46,8 +44,8 @@ def _check(mask_grids: torch.Tensor, grid_shapes: torch.Tensor, capacity: int) -
     check_shape("pack_objects", "mask_grids", mask_grids, None)
     check_shape("pack_objects", "grid_shapes", grid_shapes, None, 2)
     check_dtype("pack_objects", "grid_shapes", grid_shapes, torch.int64)
-    if capacity < 0:
-        raise ValueError(f"pack_objects: expected a capacity of 0 or more, got {capacity}")
+    check_device("pack_objects", mask_grids.device, grid_shapes=grid_shapes)
+    check_count("pack_objects", "capacity", capacity)
     if grid_shapes.device.type == "cpu":
         low, high = (int(v) for v in grid_shapes.aminmax()) if len(grid_shapes) else (0, 0)
         if not 0 <= low <= high <= INT32_MAX:
@@ -103,6 +101,7 @@ _pack_objects_out = out_variant(
 
 
 def _accepts(mask_grids: torch.Tensor, grid_shapes: torch.Tensor, capacity: int) -> Reason:
+    _check(mask_grids, grid_shapes, capacity)
     if mask_grids.dtype != torch.float32:
         return f"mask_grids are {mask_grids.dtype}, the extension reads torch.float32"
     return declines(mask_grids)
@@ -110,7 +109,6 @@ def _accepts(mask_grids: torch.Tensor, grid_shapes: torch.Tensor, capacity: int)
 
 @pack_objects.provider("cuda", devices=("cpu", "cuda"), available=available, accepts=_accepts)
 def _extension(mask_grids: torch.Tensor, grid_shapes: torch.Tensor, capacity: int) -> PackedObjects:
-    _check(mask_grids, grid_shapes, capacity)
     packed = PackedObjects(*_fake(mask_grids, grid_shapes, capacity))
     # a word for each object and for each block of 1024 objects or 2048 cells, and a few
     words = scratch(mask_grids, 8 + 2 * len(grid_shapes) + len(mask_grids) // 1024)

@@ -7,11 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from pixelrefer_fast.ops._check import check_dtype, check_shape
+from pixelrefer_fast.ops._check import INT32_MAX, check_count, check_dtype, check_shape
 from pixelrefer_fast.ops._extension import available, declines, out_variant, scratch
-from pixelrefer_fast.ops._registry import register_op
-
-INT32_MAX = 2**31 - 1
+from pixelrefer_fast.ops._registry import Reason, register_op
 
 
 class PackedViews(NamedTuple):
@@ -43,8 +41,7 @@ def _fake(grids: torch.Tensor, patches: int) -> tuple[torch.Tensor, ...]:
 def _check(grids: torch.Tensor, patches: int) -> None:
     check_shape("pack_views", "grids", grids, None, 3)
     check_dtype("pack_views", "grids", grids, torch.int64)
-    if patches < 0:
-        raise ValueError(f"pack_views: expected room for 0 patches or more, got {patches}")
+    check_count("pack_views", "patches", patches)
     if grids.device.type == "cpu":
         sides, merge = grids[:, :2], grids[:, 2:]
         good = (sides >= 0) & (sides <= INT32_MAX) & (merge >= 1) & (merge <= 2) & (sides % merge.clamp(1, 2) == 0)
@@ -105,9 +102,13 @@ _pack_views_out = out_variant(
 )
 
 
-@pack_views.provider("cuda", devices=("cpu", "cuda"), available=available, accepts=lambda grids, *rest: declines(grids))
-def _extension(grids: torch.Tensor, patches: int) -> PackedViews:
+def _accepts(grids: torch.Tensor, patches: int) -> Reason:
     _check(grids, patches)
+    return declines(grids)
+
+
+@pack_views.provider("cuda", devices=("cpu", "cuda"), available=available, accepts=_accepts)
+def _extension(grids: torch.Tensor, patches: int) -> PackedViews:
     packed = PackedViews(*_fake(grids, patches))
     # a word for each view and for each block of 1024 views, and a few
     _pack_views_out(grids.contiguous(), *packed, scratch(grids, 4 + 2 * len(grids)))

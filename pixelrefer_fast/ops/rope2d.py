@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from pixelrefer_fast.ops._check import check_dtype, check_shape
+from pixelrefer_fast.ops._check import check_device, check_dtype, check_shape
 from pixelrefer_fast.ops._registry import register_op, triton_available, triton_device
 
 THETA = 10000.0
@@ -112,6 +112,7 @@ def _check(
         raise ValueError("rope2d: expected a table of at least one place, got none")
     for name, table in (("cos", cos), ("sin", sin)):
         check_dtype("rope2d", name, table, torch.float32, torch.float64)
+    check_device("rope2d", qkv.device, bias=bias, rows=rows, columns=columns, cos=cos, sin=sin)
 
 
 def _inside(name: str, place: torch.Tensor, places: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from pixelrefer_fast.ops._check import check_dtype, check_shape
+from pixelrefer_fast.ops._check import check_device, check_dtype, check_shape
 from pixelrefer_fast.ops._extension import available, declines, out_variant
 from pixelrefer_fast.ops._registry import BackendError, Reason, register_op
 
@@ -26,6 +26,7 @@ def _check(op: str, embeds: torch.Tensor, slots: torch.Tensor) -> None:
     check_shape(op, "embeds", embeds, None, None)
     check_shape(op, "slots", slots, None)
     check_dtype(op, "slots", slots, torch.int64)
+    check_device(op, embeds.device, slots=slots)
     if slots.device.type == "cpu" and len(slots) and not -1 <= int(slots.min()) <= int(slots.max()) < len(embeds):
         raise ValueError(
             f"{op}: expected slots from -1 to {len(embeds) - 1}, got {int(slots.min())} to {int(slots.max())}"
@@ -36,6 +37,7 @@ def _check_tokens(embeds: torch.Tensor, tokens: torch.Tensor, slots: torch.Tenso
     _check("scatter_tokens", embeds, slots)
     check_shape("scatter_tokens", "tokens", tokens, len(slots), embeds.shape[1])
     check_dtype("scatter_tokens", "tokens", tokens, embeds.dtype)
+    check_device("scatter_tokens", embeds.device, tokens=tokens)
 
 
 @register_op(
@@ -62,25 +64,35 @@ def scatter_tokens(embeds: torch.Tensor, tokens: torch.Tensor, slots: torch.Tens
             (On a device such a token is left out.)
     """
     _check_tokens(embeds, tokens, slots)
+    if not len(slots):
+        return
+    # the token of each row, -1 for none; those left out meet in a row too many. Nothing waits for a device
+    owner = slots.new_full((len(embeds) + 1,), -1)
     written = (slots >= 0) & (slots < len(embeds))
-    embeds.index_copy_(0, slots[written], tokens[written])
+    owner.index_copy_(0, torch.where(written, slots, len(embeds)), torch.arange(len(slots), device=slots.device))
+    owner = owner[:-1]
+    embeds.copy_(torch.where((owner >= 0)[:, None], tokens[owner.clamp(min=0)], embeds))
 
 
 _scatter_tokens_ = out_variant("scatter_tokens_(Tensor(a!) embeds, Tensor tokens, Tensor slots) -> ()")
 _gather_tokens_out = out_variant("gather_tokens_out(Tensor embeds, Tensor slots, Tensor(a!) tokens) -> ()")
 
 
-def _accepts(embeds: torch.Tensor, tokens: torch.Tensor, slots: torch.Tensor) -> Reason:
+def _declines(embeds: torch.Tensor) -> Reason:
     if embeds.dtype not in DTYPES:
         return f"embeds are {embeds.dtype}, the extension moves {', '.join(map(str, DTYPES))}"
-    if embeds.ndim == 2 and embeds.shape[1] > 1 and embeds.stride(1) != 1:
+    if embeds.shape[1] > 1 and embeds.stride(1) != 1:
         return f"the rows of embeds are not contiguous, their strides are {embeds.stride()}"
     return declines(embeds)
 
 
+def _accepts(embeds: torch.Tensor, tokens: torch.Tensor, slots: torch.Tensor) -> Reason:
+    _check_tokens(embeds, tokens, slots)
+    return _declines(embeds)
+
+
 @scatter_tokens.provider("cuda", devices=("cpu", "cuda"), available=available, accepts=_accepts)
 def _extension(embeds: torch.Tensor, tokens: torch.Tensor, slots: torch.Tensor) -> None:
-    _check_tokens(embeds, tokens, slots)
     rows = tokens if tokens.shape[1] <= 1 or tokens.stride(1) == 1 else tokens.contiguous()
     _scatter_tokens_(embeds, rows, slots.contiguous())
 
@@ -103,14 +115,14 @@ def gather_tokens(embeds: torch.Tensor, slots: torch.Tensor, *, backend: str = "
     _check("gather_tokens", embeds, slots)
     if backend == "cuda":
         rows = embeds.contiguous()
-        if reason := _accepts(rows, rows, slots):
+        if reason := _declines(rows):
             raise BackendError(f"gather_tokens: backend 'cuda' was asked for but declines: {reason}")
         tokens = torch.empty(len(slots), embeds.shape[1], dtype=embeds.dtype, device=embeds.device)
         _gather_tokens_out(rows, slots.contiguous(), tokens)
         return tokens
     if backend != "torch":
         raise BackendError(f"gather_tokens: expected backend torch or cuda, got {backend!r}")
+    if not len(embeds):
+        return embeds.new_zeros(len(slots), embeds.shape[1])
     written = (slots >= 0) & (slots < len(embeds))
-    tokens = embeds.new_zeros(len(slots), embeds.shape[1])
-    tokens[written] = embeds[slots[written]]
-    return tokens
+    return embeds[slots.clamp(0, len(embeds) - 1)].masked_fill(~written[:, None], 0)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from pixelrefer_fast.ops import _attention_libraries as libraries
-from pixelrefer_fast.ops._check import check_dtype, check_shape
+from pixelrefer_fast.ops._check import check_count, check_device, check_dtype, check_shape
 from pixelrefer_fast.ops._registry import register_op, triton_available, triton_device
 
 LARGEST_HEAD = 256  # of the Triton kernel
@@ -64,7 +64,7 @@ def varlen_attention(
     Raises:
         ValueError: for shapes, dtypes or offsets that do not fit. Reads the offsets: waits for a device.
     """
-    _check(q, k, v, cu_seqlens_q, cu_seqlens_k)
+    _check(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k)
     queries = _lengths("cu_seqlens_q", cu_seqlens_q, len(q), max_q)
     keys = _lengths("cu_seqlens_k", cu_seqlens_k, len(k), max_k)
     out = q.new_zeros(q.shape)
@@ -84,7 +84,13 @@ def varlen_attention(
 
 
 def _check(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
 ) -> None:
     check_shape("varlen_attention", "q", q, None, None, None)
     check_shape("varlen_attention", "k", k, None, *q.shape[1:])
@@ -95,6 +101,9 @@ def _check(
         check_dtype("varlen_attention", name, tensor, q.dtype)
     for name, offsets in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
         check_dtype("varlen_attention", name, offsets, torch.int32)
+    for name, longest in (("max_q", max_q), ("max_k", max_k)):
+        check_count("varlen_attention", name, longest)
+    check_device("varlen_attention", q.device, k=k, v=v)
     if cu_seqlens_q.device != cu_seqlens_k.device:
         raise ValueError(
             "varlen_attention: expected cu_seqlens_q and cu_seqlens_k on one device, "
@@ -146,7 +155,7 @@ def _checked(accepts: Callable[..., str | None]) -> Callable[..., str | None]:
         max_q: int,
         max_k: int,
     ) -> str | None:
-        _check(q, k, v, cu_seqlens_q, cu_seqlens_k)
+        _check(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k)
         return accepts(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k)
 
     return check

@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 import torch
 
-from pixelrefer_fast.ops._check import check_dtype, check_offsets, check_shape
+from pixelrefer_fast.ops._check import check_count, check_device, check_dtype, check_offsets, check_shape
 from pixelrefer_fast.ops._registry import Reason, register_op, triton_available, triton_device
 
 PATCH = 14
@@ -158,7 +158,7 @@ def view_patches(
             device a kernel does not look at: there a wrong plan gives wrong patches, but reads nothing outside
             `pixels`.
     """
-    check_arguments(pixels, images, plan, cu_seqlens)
+    check_arguments(pixels, images, plan, cu_seqlens, patches)
     if pixels.device.type != "cpu":
         on_host = view_patches.definition(pixels.cpu(), images.cpu(), plan.cpu(), cu_seqlens.cpu(), patches)
         return on_host.to(pixels.device)
@@ -175,6 +175,7 @@ def view_patches(
 def _accepts(
     pixels: torch.Tensor, images: torch.Tensor, plan: torch.Tensor, cu_seqlens: torch.Tensor, patches: int
 ) -> Reason:
+    check_arguments(pixels, images, plan, cu_seqlens, patches)
     return triton_device(pixels)
 
 
@@ -184,7 +185,6 @@ def _triton(
 ) -> torch.Tensor:
     from pixelrefer_fast.kernels.view_patches import view_patches as run
 
-    check_arguments(pixels, images, plan, cu_seqlens)
     return run(pixels, images, plan, cu_seqlens, patches)
 
 
@@ -195,7 +195,9 @@ def _patch_order(pixels: np.ndarray, merge: int) -> np.ndarray:
     return cells.transpose(0, 3, 1, 4, 6, 2, 5).reshape(height * width, 3 * PATCH * PATCH)
 
 
-def check_arguments(pixels: torch.Tensor, images: torch.Tensor, plan: torch.Tensor, cu_seqlens: torch.Tensor) -> None:
+def check_arguments(
+    pixels: torch.Tensor, images: torch.Tensor, plan: torch.Tensor, cu_seqlens: torch.Tensor, patches: int
+) -> None:
     """What can be checked of `view_patches`' arguments without reading their values: shapes, dtypes, devices."""
     check_shape("view_patches", "pixels", pixels, None)
     check_dtype("view_patches", "pixels", pixels, torch.uint8)
@@ -204,8 +206,8 @@ def check_arguments(pixels: torch.Tensor, images: torch.Tensor, plan: torch.Tens
     check_shape("view_patches", "cu_seqlens", cu_seqlens, len(plan) + 1)
     for name, table in (("images", images), ("plan", plan), ("cu_seqlens", cu_seqlens)):
         check_dtype("view_patches", name, table, torch.int64)
-        if table.device != pixels.device:
-            raise ValueError(f"view_patches: expected {name} on {pixels.device} as pixels, got {table.device}")
+    check_device("view_patches", pixels.device, images=images, plan=plan, cu_seqlens=cu_seqlens)
+    check_count("view_patches", "patches", patches)
 
 
 def check_plan(

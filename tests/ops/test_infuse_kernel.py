@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from infusion_case import Case, attended, infusion_case
+from infusion_case import FLOATS, Case, attended, infusion_case
 from plain_memory import plain_memory
 
 from pixelrefer_fast.counters import counting
@@ -202,6 +202,8 @@ def test_declines_what_it_cannot_compute(kernel_device: torch.device) -> None:
         infuse(*case.to(torch.float64).arguments(True), backend="triton")
     with pytest.raises(ValueError, match="its tensors are on meta, kernels run on cuda"):
         infuse(*case.to(torch.device("meta")).arguments(True), backend="triton")
-    wide = replace(case, tokens=torch.zeros(1, 1, 8200, device=kernel_device))
+    sizes = {name: [s // 16 * 8200 if s % 16 == 0 else s for s in getattr(case, name).shape] for name in FLOATS}
+    zero = torch.zeros((), device=kernel_device)
+    wide = replace(case, **{name: zero.expand(size) for name, size in sizes.items()})
     with pytest.raises(ValueError, match="tokens are 8200 wide; the kernels take up to 8192"):
         infuse(*wide.arguments(True), backend="triton")

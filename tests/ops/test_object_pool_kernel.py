@@ -10,6 +10,7 @@ import torch
 from pool_cases import Case, case_of_tokens, random_case
 
 from pixelrefer_fast.kernels import _launch
+from pixelrefer_fast.kernels.object_pool import TIE_FLOAT32
 from pixelrefer_fast.ops import object_pool
 from pixelrefer_fast.ops._registry import BackendError
 from pixelrefer_fast.ops.object_pool import TIE
@@ -156,10 +157,10 @@ def _check_labels(
 ) -> None:
     """Every step of k-means: each token is with its nearest centroid, or with one as near but for `tie`.
 
-    Nearer than the roundings of what distances are made of is as near as well: in float32 where tokens are 16-bit, by
-    the definition's rule where they are float32.
+    Nearer than the roundings of what distances are made of is as near as well: by the kernels' rule in float32 where
+    tokens are 16-bit, by the definition's where they are float32.
     """
-    rounding = 2 * TIE if tokens.dtype == torch.float32 else 2.0**-20
+    rounding = 2 * (TIE if tokens.dtype == torch.float32 else TIE_FLOAT32.value)
     tokens = _with_labels(tokens, mark)
     count, clusters = len(tokens), len(start)
     exact = tokens.double()

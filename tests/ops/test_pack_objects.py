@@ -108,5 +108,5 @@ class TestRefusals:
             pack_objects(torch.zeros(6), torch.tensor([[1, 2, 3]]), 6, backend=backend)
         with pytest.raises(ValueError, match=r"^pack_objects: expected grid_shapes of torch.int64, got torch.int32$"):
             pack_objects(torch.zeros(6), shapes.int(), 6, backend=backend)
-        with pytest.raises(ValueError, match=r"^pack_objects: expected a capacity of 0 or more, got -1$"):
+        with pytest.raises(ValueError, match=r"^pack_objects: expected capacity, an integer from 0 to .*, got -1$"):
             pack_objects(torch.zeros(6), shapes, -1, backend=backend)

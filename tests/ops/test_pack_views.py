@@ -89,7 +89,7 @@ def test_wrong_shape_dtype_and_room(backend: str) -> None:
         pack_views(torch.tensor([[2, 2]]), 4, backend=backend)
     with pytest.raises(ValueError, match=r"^pack_views: expected grids of torch.int64, got torch.int32$"):
         pack_views(_grids([(2, 2, 1)]).int(), 4, backend=backend)
-    with pytest.raises(ValueError, match=r"^pack_views: expected room for 0 patches or more, got -1$"):
+    with pytest.raises(ValueError, match=r"^pack_views: expected patches, an integer from 0 to 2147483647, got -1$"):
         pack_views(_grids([(2, 2, 1)]), -1, backend=backend)
     with pytest.raises(ValueError, match=r"^pack_views: expected at most 2147483647 patches, got 4294967294$"):
         pack_views(_grids([(2**31 - 1, 1, 1)] * 2), 4, backend=backend)

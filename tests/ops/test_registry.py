@@ -347,6 +347,9 @@ def test_check_backend_needs_one_operation_and_lists_each_reason_once(op: Op, on
     registry_module._OPS.update(other=other, third=other)
     with pytest.raises(BackendError, match=r"here: a; b$"):
         check_backend("triton")
+    registry_module._OPS["none"] = Op(op.definition, op.source, op.tolerance, op.samples)
+    with pytest.raises(BackendError, match=r"here: a; b$"):  # not what is no part of this version
+        check_backend("triton")
     serving = Op(op.definition, op.source, op.tolerance, op.samples)
     _attach(serving, "triton", 5)
     registry_module._OPS["fourth"] = serving
@@ -362,3 +365,17 @@ def test_a_backend_error_is_bad_input() -> None:
 def test_the_registry_is_a_copy() -> None:
     registry().clear()
     assert sorted(registry()) == OPS
+
+
+def _blocked(name: str) -> None:
+    raise ImportError(f"{name} is blocked")
+
+
+@pytest.mark.parametrize("find", [lambda name: None, _blocked], ids=["missing", "blocked"])
+def test_without_triton(find: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry_module._triton_installed.cache_clear()
+    monkeypatch.setattr(registry_module.importlib.util, "find_spec", find)
+    try:
+        assert registry_module.triton_available() == "triton is not installed"
+    finally:
+        registry_module._triton_installed.cache_clear()

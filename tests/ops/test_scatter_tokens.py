@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from hypothesis import given
@@ -88,6 +90,23 @@ def test_slots_outside_the_prompt(slots: list[int], backend: str) -> None:
     assert not embeds.any()
     with pytest.raises(ValueError, match=f"^gather{message}"):
         gather_tokens(embeds, torch.tensor(slots))
+
+
+def test_slots_that_are_left_out_on_a_device() -> None:
+    """What a device does with slots that only a host refuses; nothing there depends on a value, hence nothing waits."""
+    slots = torch.tensor([2, -(2**62), 5, 0, -1])
+    tokens = torch.arange(10.0).view(5, 2)
+    embeds = torch.full((5, 2), -1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.import_module(gather_tokens.__module__), "_check", lambda *args: None)
+        scatter_tokens(embeds, tokens, slots, backend="torch")
+        gathered = gather_tokens(embeds, slots)
+    assert embeds.tolist() == [[6, 7], [-1, -1], [0, 1], [-1, -1], [-1, -1]]
+    assert gathered.tolist() == [[0, 1], [0, 0], [0, 0], [6, 7], [0, 0]]
+    # a tensor on meta has no values: an operation whose result's shape needs one raises
+    without = [t.to("meta") for t in (embeds, tokens, slots)]
+    scatter_tokens(*without, backend="torch")
+    assert gather_tokens(without[0], without[2]).shape == (5, 2)
 
 
 def test_a_token_for_an_empty_prompt() -> None:

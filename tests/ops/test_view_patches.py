@@ -35,7 +35,7 @@ def _row(
 
 
 def _arguments(images: list[np.ndarray], *rows: list[int]) -> tuple[torch.Tensor, ...]:
-    first = list(accumulate((row[8] * row[9] // 196 for row in rows), initial=0))
+    first = list(accumulate((max(row[8] * row[9], 0) // 196 for row in rows), initial=0))
     return (*pack_pixels(images), torch.tensor(rows, dtype=torch.int64).reshape(-1, 11), torch.tensor(first), first[-1])
 
 
@@ -351,7 +351,7 @@ def test_wrong_shapes_and_dtypes() -> None:
         ("plan of torch.int64, got torch.float32", (pixels, images, plan.float(), first)),
         ("cu_seqlens of shape (2), got (1,)", (pixels, images, plan, first[:1])),
         ("cu_seqlens of torch.int64, got torch.int32", (pixels, images, plan, first.int())),
-        ("plan on cpu as pixels, got meta", (pixels, images, plan.to("meta"), first)),
+        ("plan on cpu, got meta", (pixels, images, plan.to("meta"), first)),
     ]
     for message, arguments in wrong:
         with pytest.raises(ValueError, match=f"^view_patches: expected {re.escape(message)}$"):
