@@ -270,7 +270,8 @@ class Reference:
                 patches = self._processor._process_image(
                     views, num_images=len(views), image_downsampling=1, return_tensors="pt"
                 )
-                calls.append([(patches["images"].to(self.device, self.dtype), patches["grid_thws"])])
+                views = [image.to(self.device, self.dtype) for image in patches["images"]]
+                calls.append([(views, patches["grid_thws"])])
             embeds = self._model.prepare_inputs_labels_for_multimodal(
                 input_ids=torch.full((1, sum(counts)), REGION_ID),
                 attention_mask=None,
