@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator
 
@@ -43,7 +44,8 @@ def _views(rows: torch.Tensor, grids: list[Grid]) -> Iterator[torch.Tensor]:
         start += height * width
 
 
-def test_equal_to_transformers(encoder: VisionEncoder) -> None:
+@pytest.mark.parametrize("backend", ["auto", pytest.param("triton", marks=pytest.mark.kernel)])
+def test_equal_to_transformers(encoder: VisionEncoder, backend: str, kernel_device: torch.device) -> None:
     from transformers import VideoLlama3VisionConfig, VideoLlama3VisionModel
 
     theirs = VideoLlama3VisionModel(
@@ -66,7 +68,8 @@ def test_equal_to_transformers(encoder: VisionEncoder) -> None:
             grid_thw=torch.tensor([(1, h, w) for h, w, _ in GRIDS]),
             merge_sizes=torch.tensor([m for _, _, m in GRIDS]),
         ).last_hidden_state
-    features = encoder(patches, GRIDS)
+    device = kernel_device if backend == "triton" else torch.device("cpu")
+    features = copy.deepcopy(encoder).to(device)(patches.to(device), GRIDS, backend=backend).cpu()
     assert features.shape == (len(patches), CONFIG.hidden_size)
     # theirs are downsampled where patches are merged: each four in merged order to their mean
     merged = zip(_views(features, GRIDS), GRIDS, strict=True)
