@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 
 import numpy as np
 import torch
@@ -55,17 +54,17 @@ class PassLayout:
         packed = ops.pack_views(torch.tensor(grids, dtype=torch.int64).reshape(-1, 3), sum(sizes), backend=backend)
         if reads is None:
             reads = torch.ones(sum(sizes), dtype=torch.bool)
-        counts = [int(part.sum()) for part in reads.split(sizes)] if sizes else []
+        cu_reads = F.pad(reads.cumsum(0, dtype=torch.int32), (1, 0))[packed.cu_seqlens]
         return cls(
             packed.row,
             packed.column,
             packed.cu_seqlens,
             torch.from_numpy(np.flatnonzero(reads.numpy())),
-            torch.tensor([*accumulate(counts, initial=0)], dtype=torch.int32),
+            cu_reads,
             max(sizes, default=0),
-            max(counts, default=0),
+            max(cu_reads.diff().tolist(), default=0),
             max((side for h, w, _ in grids for side in (h, w)), default=1),
-            sum(counts) < sum(sizes),
+            int(cu_reads[-1]) < sum(sizes),
         )
 
     def padded(self) -> PassLayout:

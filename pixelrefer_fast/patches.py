@@ -93,7 +93,7 @@ def _cut(
     backend: str,
 ) -> torch.Tensor:
     """The patches of some of a plan's views, whose images are `frames`."""
-    rows = plan.table()[views]
+    rows = plan.table(views)
     place = {image: i for i, image in enumerate(images)} | {BLACK: BLACK}
     rows[:, IMAGE] = torch.tensor([place[plan.views[v].image] for v in views], dtype=torch.int64)
     first_rows = [*accumulate((plan.views[v].patches for v in views), initial=0)]

@@ -63,7 +63,8 @@ def select_patches(plan: ViewPlan, backend: str = "auto") -> Selection:
     Where the pixel budget has made a crop's grid coarser than its mask's, a patch reads four feature rows (bilinear,
     half-pixel centres, as torch's interpolate weighs them), else one.
     """
-    first_row = torch.tensor(plan.first_rows, dtype=torch.int64)
+    first = plan.first_rows
+    first_row = torch.tensor(first, dtype=torch.int64)
     marks = plan.marks
     shapes = torch.tensor([m.mask_grid.shape for m in marks], dtype=torch.int64).reshape(-1, 2)
     grids = [torch.from_numpy(m.mask_grid).flatten() for m in marks]
@@ -89,12 +90,12 @@ def select_patches(plan: ViewPlan, backend: str = "auto") -> Selection:
         corner_positions = torch.stack([_positions(r, c, owner, marks, crops) for r, c in corners], dim=1)
         positions = (corner_positions * weights[:, :, None]).sum(1)
 
-    reads = torch.zeros(plan.first_rows[-1], dtype=torch.bool)
+    reads = torch.zeros(first[-1], dtype=torch.bool)
     reads[index.flatten()] = True
     local_views = [m.local_view for m in marks if m.local_view is not None]
     global_views = [m.global_view for m in marks if m.global_view is not None]
     for view in {*plan.scene, *local_views, *global_views}:
-        reads[plan.first_rows[view] : plan.first_rows[view + 1]] = True
+        reads[first[view] : first[view + 1]] = True
     before = torch.cat([torch.zeros(1, dtype=torch.int64), reads.cumsum(0)])  # rows that are read before each patch
     first_rows = before[first_row].tolist()
 

@@ -98,9 +98,10 @@ class ViewPlan:
             self.views.append(view)
         return self._index[view]
 
-    def table(self) -> torch.Tensor:
-        """(V, 11) int64, a row a view, as `ops.view_patches` takes it."""
-        return torch.tensor([astuple(v) for v in self.views], dtype=torch.int64).reshape(-1, PLAN_COLUMNS)
+    def table(self, views: Sequence[int] | None = None) -> torch.Tensor:
+        """(V, 11) int64, a row a view, as `ops.view_patches` takes it; of some views, in the order given, or of all."""
+        chosen = self.views if views is None else [self.views[v] for v in views]
+        return torch.tensor([astuple(v) for v in chosen], dtype=torch.int64).reshape(-1, PLAN_COLUMNS)
 
     @property
     def grids(self) -> list[tuple[int, int, int]]:
