@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -107,8 +108,13 @@ class Op(Generic[P, R]):
 
     def dispatch(self, *args: Any, backend: str = "auto", **kwargs: Any) -> Any:
         """Run the first provider that takes the call, else the definition."""
+        definition: Callable[..., Any] = self.definition
+        if kwargs:  # providers and what is asked of the arguments know them by place
+            bound = inspect.signature(definition).bind(*args, **kwargs)
+            bound.apply_defaults()
+            args = bound.args
         if backend == "torch":
-            return self.definition(*args, **kwargs)
+            return definition(*args)
         if backend != "auto" and backend not in BACKENDS and backend not in [p.backend for p in self._providers]:
             known = ("auto", *BACKENDS, *(p.backend for p in self._providers if p.backend not in BACKENDS))
             raise BackendError(f"backend: expected one of {known}, got {backend!r}")
@@ -120,13 +126,13 @@ class Op(Generic[P, R]):
             reason = provider.available()
             if reason is None and differentiated:
                 reason = "an argument needs a gradient, which only the definition gives"
-            reason = reason or provider.accepts(*args, **kwargs)
+            reason = reason or provider.accepts(*args)
             if reason is None:
-                return provider.run(*args, **kwargs)
+                return provider.run(*args)
             if backend == provider.backend:
                 raise BackendError(f"op {self.name}: backend {backend!r} was asked for but declines: {reason}")
             self._pass_over(provider.backend, reason)
-        return self.definition(*args, **kwargs)
+        return definition(*args)
 
     def providers(self) -> list[tuple[str, bool, str]]:
         """Who can compute this operation here: (backend, available, reason when it is not)."""

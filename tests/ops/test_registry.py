@@ -201,6 +201,15 @@ def test_auto_leaves_other_devices_providers_alone(op: Op) -> None:
     assert op(X, backend="triton").tolist() == [5, 5]
 
 
+def test_arguments_by_name_are_arguments(op: Op) -> None:
+    seen: list[tuple] = []
+    _attach(op, "cuda", 7, accepts=lambda *args: seen.append(args))
+    assert op(x=X, extra=1.0).tolist() == op(X, extra=1.0).tolist() == [8, 8]
+    assert [args[1:] for args in seen] == [(1.0,), (1.0,)]
+    op(x=torch.ones(2, requires_grad=True))
+    assert list(op.fallbacks()) == ["cuda: an argument needs a gradient, which only the definition gives"]
+
+
 def test_only_the_definition_gives_gradients(op: Op) -> None:
     ran = _attach(op, "cuda", 7)
     x = torch.ones(2, requires_grad=True)
