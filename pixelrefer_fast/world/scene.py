@@ -1,0 +1,444 @@
+"""Scenes: images and short videos of objects with exact masks, drawn from a seed."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from pixelrefer_fast.world import motion as motions
+from pixelrefer_fast.world.backgrounds import add_noise, background
+from pixelrefer_fast.world.facts import Facts
+from pixelrefer_fast.world.splits import generator, held_out
+from pixelrefer_fast.world.things import (
+    COLORS,
+    PATTERNS,
+    SHAPES,
+    SIZES,
+    TINY,
+    Drawn,
+    Pose,
+    Thing,
+    draw,
+    draw_angle,
+    draw_look,
+    unit_across,
+)
+
+IMAGE_SIDES = (112, 196)
+VIDEO_SIDES = (112, 154)
+MAX_ASPECT = 1.7
+VIDEO_FRAMES = (4, 6)
+MIN_VISIBLE = 0.7
+"""Part of an object that a later one leaves uncovered, but for rare ones."""
+
+_VIDEO_SHARE = 0.3
+_TINY_SHARE = 0.06
+_PAIR_SHARE = 0.4  # of the videos: two objects that stay still touch
+_HELDOUT_SHARE = 0.5  # of the objects of a held-out scene
+_GAP = 4  # pixels between objects that are placed apart, at least
+_COUNTS = {False: (0.08, 0.18, 0.28, 0.26, 0.20), True: (0.14, 0.26, 0.36, 0.24)}  # of 2, 3, ... objects; by video
+
+_REPEATS = ((), ("color",), ("shape",), ("color", "shape"))  # words that several objects of a scene share on purpose
+_REPEAT_SHARES = (0.24, 0.34, 0.34, 0.08)
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """One image or video with all that is true of it.
+
+    Attributes:
+        frames: (H, W, 3) uint8 RGB each; one for an image.
+        times: seconds of each frame of a video, None for an image.
+        masks: (objects, frames, H, W) bool, the visible pixels of each object; disjoint.
+        whole: likewise, with what later objects cover; objects are in the order they were drawn, the first behind all.
+        things: what each object is; a size is that of the first frame.
+        motions: of each object of a video one of `motion.MOTIONS`, None for an image.
+        seed: what it was made from.
+        split: likewise.
+    """
+
+    frames: tuple[np.ndarray, ...]
+    times: tuple[float, ...] | None
+    masks: np.ndarray
+    whole: np.ndarray
+    things: tuple[Thing, ...]
+    motions: tuple[str, ...] | None
+    seed: int
+    split: str
+
+    @property
+    def video(self) -> bool:
+        return self.times is not None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.masks.shape[2], self.masks.shape[3]
+
+    @functools.cached_property
+    def facts(self) -> Facts:
+        """What the masks say: visible parts, places, what touches what."""
+        return Facts.of(self.masks, self.whole)
+
+    def best_frame(self, i: int) -> int:
+        """The frame in which most of object i is seen, the earliest of equals: where one frame must mark it."""
+        return int(self.facts.areas[i].argmax())
+
+    def summary(self) -> dict[str, Any]:
+        """Plain facts for printing or JSON: what there is, where, and how it moves."""
+        height, width = self.size
+        best = [self.best_frame(i) for i in range(len(self.things))]
+        return {
+            "seed": self.seed,
+            "split": self.split,
+            "kind": "video" if self.video else "image",
+            "height": height,
+            "width": width,
+            "times": None if self.times is None else list(self.times),
+            "objects": [
+                {
+                    "shape": t.shape,
+                    "color": t.color,
+                    "pattern": t.pattern,
+                    "size": t.size,
+                    "motion": None if self.motions is None else self.motions[i],
+                    "best_frame": best[i],
+                    "box": [int(v) for v in self.facts.boxes[i, best[i]]],
+                    "visible": round(float(self.facts.visible[i].min()), 3),
+                    "held_out": t.combination in held_out(),
+                }
+                for i, t in enumerate(self.things)
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class _Sprite:
+    """One object as drawn about its own centre: a picture and a shift (x, y) of each frame."""
+
+    thing: Thing
+    drawn: tuple[Drawn, ...]
+    shifts: tuple[tuple[int, int], ...]
+    edged: bool
+
+    def room(self, height: int, width: int) -> tuple[int, int, int, int] | None:
+        """Centres (x from, x to, y from, y to), inclusive, that keep every frame's mask inside; None for none."""
+        boxes = [
+            (d.left + x, d.left + x + d.mask.shape[1], d.top + y, d.top + y + d.mask.shape[0])
+            for d, (x, y) in zip(self.drawn, self.shifts, strict=True)
+        ]
+        x0, x1 = -min(b[0] for b in boxes), width - max(b[1] for b in boxes)
+        y0, y1 = -min(b[2] for b in boxes), height - max(b[3] for b in boxes)
+        return (x0, x1, y0, y1) if x0 <= x1 and y0 <= y1 else None
+
+
+class _Canvas:
+    """The objects placed so far: who is seen at each pixel of each frame, and how much of each is left."""
+
+    def __init__(self, frames: int, height: int, width: int) -> None:
+        self.owner = np.zeros((frames, height, width), np.uint8)  # 0: background, i + 1: object i
+        self.sprites: list[_Sprite] = []
+        self.centres: list[tuple[int, int]] = []
+        self.left: list[np.ndarray] = []  # visible pixels of each object, (frames,)
+        self.areas: list[np.ndarray] = []
+        self.contacts: list[int] = []  # objects that were placed touching another
+
+    def window(self, sprite: _Sprite, frame: int, x: int, y: int) -> np.ndarray:
+        """The owners under a sprite's picture in one frame."""
+        d, (dx, dy) = sprite.drawn[frame], sprite.shifts[frame]
+        top, left = y + dy + d.top, x + dx + d.left
+        return self.owner[frame, top : top + d.mask.shape[0], left : left + d.mask.shape[1]]
+
+    def covered(self, sprite: _Sprite, frame: int, x: int, y: int) -> np.ndarray:
+        """Pixels of each object, from the first, that the sprite would cover in one frame."""
+        under = self.window(sprite, frame, x, y)[sprite.drawn[frame].mask]
+        return np.bincount(under, minlength=len(self.sprites) + 1)[1:]
+
+    def leaves(self, sprite: _Sprite, x: int, y: int, part: float) -> bool:
+        """Whether it would leave at least `part` of every object visible in every frame."""
+        for frame in range(len(self.owner)):
+            covered = self.covered(sprite, frame, x, y)
+            for i in np.flatnonzero(covered):
+                if self.left[i][frame] - covered[i] < part * self.areas[i][frame]:
+                    return False
+        return True
+
+    def near(self, sprite: _Sprite, x: int, y: int, but: int = -1) -> bool:
+        """Whether an object other than `but` is within the gap in any frame."""
+        height, width = self.owner.shape[1:]
+        for frame, (d, (dx, dy)) in enumerate(zip(sprite.drawn, sprite.shifts, strict=True)):
+            top, left = y + dy + d.top, x + dx + d.left
+            bottom, right = top + d.mask.shape[0], left + d.mask.shape[1]
+            t, m = max(top - _GAP, 0), max(left - _GAP, 0)
+            around = self.owner[frame, t : min(bottom + _GAP, height), m : min(right + _GAP, width)]
+            if not around.any():
+                continue
+            grown = cv2.copyMakeBorder(d.mask.view(np.uint8), _GAP, _GAP, _GAP, _GAP, cv2.BORDER_CONSTANT, value=0)
+            grown = cv2.dilate(grown, _WITHIN_GAP)
+            grown = grown[t - top + _GAP :, m - left + _GAP :][: around.shape[0], : around.shape[1]]
+            hit = around[grown != 0]
+            if ((hit != 0) & (hit != but + 1)).any():
+                return True
+        return False
+
+    def place(self, sprite: _Sprite, x: int, y: int) -> None:
+        number = len(self.sprites) + 1
+        for frame in range(len(self.owner)):
+            covered = self.covered(sprite, frame, x, y)
+            for i in np.flatnonzero(covered):
+                self.left[i][frame] -= covered[i]
+            self.window(sprite, frame, x, y)[sprite.drawn[frame].mask] = number
+        areas = np.array([np.count_nonzero(d.mask) for d in sprite.drawn])
+        self.sprites.append(sprite)
+        self.centres.append((x, y))
+        self.areas.append(areas)
+        self.left.append(areas.copy())
+
+    def paint(self, frame: int, picture: np.ndarray) -> np.ndarray:
+        """`picture` (H, W, 3) with the objects on it, in their order; changed in place."""
+        for sprite, (x, y) in zip(self.sprites, self.centres, strict=True):
+            d, (dx, dy) = sprite.drawn[frame], sprite.shifts[frame]
+            top, left = y + dy + d.top, x + dx + d.left
+            part = picture[top : top + d.mask.shape[0], left : left + d.mask.shape[1]]
+            cv2.copyTo(d.pixels, d.mask.view(np.uint8), part)
+        return picture
+
+    def whole(self) -> np.ndarray:
+        """(objects, frames, H, W) bool, the masks with what is covered."""
+        masks = np.zeros((len(self.sprites), *self.owner.shape), bool)
+        for i, (sprite, (x, y)) in enumerate(zip(self.sprites, self.centres, strict=True)):
+            for frame, (d, (dx, dy)) in enumerate(zip(sprite.drawn, sprite.shifts, strict=True)):
+                top, left = y + dy + d.top, x + dx + d.left
+                masks[i, frame, top : top + d.mask.shape[0], left : left + d.mask.shape[1]] = d.mask
+        return masks
+
+
+_WITHIN_GAP = np.ones((2 * _GAP + 1, 2 * _GAP + 1), np.uint8)
+
+
+def make_scene(seed: int, split: str = "train", video: bool | None = None) -> Scene:
+    """A scene of 2 to 6 objects, always the same one for the same arguments.
+
+    Args:
+        seed: an integer from 0 on.
+        split: `train`, in which no held-out combination occurs, or `heldout`, other scenes with at least one each.
+        video: an image or a video; drawn, 30 % videos, where None.
+
+    Raises:
+        ValueError: naming the argument, what was expected and what came.
+    """
+    if video is not None and not isinstance(video, (bool, np.bool_)):
+        raise ValueError(f"video: expected True, False or None, got {video!r}")
+    rng = generator(seed, split, *(() if video is None else (int(video),)))
+    if video is None:
+        video = bool(rng.random() < _VIDEO_SHARE)
+    height, width = _draw_size(rng, *(VIDEO_SIDES if video else IMAGE_SIDES))
+    frames = int(rng.integers(VIDEO_FRAMES[0], VIDEO_FRAMES[1] + 1)) if video else 1
+    while True:  # a layout in which only one object found room is drawn anew
+        things = _draw_things(rng, split, video)
+        canvas, moves = _lay_out(rng, things, frames, height, width, video)
+        placed = tuple(s.thing for s in canvas.sprites)
+        if len(placed) >= 2 and (split == "train" or any(t.combination in held_out() for t in placed)):
+            break
+    return Scene(
+        _pictures(rng, canvas, video),
+        tuple(float(t) for t in range(frames)) if video else None,
+        np.stack([canvas.owner == i + 1 for i in range(len(placed))]),
+        canvas.whole(),
+        placed,
+        tuple(moves) if video else None,
+        int(seed),
+        split,
+    )
+
+
+def _draw_size(rng: np.random.Generator, low: int, high: int) -> tuple[int, int]:
+    first = int(rng.integers(low, high + 1))
+    second = int(rng.integers(max(low, math.ceil(first / MAX_ASPECT)), min(high, int(first * MAX_ASPECT)) + 1))
+    return (first, second) if rng.random() < 0.5 else (second, first)
+
+
+@functools.lru_cache(maxsize=1)
+def _combinations() -> tuple[np.ndarray, np.ndarray]:
+    """(shape, color, pattern) by number, (n, 3): those of training, and those held out."""
+    held = held_out()
+    every = [(s, c, p) for s in range(len(SHAPES)) for c in range(len(COLORS)) for p in range(len(PATTERNS))]
+    names = tuple(COLORS)
+    apart = np.array([(SHAPES[s], names[c], PATTERNS[p]) in held for s, c, p in every])
+    table = np.array(every)
+    return table[~apart], table[apart]
+
+
+def _draw_combination(
+    rng: np.random.Generator, held: bool, shape: int | None, color: int | None, pattern: int | None
+) -> tuple[int, int, int]:
+    """One combination, held out or not, with the given words where there is one; else the colour is free."""
+    train, apart = _combinations()
+    words: tuple[tuple[np.ndarray, int | None], ...] = ((train, color), (train, None))
+    if held:
+        words = ((apart, color), *words)
+    for table, tone in words:
+        fits = np.ones(len(table), bool)
+        for column, word in enumerate((shape, tone, pattern)):
+            if word is not None:
+                fits &= table[:, column] == word
+        rows = np.flatnonzero(fits)
+        if len(rows):
+            break
+    s, c, p = (int(v) for v in table[rows[rng.integers(len(rows))]])
+    return s, c, p
+
+
+def _draw_things(rng: np.random.Generator, split: str, video: bool) -> list[Thing]:
+    """What the objects shall be; colours and shapes repeat on purpose, for the questions that count."""
+    shares = _COUNTS[video]
+    n = 2 + int(rng.choice(len(shares), p=shares))
+    shapes: list[int | None] = [None] * n
+    colors: list[int | None] = [None] * n
+    repeats = _REPEATS[int(rng.choice(len(_REPEATS), p=_REPEAT_SHARES))]
+    for words, options, repeat in ((shapes, len(SHAPES), "shape"), (colors, len(COLORS), "color")):
+        if repeat in repeats:
+            word = int(rng.integers(options))
+            for i in rng.permutation(n)[: 2 + int(rng.choice(4, p=(0.22, 0.3, 0.36, 0.12)))]:
+                words[i] = word
+    heldout = [split == "heldout" and bool(rng.random() < _HELDOUT_SHARE) for _ in range(n)]
+    if split == "heldout" and not any(heldout):
+        heldout[int(rng.integers(n))] = True
+    names = tuple(COLORS)
+    things = []
+    large, most = 0, 1 if video else 2
+    for i in range(n):
+        size = SIZES[int(rng.choice(3, p=(0.34, 0.38, 0.28) if large < most else (0.45, 0.55, 0.0)))]
+        if rng.random() < _TINY_SHARE:
+            size = TINY
+        large += size == "large"
+        s, c, p = _draw_combination(rng, heldout[i], shapes[i], colors[i], 0 if size == TINY else None)
+        things.append(Thing(SHAPES[s], names[c], PATTERNS[p], size))
+    return things
+
+
+def _lay_out(
+    rng: np.random.Generator, things: list[Thing], frames: int, height: int, width: int, video: bool
+) -> tuple[_Canvas, list[str]]:
+    """Place the things, large ones mostly first so that they lie behind; one that finds no room is left out."""
+    across = {TINY: 0, "small": 1, "medium": 2, "large": 3}
+    order = sorted(range(len(things)), key=lambda i: -across[things[i].size] + rng.normal(0, 0.7))
+    canvas = _Canvas(frames, height, width)
+    moves: list[str] = []
+    pair = video and rng.random() < _PAIR_SHARE
+    for i in order:
+        thing = things[i]
+        paired = pair and moves.count("still") < 2 and thing.size != TINY
+        move = "still" if paired or not video else _draw_motion(rng, thing)
+        touching = bool(moves) and move == "still" and thing.size != TINY and (paired or rng.random() < 0.5)
+        edge = touching or rng.random() < (0.5 if video else 0.3)
+        sprite = _draw_sprite(rng, thing, move, frames, height, width, edge)
+        room = sprite.room(height, width)
+        if room is None:
+            continue
+        partners = [
+            j
+            for j in range(len(moves))
+            if moves[j] == "still" and canvas.sprites[j].thing.size != TINY and j not in canvas.contacts
+        ]
+        place = None
+        if touching and partners:
+            place = _touching_place(rng, canvas, sprite, room, partners)
+        if place is None:
+            place = _free_place(rng, canvas, sprite, room)
+        if place is not None:
+            canvas.place(sprite, *place)
+            moves.append(move)
+    return canvas, moves
+
+
+def _draw_motion(rng: np.random.Generator, thing: Thing) -> str:
+    options = motions.possible_motions(thing.shape, thing.size)
+    weights = np.array([{"still": 0.6, "turning": 1.8, "growing": 1.9, "shrinking": 1.8}.get(m, 1.0) for m in options])
+    return options[int(rng.choice(len(options), p=weights / weights.sum()))]
+
+
+def _draw_sprite(
+    rng: np.random.Generator, thing: Thing, move: str, frames: int, height: int, width: int, edge: bool
+) -> _Sprite:
+    low, high = motions.size_range(thing.size, move, height, width)
+    if thing.pattern != "solid" and thing.size == "small":
+        low = max(low, 18.0)  # thin parts must show the pattern
+    across = float(rng.uniform(min(low, high), high))
+    angle = draw_angle(thing.shape, rng)
+    look = draw_look(thing, rng, edge and thing.size != TINY)
+    path = motions.draw_path(move, frames, across, height, width, rng)
+    unit = unit_across(thing.shape, angle)
+    drawn: list[Drawn] = []
+    for f in range(frames):
+        if f and path.factors[f] == path.factors[f - 1] and path.angles[f] == path.angles[f - 1]:
+            drawn.append(drawn[-1])
+            continue
+        pose = Pose(0.0, 0.0, across * path.factors[f], angle + path.angles[f])
+        drawn.append(draw(thing, look, pose, unit, path.angles[f]))
+    return _Sprite(thing, tuple(drawn), path.shifts, look.edge is not None)
+
+
+def _inside(rng: np.random.Generator, room: tuple[int, int, int, int]) -> tuple[int, int]:
+    return int(rng.integers(room[0], room[1] + 1)), int(rng.integers(room[2], room[3] + 1))
+
+
+def _free_place(
+    rng: np.random.Generator, canvas: _Canvas, sprite: _Sprite, room: tuple[int, int, int, int]
+) -> tuple[int, int] | None:
+    """A place apart from all others; after some failures one that leaves enough of them; None where there is none.
+
+    Without an outline nothing would tell it from an object of its colour that it covers.
+    """
+    tries = [_inside(rng, room) for _ in range(20)]
+    for x, y in tries:
+        if not canvas.near(sprite, x, y):
+            return x, y
+    if not sprite.edged:
+        return None
+    part = MIN_VISIBLE if rng.random() < 0.85 else 0.35
+    return next(((x, y) for x, y in tries[:8] if canvas.leaves(sprite, x, y, part)), None)
+
+
+def _touching_place(
+    rng: np.random.Generator, canvas: _Canvas, sprite: _Sprite, room: tuple[int, int, int, int], partners: list[int]
+) -> tuple[int, int] | None:
+    """A place at which it just touches or partly covers one other object and is apart from the rest."""
+    area = int(np.count_nonzero(sprite.drawn[0].mask))
+    for _ in range(6):
+        j = partners[int(rng.integers(len(partners)))]
+        (cx, cy), theirs = canvas.centres[j], canvas.sprites[j].drawn[0].mask
+        wanted = rng.uniform(0.01, 0.3) * min(area, int(canvas.areas[j][0]))
+        a = rng.uniform(0, 2 * math.pi)
+        reach = (max(theirs.shape) + max(sprite.drawn[0].mask.shape)) * 0.75
+        for distance in np.arange(reach, 3, -2.0):
+            x, y = cx + round(distance * math.cos(a)), cy + round(distance * math.sin(a))
+            if not (room[0] <= x <= room[1] and room[2] <= y <= room[3]):
+                continue
+            if canvas.covered(sprite, 0, x, y)[j] >= wanted:
+                if canvas.leaves(sprite, x, y, MIN_VISIBLE) and not canvas.near(sprite, x, y, but=j):
+                    canvas.contacts += [j, len(canvas.sprites)]
+                    return x, y
+                break
+    return None
+
+
+def _pictures(rng: np.random.Generator, canvas: _Canvas, video: bool) -> tuple[np.ndarray, ...]:
+    """The frames. A video's background is the same throughout; half of the videos have no noise of their own."""
+    ground = background(rng, *canvas.owner.shape[1:])
+    level = int(rng.integers(3))
+    noise: Callable[[np.ndarray], np.ndarray]
+    if video and rng.random() < 0.5:
+        ground = add_noise(ground, rng, level)
+        noise = np.copy
+    elif not video and rng.random() < 0.3:
+        noise = np.copy
+    else:
+        noise = functools.partial(add_noise, rng=rng, level=level)
+    return tuple(noise(canvas.paint(f, ground.copy())) for f in range(len(canvas.owner)))
