@@ -21,6 +21,10 @@ VISION_PREFIX = "model.vision_encoder.vision_encoder."
 _PATCHES = f"{VISION_PREFIX}embeddings.patch_embedding.weight"
 _MLP = f"{VISION_PREFIX}encoder.layers.0.mlp.fc1.weight"
 PATCH_SIZE = 14
+GLOBAL_VIEW = 336  # sides of the context views of the released models
+LOCAL_VIEW = 224
+SMALLEST_VIEW = 56  # the image processor enlarges what is smaller
+LARGEST_VIEW = 1 << 13
 HEAD_SIZE = 72  # of the released vision encoder, the only one met without a config file of its own
 INFUSION_HEADS = 8
 MAX_WIDTH = 1 << 18
@@ -205,6 +209,7 @@ class ModelConfig:
         mask_num: object tokens n per object (and, in Lite, per frame).
         mm_max_length: pixel budget of one call of the vision encoder, in patches of the downsampled grid.
         spatial_merge_size: side of the square of patches that a video of the full model merges.
+        global_view_size, local_view_size: sides in pixels of Lite's two square context views.
         raw: `config.json` as it was read.
     """
 
@@ -215,6 +220,8 @@ class ModelConfig:
     mm_max_length: int
     spatial_merge_size: int
     raw: dict[str, Any] = field(repr=False)
+    global_view_size: int = GLOBAL_VIEW
+    local_view_size: int = LOCAL_VIEW
 
     @property
     def hidden_size(self) -> int:
@@ -279,6 +286,8 @@ class ModelConfig:
             mm_max_length=fields.integer("mm_max_length", 1, 1 << 24, default=9477 // merge**2),
             spatial_merge_size=merge,
             raw=dict(raw),
+            global_view_size=_view_size(fields, "global_view_size", GLOBAL_VIEW),
+            local_view_size=_view_size(fields, "local_view_size", LOCAL_VIEW),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -302,6 +311,13 @@ def check_kind(raw: Mapping[str, Any], source: str) -> Literal["lite", "full"]:
     if not isinstance(model_type, str) or model_type not in KINDS:
         raise _Fields(source, raw).error("model_type", " or ".join(repr(name) for name in KINDS))
     return cast(Literal["lite", "full"], KINDS[model_type])
+
+
+def _view_size(fields: _Fields, key: str, default: int) -> int:
+    size = fields.integer(key, SMALLEST_VIEW, LARGEST_VIEW, default=default)
+    if size % PATCH_SIZE:
+        raise fields.error(key, f"a multiple of {PATCH_SIZE}")
+    return size
 
 
 def _llm_fields(fields: _Fields) -> dict[str, Any]:

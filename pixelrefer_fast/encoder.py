@@ -133,7 +133,8 @@ class EncoderLayer(nn.Module):
         Returns:
             The stream and `following` of it, (P, D) each, or (F, D) after the last layer.
         """
-        qkv = (normed @ self.qkv.weight.T).view(len(x), 3, self.heads, -1)
+        # in mixed precision the products are narrower than what the operations get
+        qkv = (normed @ self.qkv.weight.T).to(x.dtype).view(len(x), 3, self.heads, -1)
         bias = self.qkv.bias.view(3, self.heads, -1)
         ops.rope2d(qkv, bias, layout.row, layout.column, *rope, backend=backend)
         q, k, v = qkv.unbind(1)
@@ -151,7 +152,7 @@ class EncoderLayer(nn.Module):
     def _add(
         self, x: torch.Tensor, delta: torch.Tensor, norm: nn.LayerNorm, backend: str
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return ops.add_norm(x, delta, norm.weight, norm.bias, self.eps, backend=backend)
+        return ops.add_norm(x, delta.to(x.dtype), norm.weight, norm.bias, self.eps, backend=backend)
 
 
 class VisionEncoder(nn.Module):
@@ -237,7 +238,8 @@ class VisionEncoder(nn.Module):
     def run(self, patches: torch.Tensor, layout: PassLayout, backend: str = "auto") -> torch.Tensor:
         """One pass, all on the patches' device: no value of a tensor is looked at, so that it can be captured."""
         rope = self._rope(layout.places, patches.device)
-        x = self.patch_embedding(patches.to(self.patch_embedding.weight.dtype))
+        dtype = self.patch_embedding.weight.dtype
+        x = self.patch_embedding(patches.to(dtype)).to(dtype)  # in mixed precision the residual stream stays wide
         layers = [layer for layer in self.layers if isinstance(layer, EncoderLayer)]
         norms = [*(layer.norm1 for layer in layers), self.post_norm]
         normed = norms[0](x)

@@ -136,16 +136,33 @@ def build_prompt(
     """
     content = expand_question(question, objects, scene, times)
     text = f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
+    return _tokenized(tokenizer, text, sum(sum(o.counts) for o in objects), sum(scene or ()), room)
+
+
+def continue_prompt(tokenizer: Any, question: str, objects: Sequence[ObjectTokens]) -> Prompt:
+    """Token ids of a further question of a conversation, from the line break after the last answer's end token on.
+
+    Args:
+        question: with a `<region>` for each of `objects`; vision tags belong to the first question.
+
+    Raises:
+        ValueError: as `expand_question`.
+    """
+    content = expand_question(question, objects, None, None)
+    text = f"\n<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
+    return _tokenized(tokenizer, text, sum(sum(o.counts) for o in objects), 0)
+
+
+def _tokenized(tokenizer: Any, text: str, objects: int, vision: int, room: int | None = None) -> Prompt:
     input_ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)
     if room is not None and len(input_ids) > room:
         raise ValueError(f"prompt: expected at most {room} tokens, got {len(input_ids)}")
     region_id, image_id = tokenizer.convert_tokens_to_ids([REGION_TOKEN, IMAGE_TOKEN])
     region_slots = torch.nonzero(input_ids == region_id).flatten()
     image_slots = torch.nonzero(input_ids == image_id).flatten()
-    wanted = (sum(sum(o.counts) for o in objects), sum(scene or ()))
-    if (len(region_slots), len(image_slots)) != wanted:
+    if (len(region_slots), len(image_slots)) != (objects, vision):
         raise ValueError(
-            f"question: expected {wanted[0]} object and {wanted[1]} vision tokens in the prompt, "
+            f"question: expected {objects} object and {vision} vision tokens in the prompt, "
             f"got {len(region_slots)} and {len(image_slots)}"
         )
     return Prompt(input_ids, region_slots, image_slots)

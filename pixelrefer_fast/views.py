@@ -25,8 +25,6 @@ EMPTY: Box = (0, 0, 0, 0)  # of a mask without a marked pixel
 PAD = 2 * PATCH  # pixels of context around an object's bounding box
 CELL = PATCH * PATCH
 MAX_CELLS = {"lite": 50, "full": 100}  # an object of more cells of 14x14 pixels is scaled down to that many
-GLOBAL_SIDE = 336
-LOCAL_SIDE = 224
 MIN_PIXELS = 56 * 56
 MAX_ASPECT = 200
 MAX_CROP_PIXELS = 2**27  # a few scattered pixels can ask for a crop of any size; this one takes 400 MB
@@ -189,7 +187,9 @@ def plan_views(
         size, mask_grid = _scale(mark, crop, config)
         if config.kind == "lite" and mark.image not in context:
             # made once per image, on its first object: every later one gets the first one's local view
-            context[mark.image] = tuple(plan.add(_with_final(mark.name, v, budget)) for v in _context(mark, crop))
+            context[mark.image] = tuple(
+                plan.add(_with_final(mark.name, v, budget)) for v in _context(mark, crop, config)
+            )
         global_view, local_view = context.get(mark.image, (None, None))
         view = _with_final(mark.name, _crop_view(mark, crop, size, config.kind), budget)
         plan.marks.append(
@@ -216,14 +216,15 @@ def _crop_view(mark: Mark, crop: Box, size: tuple[int, int], kind: str) -> View:
     return View(mark.image, *crop, *size, AREA if shrinks else LINEAR, 0, 0, 1)
 
 
-def _context(mark: Mark, crop: Box) -> tuple[View, View]:
+def _context(mark: Mark, crop: Box, config: ModelConfig) -> tuple[View, View]:
     """Global and local view; the local view of an empty mask is the whole image."""
     height, width = mark.mask.shape
     whole: Box = (0, 0, height, width)
     local = whole if crop == EMPTY else crop
+    global_size, local_size = config.global_view_size, config.local_view_size
     return (
-        View(mark.image, *whole, GLOBAL_SIDE, GLOBAL_SIDE, AREA, 0, 0, 1),
-        View(mark.image, *local, LOCAL_SIDE, LOCAL_SIDE, AREA, 0, 0, 1),
+        View(mark.image, *whole, global_size, global_size, AREA, 0, 0, 1),
+        View(mark.image, *local, local_size, local_size, AREA, 0, 0, 1),
     )
 
 

@@ -55,6 +55,14 @@ def test_bundled_checkpoints(kind):
     assert config.raw == json.loads((ASSETS / kind / "config.json").read_text())
 
 
+def test_context_views_are_as_large_as_the_released_ones_unless_said_otherwise():
+    config = ModelConfig.from_dict(RAW, VISION)
+    assert (config.global_view_size, config.local_view_size) == (336, 224)
+    small = ModelConfig.from_dict({**RAW, "global_view_size": 112, "local_view_size": 56}, VISION)
+    assert (small.global_view_size, small.local_view_size) == (112, 56)
+    assert small.to_dict()["global_view_size"] == 112
+
+
 def test_old_field_names_make_a_transformers_5_config():
     from transformers import Qwen2Config
 
@@ -106,6 +114,10 @@ BAD = [
     ("mask_num", 8.0),
     ("mask_num", True),
     ("mm_max_length", 0),
+    ("global_view_size", 335),
+    ("global_view_size", 42),
+    ("local_view_size", 224.0),
+    ("local_view_size", 14 * 10**6),
     ("vocab_size", 10**12),
     ("hidden_size", "48"),
     ("hidden_size", -48),

@@ -190,6 +190,16 @@ def test_with_many_marks_the_context_views_shrink() -> None:
         assert local.final_height == min(224, side)
 
 
+def test_context_views_of_a_small_model() -> None:
+    config = model_config("lite", global_view_size=112, local_view_size=84)
+    plan = plan_of(config, boxes_mask(300, 200, (10, 10, 90, 90)))
+    mark = plan.marks[0]
+    assert mark.global_view is not None
+    assert mark.local_view is not None
+    assert plan.views[mark.global_view].grid == (8, 8)
+    assert plan.views[mark.local_view].grid == (6, 6)
+
+
 def test_a_crop_over_the_budget_keeps_the_grid_of_its_mask() -> None:
     plan = plan_of(model_config("lite", mm_max_length=60), boxes_mask(300, 300, (10, 10, 200, 200)))
     mark = plan.marks[0]

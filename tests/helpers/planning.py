@@ -13,8 +13,9 @@ LINEAR, AREA = 0, 1
 BLACK = -1
 
 
-def model_config(kind: Any, mask_num: int = 32, mm_max_length: int = 16384) -> ModelConfig:
-    return ModelConfig(kind, VisionConfig(64, 2, 4, 128), {"hidden_size": 48}, mask_num, mm_max_length, 2, {})
+def model_config(kind: Any, mask_num: int = 32, mm_max_length: int = 16384, **views: int) -> ModelConfig:
+    sizes = VisionConfig(64, 2, 4, 128)
+    return ModelConfig(kind, sizes, {"hidden_size": 48}, mask_num, mm_max_length, 2, {}, **views)
 
 
 LITE, FULL = model_config("lite"), model_config("full")
