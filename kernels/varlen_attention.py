@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -25,6 +26,7 @@ def _attend(
     start,
     stop,
     keys,
+    last,  # the last key that the first query sees, unused unless CAUSAL
     scale,
     K_ROW: tl.constexpr,
     V_ROW: tl.constexpr,
@@ -33,8 +35,9 @@ def _attend(
     REST: tl.constexpr,
     BLOCK_K: tl.constexpr,
     RAGGED: tl.constexpr,
+    CAUSAL: tl.constexpr,
 ):
-    """Online softmax over the keys from start to stop; RAGGED where a block may reach beyond the sequence."""
+    """Online softmax over the keys from start to stop; RAGGED where a block may reach beyond what is seen."""
     column = tl.arange(0, MAIN)[None, :]
     over = MAIN + tl.arange(0, REST if REST else 16)[None, :]
     for at in range(start, stop, BLOCK_K):
@@ -50,7 +53,10 @@ def _attend(
             v_rest = tl.load(v + row * V_ROW + over, inside & (over < HEAD), 0.0)
             score = tl.dot(q_rest, k_rest.T, score, input_precision="ieee")
         if RAGGED:
-            score = tl.where((key < keys)[None, :], score, float("-inf"))
+            # rows behind the last query see keys that are not there, and are not stored
+            ahead = key[None, :] - tl.arange(0, q_main.shape[0])[:, None]
+            visible = ahead <= last if CAUSAL else (key < keys)[None, :]
+            score = tl.where(visible, score, float("-inf"))
         now = tl.maximum(highest, tl.max(score, 1) * scale)  # [Q]
         # a row of scores that are all -inf has no largest one to take off
         off = tl.where(now == float("-inf"), 0.0, now)
@@ -68,8 +74,8 @@ def _attend(
 @triton.jit(do_not_specialize=["blocks"])
 def _varlen_attention(
     q,  # [Pq, H, d] float
-    k,  # [Pk, H, d] same dtype
-    v,  # [Pk, H, d] same dtype
+    k,  # [Pk, H / GROUP, d] same dtype
+    v,  # [Pk, H / GROUP, d] same dtype
     out,  # [Pq, H, d] same dtype, contiguous
     cu_seqlens_q,  # [V + 1] int32
     cu_seqlens_k,  # [V + 1] int32
@@ -83,6 +89,8 @@ def _varlen_attention(
     V_HEAD: tl.constexpr,
     HEADS: tl.constexpr,
     HEAD: tl.constexpr,
+    GROUP: tl.constexpr,
+    CAUSAL: tl.constexpr,
     MAIN: tl.constexpr,
     REST: tl.constexpr,
     BLOCK_Q: tl.constexpr,
@@ -97,8 +105,8 @@ def _varlen_attention(
         return
     first_k = tl.load(cu_seqlens_k + sequence)
     keys = tl.load(cu_seqlens_k + sequence + 1) - first_k
-    k += first_k.to(tl.int64) * K_ROW + head * K_HEAD
-    v += first_k.to(tl.int64) * V_ROW + head * V_HEAD
+    k += first_k.to(tl.int64) * K_ROW + head // GROUP * K_HEAD
+    v += first_k.to(tl.int64) * V_ROW + head // GROUP * V_HEAD
 
     query = first + tl.arange(0, BLOCK_Q)
     inside = (query < queries)[:, None]
@@ -114,14 +122,20 @@ def _varlen_attention(
     total = tl.zeros([BLOCK_Q], tl.float32)
     highest = tl.full([BLOCK_Q], float("-inf"), tl.float32)
 
+    # the last query stands at the last key; all see the keys before `full`, none one from `stop` on
+    last = first + keys - queries
     full = keys // BLOCK_K * BLOCK_K
+    stop = keys
+    if CAUSAL:
+        full = tl.maximum(tl.minimum(last + 1, keys), 0) // BLOCK_K * BLOCK_K
+        stop = tl.maximum(tl.minimum(last + BLOCK_Q, keys), 0)
     main, rest, total, highest = _attend(
-        main, rest, total, highest, q_main, q_rest, k, v, 0, full, keys, scale,
-        K_ROW, V_ROW, HEAD, MAIN, REST, BLOCK_K, RAGGED=False,
+        main, rest, total, highest, q_main, q_rest, k, v, 0, full, keys, last, scale,
+        K_ROW, V_ROW, HEAD, MAIN, REST, BLOCK_K, RAGGED=False, CAUSAL=CAUSAL,
     )  # fmt: skip
     main, rest, total, highest = _attend(
-        main, rest, total, highest, q_main, q_rest, k, v, full, keys, keys, scale,
-        K_ROW, V_ROW, HEAD, MAIN, REST, BLOCK_K, RAGGED=True,
+        main, rest, total, highest, q_main, q_rest, k, v, full, stop, keys, last, scale,
+        K_ROW, V_ROW, HEAD, MAIN, REST, BLOCK_K, RAGGED=True, CAUSAL=CAUSAL,
     )  # fmt: skip
 
     # without keys nothing was summed, and the result is zero
@@ -140,11 +154,12 @@ def varlen_attention(
     cu_seqlens_k: torch.Tensor,
     max_q: int,
     max_k: int,
+    causal: bool = False,
 ) -> torch.Tensor:
     """As `pixelrefer_fast.ops.varlen_attention`; the last dimension of q, k and v is contiguous."""
     patches, heads, head_dim = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    name = _name(q.dtype)
+    name = _name(q.dtype, causal)
     config = configuration(name, head_dim, q.device)
     blocks = triton.cdiv(max_q, config["BLOCK_Q"])
     launch(
@@ -170,15 +185,18 @@ def varlen_attention(
         V_HEAD=v.stride(1),
         HEADS=heads,
         HEAD=head_dim,
+        GROUP=heads // k.shape[1] if heads else 1,
+        CAUSAL=causal,
         **_split(head_dim),
         **config,
     )
     return out
 
 
-def _name(dtype: torch.dtype) -> str:
-    # float32 has no tensor cores: other blocks
-    return "varlen_attention.attention_float32" if dtype == torch.float32 else "varlen_attention.attention"
+def _name(dtype: torch.dtype, causal: bool) -> str:
+    # float32 has no tensor cores, and a causal mask takes registers: other blocks
+    kind = "causal" if causal else "attention"
+    return f"varlen_attention.{kind}_float32" if dtype == torch.float32 else f"varlen_attention.{kind}"
 
 
 def _split(head_dim: int) -> dict[str, int]:
@@ -189,18 +207,21 @@ def _split(head_dim: int) -> dict[str, int]:
 
 
 def compile_cases() -> Iterator[CompileCase]:
-    for name, dtypes in (
-        ("varlen_attention.attention", ("fp16", "bf16")),
-        ("varlen_attention.attention_float32", ("fp32",)),
-    ):
+    for dtypes, causal in itertools.product((("fp16", "bf16"), ("fp32",)), (False, True)):
+        name = _name(torch.float32 if dtypes == ("fp32",) else torch.float16, causal)
+        # the encoder's heads are parts of one product, the LLM's are three products
+        heads, group = (12, 6) if causal else (16, 1)
+        shared = f", {heads // group} of keys, causal" if causal else ""
         for device, entry in shipped(name):
             head = entry.get("upto", 256)
-            strides = {f"{x}_ROW": 3 * 16 * head for x in "QKV"} | {f"{x}_HEAD": head for x in "QKV"}
+            rows = (
+                {"Q": heads * head, "K": heads // group * head} if causal else {"Q": 3 * 16 * head, "K": 3 * 16 * head}
+            )
             for dtype in dtypes:
                 yield CompileCase(
                     kernel=_varlen_attention,
                     name=name,
-                    shape=f"{dtype}, 16 heads of {head}, {device}",
+                    shape=f"{dtype}, {heads} heads of {head}{shared}, {device}",
                     signature={
                         **dict.fromkeys(("q", "k", "v", "out"), f"*{dtype}"),
                         "cu_seqlens_q": "*i32",
@@ -209,9 +230,14 @@ def compile_cases() -> Iterator[CompileCase]:
                         "scale": "fp32",
                     },
                     constants={
-                        **strides,
-                        "HEADS": 16,
+                        "Q_ROW": rows["Q"],
+                        "K_ROW": rows["K"],
+                        "V_ROW": rows["K"],
+                        **{f"{x}_HEAD": head for x in "QKV"},
+                        "HEADS": heads,
                         "HEAD": head,
+                        "GROUP": group,
+                        "CAUSAL": causal,
                         **_split(head),
                         **{k: v for k, v in entry.items() if k.startswith("BLOCK")},
                     },

@@ -6,6 +6,7 @@ from pixelrefer_fast.ops.infuse import infuse
 from pixelrefer_fast.ops.object_pool import object_pool
 from pixelrefer_fast.ops.pack_objects import pack_objects
 from pixelrefer_fast.ops.pack_views import pack_views
+from pixelrefer_fast.ops.paged_attention import paged_attention
 from pixelrefer_fast.ops.rope2d import rope2d
 from pixelrefer_fast.ops.scatter_tokens import gather_tokens, scatter_tokens
 from pixelrefer_fast.ops.varlen_attention import varlen_attention
@@ -22,6 +23,7 @@ __all__ = [
     "object_pool",
     "pack_objects",
     "pack_views",
+    "paged_attention",
     "registry",
     "rope2d",
     "scatter_tokens",

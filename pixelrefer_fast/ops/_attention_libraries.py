@@ -27,6 +27,9 @@ class Library:
         module: where the function is imported from.
         function: its name.
         parameters: its names for the seven arguments.
+        causal: its names for a causal mask aligned bottom-right, with the value that asks for it; the first that the
+            installed version has is used.
+        grouped: its name for what has to be True where k and v have fewer heads; "" where nothing has to be said.
         majors: compute capabilities (the first number) that it has kernels for.
         largest_head: the largest head size; all take multiples of 8 only.
         documented: where all this is written down.
@@ -36,6 +39,8 @@ class Library:
     module: str
     function: str
     parameters: tuple[str, ...]
+    causal: tuple[tuple[str, Any], ...]
+    grouped: str
     majors: tuple[int, ...]
     largest_head: int
     documented: str
@@ -50,6 +55,8 @@ LIBRARIES = (
         module="flash_attn.cute",
         function="flash_attn_varlen_func",
         parameters=FLASH_PARAMETERS,
+        causal=(("causal", True),),
+        grouped="",
         majors=(9, 10),
         largest_head=128,
         documented="github.com/Dao-AILab/flash-attention flash_attn/cute/interface.py",
@@ -59,6 +66,8 @@ LIBRARIES = (
         module="flash_attn_interface",
         function="flash_attn_varlen_func",
         parameters=FLASH_PARAMETERS,
+        causal=(("causal", True),),
+        grouped="",
         majors=(9,),
         largest_head=256,
         documented="github.com/Dao-AILab/flash-attention hopper/flash_attn_interface.py",
@@ -68,6 +77,8 @@ LIBRARIES = (
         module="torch.nn.attention.varlen",
         function="varlen_attn",
         parameters=("query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"),
+        causal=(("window_size", (-1, 0)), ("is_causal", True)),
+        grouped="enable_gqa",
         majors=(8, 9, 10, 11, 12),
         largest_head=256,
         documented="docs.pytorch.org/docs/stable/nn.attention.varlen.html",
@@ -77,6 +88,8 @@ LIBRARIES = (
         module="flash_attn",
         function="flash_attn_varlen_func",
         parameters=FLASH_PARAMETERS,
+        causal=(("causal", True),),
+        grouped="",
         majors=(8, 9, 10, 11, 12),
         largest_head=256,
         documented="github.com/Dao-AILab/flash-attention flash_attn/flash_attn_interface.py",
@@ -99,6 +112,7 @@ def accepts(
     cu_seqlens_k: torch.Tensor,
     max_q: int,
     max_k: int,
+    causal: bool = False,
 ) -> str | None:
     """Why a library declines a call of `varlen_attention`, or None."""
     major = capability(q)
@@ -114,6 +128,7 @@ def accepts(
         heads_in_one_piece(q, k, v)
         or offsets_beside(q, cu_seqlens_q)
         or _no_empty_batch(q, k, cu_seqlens_q, max_q, max_k)
+        or _missing(library, q, k, causal)
     )
 
 
@@ -126,12 +141,18 @@ def run(
     cu_seqlens_k: torch.Tensor,
     max_q: int,
     max_k: int,
+    causal: bool = False,
 ) -> torch.Tensor:
     """Call a library; some give the log-sum-exp as well, which comes second."""
     function = _load(library)
     assert callable(function)
     arguments = (q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k)
-    returned = function(**dict(zip(library.parameters, arguments, strict=True)))
+    options: dict[str, Any] = {}
+    if causal:
+        options |= [(name, value) for name, value in library.causal if name in _parameters(library)][:1]
+    if library.grouped and q.shape[1] != k.shape[1]:
+        options[library.grouped] = True
+    returned = function(**dict(zip(library.parameters, arguments, strict=True)), **options)
     return returned[0] if isinstance(returned, tuple) else returned
 
 
@@ -149,6 +170,7 @@ def xformers_accepts(
     cu_seqlens_k: torch.Tensor,
     max_q: int,
     max_k: int,
+    causal: bool = False,
 ) -> str | None:
     """Why xformers declines a call of `varlen_attention`, or None."""
     if capability(q) is None:
@@ -159,6 +181,8 @@ def xformers_accepts(
         return f"it takes head sizes that are multiples of 8, not {q.shape[2]}"
     if cu_seqlens_q.device.type != "cpu":
         return f"its mask is made from lengths in host memory, cu_seqlens are on {cu_seqlens_q.device}: it would wait"
+    if causal and bool((cu_seqlens_q.diff() > cu_seqlens_k.diff()).any()):
+        return "its causal mask takes no sequence of more queries than keys"
     return heads_in_one_piece(q, k, v) or _no_empty_batch(q, k, cu_seqlens_q, max_q, max_k)
 
 
@@ -170,13 +194,21 @@ def xformers_run(
     cu_seqlens_k: torch.Tensor,
     max_q: int,
     max_k: int,
+    causal: bool = False,
 ) -> torch.Tensor:
-    """xformers.ops.memory_efficient_attention under a BlockDiagonalMask, whose sequences must fill the rows."""
+    """xformers.ops.memory_efficient_attention under a block-diagonal mask, whose sequences must fill the rows."""
     ops: Any = _import("xformers.ops")
     lengths = [x.diff().tolist() for x in (cu_seqlens_q, cu_seqlens_k)]
-    mask = ops.fmha.BlockDiagonalMask.from_seqlens(*lengths, device=q.device)
+    masks = ops.fmha.attn_bias
+    kind = masks.BlockDiagonalCausalFromBottomRightMask if causal else masks.BlockDiagonalMask
+    mask = kind.from_seqlens(*lengths, device=q.device)
     queries, keys = (sum(x) for x in lengths)
-    found = ops.memory_efficient_attention(q[None, :queries], k[None, :keys], v[None, :keys], attn_bias=mask)[0]
+    packed = q[None, :queries], k[None, :keys], v[None, :keys]
+    if q.shape[1] != k.shape[1]:
+        # (1, M, groups, heads of a group, d), one head of k and v seen by all of its group
+        groups = k.shape[1], q.shape[1] // k.shape[1]
+        packed = packed[0].unflatten(2, groups), *(x[:, :, :, None].expand(-1, -1, *groups, -1) for x in packed[1:])
+    found = ops.memory_efficient_attention(*packed, attn_bias=mask)[0].reshape(queries, *q.shape[1:])
     if queries == len(q):
         return found
     out = q.new_zeros(q.shape)
@@ -205,6 +237,24 @@ def capability(tensor: torch.Tensor) -> int | None:
 def _no_empty_batch(q: torch.Tensor, k: torch.Tensor, cu_seqlens: torch.Tensor, max_q: int, max_k: int) -> str | None:
     empty = len(cu_seqlens) < 2 or not (len(q) and len(k) and max_q and max_k)
     return "it takes no batch without sequences, queries or keys" if empty else None
+
+
+def _missing(library: Library, q: torch.Tensor, k: torch.Tensor, causal: bool) -> str | None:
+    """What the installed version cannot be asked for, or None."""
+    known = _parameters(library)
+    name = f"{library.module}.{library.function}"
+    if causal and not any(option in known for option, _ in library.causal):
+        return f"{name} has no parameter {library.causal[0][0]} in the version installed"
+    if q.shape[1] != k.shape[1] and library.grouped and library.grouped not in known:
+        return f"{name} has no parameter {library.grouped} in the version installed"
+    return None
+
+
+@functools.cache
+def _parameters(library: Library) -> frozenset[str]:
+    """Names of the parameters of the library's function, none where there is no such function."""
+    function = _load(library)
+    return frozenset() if isinstance(function, str) else frozenset(inspect.signature(function).parameters)
 
 
 @functools.cache

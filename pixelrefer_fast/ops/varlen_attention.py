@@ -7,9 +7,10 @@ from functools import partial
 from itertools import groupby, pairwise
 
 import torch
-import torch.nn.functional as F
 
+from pixelrefer_fast.checks import shown
 from pixelrefer_fast.ops import _attention_libraries as libraries
+from pixelrefer_fast.ops._causal import attend, causal_attention
 from pixelrefer_fast.ops._check import check_count, check_device, check_dtype, check_shape
 from pixelrefer_fast.ops._registry import register_op, triton_available, triton_device
 
@@ -17,24 +18,28 @@ LARGEST_HEAD = 256  # of the Triton kernel
 
 
 def _samples(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple]:
-    def make(queries: list[int], keys: list[int], heads: int, head_dim: int) -> tuple:
-        def rows(lengths: list[int]) -> torch.Tensor:
+    def make(queries: list[int], keys: list[int], heads: tuple[int, int], head_dim: int, *causal: bool) -> tuple:
+        def rows(lengths: list[int], heads: int) -> torch.Tensor:
             return torch.randn(sum(lengths), heads, head_dim, generator=generator).to(dtype)
 
+        packed = rows(queries, heads[0]), rows(keys, heads[1]), rows(keys, heads[1])
         offsets = (torch.tensor([0, *x]).cumsum(0, dtype=torch.int32) for x in (queries, keys))
-        return rows(queries), rows(keys), rows(keys), *offsets, max(queries, default=0), max(keys, default=0)
+        return *packed, *offsets, max(queries, default=0), max(keys, default=0), *causal
 
-    yield make([5, 1, 0, 9], [5, 1, 0, 9], 2, 16)
-    yield make([17], [17], 3, 72)
-    yield make([6, 6, 6, 2, 3, 0], [8, 8, 8, 1, 0, 4], 1, 8)
-    yield make([], [], 2, 8)
+    yield make([5, 1, 0, 9], [5, 1, 0, 9], (2, 2), 16)
+    yield make([17], [17], (3, 3), 72)
+    yield make([6, 6, 6, 2, 3, 0], [8, 8, 8, 1, 0, 4], (1, 1), 8)
+    yield make([5, 1, 0, 9, 5], [5, 1, 0, 9, 5], (4, 2), 16, True)
+    yield make([6, 1, 3, 2, 3], [8, 9, 3, 1, 0], (3, 1), 8, True)
+    yield make([], [], (2, 2), 8)
 
 
 @register_op(
     source="reference model/damovl_encoder/modeling_damovl_encoder.py VisionFlashAttention2",
     tolerance={torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3},
     samples=_samples,
-    schema="(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, int max_q, int max_k) -> Tensor",
+    schema="(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, int max_q, int max_k, "
+    "bool causal=False) -> Tensor",
     fake=lambda q, *args: q.new_empty(q.shape),
 )
 def varlen_attention(
@@ -45,42 +50,51 @@ def varlen_attention(
     cu_seqlens_k: torch.Tensor,
     max_q: int,
     max_k: int,
+    causal: bool = False,
 ) -> torch.Tensor:
-    """softmax(q kᵀ / sqrt(d)) v, block-diagonal: a patch attends within its own sequence only.
+    """softmax(q kᵀ / sqrt(d)) v, block-diagonal: a patch or token attends within its own sequence only.
 
     Args:
         q: (Pq, H, d), packed queries of V sequences, any float dtype; the last dimension is contiguous.
-        k, v: (Pk, H, d), packed keys and values of the same sequences, same dtype; likewise.
+        k, v: (Pk, G, d), packed keys and values of the same sequences, same dtype; likewise. G divides H: each of their
+            heads serves H / G neighbouring heads of the queries (grouped-query attention).
         cu_seqlens_q, cu_seqlens_k: (V + 1,) int32: the queries of sequence i are rows cu_seqlens_q[i] to
             cu_seqlens_q[i + 1], its keys and values rows cu_seqlens_k[i] to cu_seqlens_k[i + 1].
         max_q, max_k: at least the longest sequence of queries, of keys. They are numbers of the host so that nobody
             has to wait for the device to tell them.
+        causal: a query sees no key behind its own place. The last query of a sequence stands at its last key
+            (bottom-right): with fewer queries than keys the first keys are the past, and of more queries than keys the
+            first ones see nothing.
 
     Returns:
-        (Pq, H, d). A sequence without keys gives zeros; rows beyond the last sequence are unspecified (here zeros).
-        No mask over the whole packing is ever built: neighbours of equal lengths run as one batch, so 20 frames of a
-        video cost memory for the scores of none (a fused kernel) or of one run of frames.
+        (Pq, H, d). A query that sees no key gives zeros; rows beyond the last sequence are unspecified (here zeros).
+        No mask over the whole packing is ever built: sequences of equal lengths run as one batch, so 20 frames of a
+        video cost memory for the scores of none (a fused kernel) or of one run of frames. Causal sequences of different
+        lengths are padded to a common one where that is cheaper than to run each by itself.
 
     Raises:
         ValueError: for shapes, dtypes or offsets that do not fit. Reads the offsets: waits for a device.
     """
-    _check(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k)
+    _check(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, causal)
     queries = _lengths("cu_seqlens_q", cu_seqlens_q, len(q), max_q)
     keys = _lengths("cu_seqlens_k", cu_seqlens_k, len(k), max_k)
-    out = q.new_zeros(q.shape)
-    start_q = start_k = 0
-    for (length_q, length_k), run in groupby(zip(queries, keys, strict=True)):
-        count = len(list(run))
-        stop_q, stop_k = start_q + count * length_q, start_k + count * length_k
-        if stop_q > start_q and stop_k > start_k:
-            # (count, H, length, d), as scaled_dot_product_attention wants it
-            block = (
-                q[start_q:stop_q].unflatten(0, (count, length_q)).transpose(1, 2),
-                *(x[start_k:stop_k].unflatten(0, (count, length_k)).transpose(1, 2) for x in (k, v)),
-            )
-            out[start_q:stop_q] = F.scaled_dot_product_attention(*block).transpose(1, 2).flatten(0, 1)
-        start_q, start_k = stop_q, stop_k
-    return out
+    if causal:
+        return causal_attention(q, k, v, queries, keys)
+    runs = [(*lengths, len(list(run))) for lengths, run in groupby(zip(queries, keys, strict=True))]
+    # cut and joined at once, so that a gradient passes through one operation and not through one for each run
+    rows_q, rows_k = [run[0] * run[2] for run in runs], [run[1] * run[2] for run in runs]
+    beyond_q, beyond_k = len(q) - sum(rows_q), len(k) - sum(rows_k)
+    parts = zip(q.split([*rows_q, beyond_q]), k.split([*rows_k, beyond_k]), v.split([*rows_k, beyond_k]), strict=True)
+    results = []
+    for (length_q, length_k, count), block in zip(runs, parts, strict=False):
+        if not (count * length_q and count * length_k):
+            results.append(torch.zeros_like(block[0]))
+            continue
+        # (count, heads, length, d), as scaled_dot_product_attention wants it
+        lengths = (length_q, length_k, length_k)
+        padded = (x.unflatten(0, (count, n)).transpose(1, 2) for x, n in zip(block, lengths, strict=True))
+        results.append(attend(*padded).transpose(1, 2).flatten(0, 1))
+    return torch.cat([*results, q.new_zeros(beyond_q, *q.shape[1:])])
 
 
 def _check(
@@ -91,9 +105,14 @@ def _check(
     cu_seqlens_k: torch.Tensor,
     max_q: int,
     max_k: int,
+    causal: bool = False,
 ) -> None:
     check_shape("varlen_attention", "q", q, None, None, None)
-    check_shape("varlen_attention", "k", k, None, *q.shape[1:])
+    check_shape("varlen_attention", "k", k, None, None, q.shape[2])
+    if q.shape[1] % max(k.shape[1], 1) or bool(q.shape[1]) != bool(k.shape[1]):
+        raise ValueError(
+            f"varlen_attention: expected k of as many heads as q or of a divisor of its {q.shape[1]}, got {k.shape[1]}"
+        )
     check_shape("varlen_attention", "v", v, *k.shape)
     check_shape("varlen_attention", "cu_seqlens_q", cu_seqlens_q, None)
     check_shape("varlen_attention", "cu_seqlens_k", cu_seqlens_k, *cu_seqlens_q.shape)
@@ -103,6 +122,8 @@ def _check(
         check_dtype("varlen_attention", name, offsets, torch.int32)
     for name, longest in (("max_q", max_q), ("max_k", max_k)):
         check_count("varlen_attention", name, longest)
+    if not isinstance(causal, bool):
+        raise ValueError(f"varlen_attention: expected causal, True or False, got {shown(causal)}")
     check_device("varlen_attention", q.device, k=k, v=v)
     if cu_seqlens_q.device != cu_seqlens_k.device:
         raise ValueError(
@@ -135,6 +156,7 @@ def _accepts(
     cu_seqlens_k: torch.Tensor,
     max_q: int,
     max_k: int,
+    causal: bool = False,
 ) -> str | None:
     if q.dtype not in (*libraries.HALVES, torch.float32):
         return f"it computes float32, float16 and bfloat16, not {q.dtype}"
@@ -154,9 +176,10 @@ def _checked(accepts: Callable[..., str | None]) -> Callable[..., str | None]:
         cu_seqlens_k: torch.Tensor,
         max_q: int,
         max_k: int,
+        causal: bool = False,
     ) -> str | None:
-        _check(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k)
-        return accepts(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k)
+        _check(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, causal)
+        return accepts(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, causal)
 
     return check
 
@@ -182,7 +205,8 @@ def _triton(
     cu_seqlens_k: torch.Tensor,
     max_q: int,
     max_k: int,
+    causal: bool = False,
 ) -> torch.Tensor:
     from pixelrefer_fast.kernels.varlen_attention import varlen_attention as run
 
-    return run(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k)
+    return run(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, causal)

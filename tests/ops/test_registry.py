@@ -48,13 +48,14 @@ def _is_large(sample: tuple) -> bool:
     return all(t.numel() and len(t) > 1 for t in _tensors(sample[:1]))
 
 
-def test_the_nine_operations_are_registered() -> None:
+def test_the_ten_operations_are_registered() -> None:
     assert OPS == [
         "add_norm",
         "infuse",
         "object_pool",
         "pack_objects",
         "pack_views",
+        "paged_attention",
         "rope2d",
         "scatter_tokens",
         "varlen_attention",

@@ -17,15 +17,27 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def _dense(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, queries: list[int], keys: list[int], dtype: torch.dtype
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    queries: list[int],
+    keys: list[int],
+    dtype: torch.dtype,
+    causal: bool = False,
 ) -> torch.Tensor:
-    """(Pq, heads, head_dim), one softmax over all keys with those of other sequences masked out."""
+    """(Pq, heads, head_dim), one softmax over all keys with those of other sequences, or yet to come, masked out."""
     q, k, v = (x.to(dtype) for x in (q, k, v))
+    k, v = (x.repeat_interleave(q.shape[1] // max(x.shape[1], 1), 1) for x in (k, v))
     owners = [
         torch.repeat_interleave(torch.arange(len(x)), torch.tensor(x, dtype=torch.int64)) for x in (queries, keys)
     ]
+    hidden = owners[0][:, None] != owners[1][None]
+    if causal:
+        # counted from the end of its sequence
+        left = [torch.cat([torch.arange(n, 0, -1) for n in (0, *x)]) for x in (queries, keys)]
+        hidden = hidden | (left[1][None] < left[0][:, None])
     scores = torch.einsum("phd,shd->hps", q, k) * q.shape[2] ** -0.5
-    scores = scores.masked_fill(owners[0][:, None] != owners[1][None], -torch.inf)
+    scores = scores.masked_fill(hidden, -torch.inf)
     # a query without keys has a row of -inf only
     return torch.einsum("hps,shd->phd", scores.softmax(-1).nan_to_num(0), v)
 
@@ -198,7 +210,10 @@ def test_wrong_offsets(offsets: list, message: str) -> None:
     ("change", "message"),
     [
         ({"q": torch.zeros(9, 8)}, r"expected q of shape \(any, any, any\), got \(9, 8\)"),
-        ({"k": torch.zeros(9, 1, 4)}, r"expected k of shape \(any, 2, 4\), got \(9, 1, 4\)"),
+        ({"k": torch.zeros(9, 2, 3)}, r"expected k of shape \(any, any, 4\), got \(9, 2, 3\)"),
+        ({"k": torch.zeros(9, 4, 4)}, "expected k of as many heads as q or of a divisor of its 2, got 4"),
+        ({"k": torch.zeros(9, 0, 4)}, "expected k of as many heads as q or of a divisor of its 2, got 0"),
+        ({"v": torch.zeros(9, 1, 4)}, r"expected v of shape \(9, 2, 4\), got \(9, 1, 4\)"),
         ({"v": torch.zeros(8, 2, 4)}, r"expected v of shape \(9, 2, 4\), got \(8, 2, 4\)"),
         ({"k": torch.zeros(9, 2, 4).half()}, "expected k of torch.float32, got torch.float16"),
         ({"v": torch.zeros(9, 2, 4).half()}, "expected v of torch.float32, got torch.float16"),
@@ -215,3 +230,128 @@ def test_errors(change: dict[str, torch.Tensor], message: str) -> None:
     arguments = {"q": q, "k": k, "v": v, "cu_seqlens_q": _offsets([9]), "cu_seqlens_k": _offsets([9])} | change
     with pytest.raises(ValueError, match=f"^varlen_attention: {message}$"):
         varlen_attention(*arguments.values(), 9, 9)
+
+
+@pytest.mark.parametrize("value", [1, None, "yes", torch.tensor(True)])
+def test_causal_is_true_or_false(value: Any) -> None:
+    q, k, v = _random([9], 2, 4)
+    with pytest.raises(ValueError, match=r"^varlen_attention: expected causal, True or False, got "):
+        varlen_attention(q, k, v, _offsets([9]), _offsets([9]), 9, 9, value)
+
+
+# Causal, and heads in groups
+
+
+PAIRS = st.lists(st.tuples(st.integers(0, 9) | st.just(1), st.integers(0, 12) | st.just(4)), max_size=9)
+
+
+@given(
+    lengths=PAIRS | LENGTHS.map(lambda x: [(n, n) for n in x]),
+    heads=st.sampled_from([(1, 1), (2, 2), (4, 2), (6, 2), (3, 1)]),
+    causal=st.booleans(),
+    slack=st.integers(0, 2),
+)
+def test_causal_and_grouped(lengths: list[tuple[int, int]], heads: tuple[int, int], causal: bool, slack: int) -> None:
+    """The last query stands at the last key, whichever of them are more."""
+    queries, keys = [a for a, _ in lengths], [b for _, b in lengths]
+    q = _random([*queries, slack], heads[0], 8, seed=1)[0]
+    _, k, v = _random([*keys, slack], heads[1], 8, seed=2)
+    own = q[: sum(queries)], k[: sum(keys)], v[: sum(keys)]
+    exact = _dense(*own, queries, keys, torch.float64, causal)
+    for x, used in ((q, sum(queries)), (k, sum(keys)), (v, sum(keys))):
+        x[used:] = torch.nan
+    longest = max(queries, default=0), max(keys, default=0)
+    out = varlen_attention(q, k, v, _offsets(queries), _offsets(keys), *longest, causal)
+    torch.testing.assert_close(out[: sum(queries)].double(), exact, rtol=1e-5, atol=2e-6)
+    assert out[sum(queries) :].eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_precision_of_causal_attention(dtype: torch.dtype, numeric_bar: Callable[..., None]) -> None:
+    queries, keys = [31, 1, 64, 0, 5, 17], [31, 50, 64, 3, 40, 17]
+    q = _random(queries, 6, 32)[0].to(dtype)
+    k, v = (x.to(dtype) for x in _random(keys, 2, 32)[1:])
+    out = varlen_attention(q, k, v, _offsets(queries), _offsets(keys), 64, 64, True)
+    exact, plain = (_dense(q, k, v, queries, keys, x, True) for x in (torch.float64, dtype))
+    numeric_bar(varlen_attention, out, exact, plain)
+
+
+def test_nothing_looks_ahead_or_at_neighbours() -> None:
+    """Each token changes what comes after it in its own sequence, and nothing else, in whatever batch."""
+    lengths = [3, 7, 7, 1, 16, 5]
+    q, k, v = _random(lengths, 2, 8)
+    offsets = _offsets(lengths)
+
+    def attend() -> torch.Tensor:
+        return varlen_attention(q, k, v, offsets, offsets, 16, 16, True)
+
+    clean = attend()
+    for i, n in enumerate(lengths):
+        at = int(offsets[i]) + n // 2
+        kept = k[at].clone()
+        k[at] += 100
+        changed = attend().ne(clean).flatten(1).any(1)
+        k[at] = kept
+        assert changed.nonzero().flatten().tolist() == list(range(at, int(offsets[i + 1]))) or n == 1
+
+
+def test_gradients_of_causal_attention_are_those_of_dense_attention() -> None:
+    queries, keys = [4, 4, 2, 9, 1], [4, 7, 2, 9, 5]
+    q = _random(queries, 4, 8, seed=1)[0]
+    _, k, v = _random(keys, 2, 8, seed=2)
+    weight = torch.randn(q.shape)
+    found, wanted = [], []
+    for grads, attend in (
+        (found, lambda q, k, v: varlen_attention(q, k, v, _offsets(queries), _offsets(keys), 9, 9, True)),
+        (wanted, lambda q, k, v: _dense(q, k, v, queries, keys, torch.float64, True)),
+    ):
+        leaves = [x.detach().clone().requires_grad_() for x in (q, k, v)]
+        (attend(*leaves) * weight).sum().backward()
+        grads.extend(x.grad for x in leaves)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_after_a_call_without_them() -> None:
+    """What is kept of the lengths is made once, be it in inference mode."""
+    q, k, v = _random([5, 3], 2, 8)
+    offsets = _offsets([5, 3])
+    with torch.inference_mode():
+        expected = varlen_attention(q, k, v, offsets, offsets, 5, 5, True)
+    leaf = q.clone().requires_grad_()
+    out = varlen_attention(leaf, k, v, offsets, offsets, 5, 5, True)
+    out.sum().backward()
+    assert torch.equal(out, expected)
+    assert leaf.grad is not None
+
+
+class _Calls(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "scaled_dot_product" in func.name():
+            self.attention.append(tuple(args[0].shape))
+        return func(*args, **(kwargs or {}))
+
+
+def test_many_short_sequences_run_in_few_batches() -> None:
+    """Three batches at most for lengths from 20 to 60, and a third of padding at most."""
+    lengths = [20 + (7 * i) % 41 for i in range(80)]
+    q, k, v = _random(lengths, 2, 8)
+    offsets = _offsets(lengths)
+    with _Calls() as calls:
+        varlen_attention(q, k, v, offsets, offsets, 60, 60, True)
+    assert len(calls.attention) <= 3
+    assert sum(b * n for b, _, n, _ in calls.attention) <= 1.34 * sum(lengths)
+
+
+def test_a_question_about_a_long_past_takes_no_time_for_the_past() -> None:
+    """Three tokens that ask about 1,000 keys are not padded to the 200 of a neighbour."""
+    queries, keys = [3, 200, 2], [1000, 200, 900]
+    q = _random(queries, 2, 8)[0]
+    _, k, v = _random(keys, 2, 8)
+    with _Calls() as calls:
+        varlen_attention(q, k, v, _offsets(queries), _offsets(keys), 200, 1000, True)
+    assert sorted((b, n) for b, _, n, _ in calls.attention) == [(1, 200), (2, 3)]

@@ -180,5 +180,48 @@ def test_declines(kernel_device: torch.device) -> None:
         BackendError, match=r"the last dimension of q, k and v is not contiguous \(strides \[1, 2, 1\]\)"
     ):
         varlen_attention(q, apart, v, *rest, backend="triton")
-    with pytest.raises(ValueError, match=r"^varlen_attention: expected k of shape \(any, 1, 8\), got \(3, 1, 16\)$"):
+    with pytest.raises(ValueError, match=r"^varlen_attention: expected k of shape \(any, any, 8\), got \(3, 1, 16\)$"):
         varlen_attention(q, torch.zeros(3, 1, 16), v, *rest, backend="triton")
+
+
+# Causal, and heads in groups
+
+
+@pytest.mark.parametrize("dtype", _dtypes(), ids=str)
+@pytest.mark.parametrize(
+    ("queries", "keys"),
+    [
+        (RAGGED, RAGGED),
+        ([1, 3, 64, 5, 1], [70, 66, 130, 5, 1]),  # a past of less than, exactly and more than a block
+        ([70, 9, 3], [4, 0, 3]),  # first queries that see nothing, a whole block of them included
+    ],
+    ids=["alike", "past", "more queries"],
+)
+def test_causal_and_grouped(
+    dtype: torch.dtype,
+    queries: list[int],
+    keys: list[int],
+    kernel_device: torch.device,
+    numeric_bar: Callable[..., None],
+) -> None:
+    q, k, v, *rest = _arguments(kernel_device, dtype, queries, keys, 4, 24)
+    for heads in (4, 2, 1):
+        _judge((q, k[:, :heads], v[:, :heads], *rest, True), numeric_bar)
+
+
+def test_grouped_without_a_mask(kernel_device: torch.device, numeric_bar: Callable[..., None]) -> None:
+    q, k, v, *rest = _arguments(kernel_device, torch.float32, [3, 66], [70, 5], 6, 16)
+    _judge((q, k[:, ::3], v[:, ::3], *rest), numeric_bar)
+
+
+def test_nothing_looks_ahead(kernel_device: torch.device) -> None:
+    """What comes later changes no bit of an earlier row, whether it shares a block with it or not."""
+    q, k, v, *rest = _arguments(kernel_device, torch.float32, [130], [130], 1, 16)
+    clean = varlen_attention(q, k, v, *rest, True, backend="triton")
+    for at in (5, 64, 100):
+        later = [x.clone() for x in (k, v)]
+        for x in later:
+            x[at:] += 100
+        out = varlen_attention(q, *later, *rest, True, backend="triton")
+        assert torch.equal(out[:at], clean[:at])
+        assert not torch.equal(out[at:], clean[at:])

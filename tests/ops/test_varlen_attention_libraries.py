@@ -25,8 +25,10 @@ class Seen:
         self.calls: list[dict[str, Any]] = []
 
 
-def _answer(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, max_q: int, max_k: int) -> torch.Tensor:
-    return varlen_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, backend="torch")
+def _answer(
+    q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, max_q: int, max_k: int, causal: bool = False
+) -> torch.Tensor:
+    return varlen_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, causal, backend="torch")
 
 
 def _flash_attn_4(seen: Seen) -> Callable[..., Any]:
@@ -37,7 +39,7 @@ def _flash_attn_4(seen: Seen) -> Callable[..., Any]:
     ):  # fmt: skip
         seen.calls.append(dict(locals()))
         assert qv is None
-        return _answer(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k), None
+        return _answer(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal), None
 
     return flash_attn_varlen_func
 
@@ -49,7 +51,7 @@ def _flash_attn_3(seen: Seen) -> Callable[..., Any]:
         softmax_scale=None, causal=False, qv=None, window_size=(-1, -1), return_attn_probs=False,
     ):  # fmt: skip
         seen.calls.append(dict(locals()))
-        return _answer(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+        return _answer(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal)
 
     return flash_attn_varlen_func
 
@@ -57,10 +59,12 @@ def _flash_attn_3(seen: Seen) -> Callable[..., Any]:
 def _torch_varlen(seen: Seen) -> Callable[..., Any]:
     # torch/nn/attention/varlen.py
     def varlen_attn(
-        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)
-    ):
+        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1),
+        enable_gqa=False,
+    ):  # fmt: skip
         seen.calls.append(dict(locals()))
-        return _answer(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k)
+        assert enable_gqa == (query.shape[1] != key.shape[1])
+        return _answer(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, window_size == (-1, 0))
 
     return varlen_attn
 
@@ -72,7 +76,7 @@ def _flash_attn(seen: Seen) -> Callable[..., Any]:
         causal=False, window_size=(-1, -1), softcap=0.0, return_attn_probs=False,
     ):  # fmt: skip
         seen.calls.append(dict(locals()))
-        return _answer(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+        return _answer(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal)
 
     return flash_attn_varlen_func
 
@@ -96,6 +100,7 @@ def forgotten() -> Iterator[None]:
     def forget() -> None:
         libraries._load.cache_clear()
         libraries._import.cache_clear()
+        libraries._parameters.cache_clear()
 
     forget()
     yield
@@ -154,6 +159,48 @@ def test_called_as_documented(backend: str, install: Callable[[str], Seen], on_d
     assert not any(call[name] for name in call if name not in (*names, "window_size", "seen"))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_causal_and_grouped_called_as_documented(
+    backend: str, install: Callable[[str], Seen], on_device: Callable[[int], None]
+) -> None:
+    seen = install(backend)
+    on_device(MAJORS[backend])
+    q, k, v, *rest = _arguments()
+    arguments = q, k[:, :1], v[:, :1], *rest, True
+    out = varlen_attention(*arguments, backend=backend)
+    assert torch.equal(out, varlen_attention(*arguments, backend="torch"))
+    assert not torch.equal(out, varlen_attention(*arguments[:7], backend="torch"))
+    (call,) = seen.calls
+    if backend == "torch_varlen":
+        assert (call["window_size"], call["enable_gqa"]) == ((-1, 0), True)
+    else:
+        assert call["causal"] is True
+
+
+def test_torch_versions_that_cannot_be_asked(install: Callable[[str], Seen], on_device: Callable[[int], None]) -> None:
+    install("torch_varlen")
+    on_device(8)
+    module: Any = sys.modules["torch.nn.attention.varlen"]
+    q, k, v, *rest = _arguments()
+
+    def install_again(function: Callable[..., Any]) -> None:
+        module.varlen_attn = function
+        libraries._load.cache_clear()
+        libraries._parameters.cache_clear()
+
+    def older(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False):
+        return _answer(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal)
+
+    install_again(older)
+    expected = varlen_attention(q, k, v, *rest, True, backend="torch")
+    assert torch.equal(varlen_attention(q, k, v, *rest, True, backend="torch_varlen"), expected)
+    with pytest.raises(BackendError, match="has no parameter enable_gqa in the version installed"):
+        varlen_attention(q, k[:, :1], v[:, :1], *rest, backend="torch_varlen")
+    install_again(lambda query, key, value, cu_seq_q, cu_seq_k, max_q, max_k: query)
+    with pytest.raises(BackendError, match="has no parameter window_size in the version installed"):
+        varlen_attention(q, k, v, *rest, True, backend="torch_varlen")
+
+
 def test_the_signature_of_this_torch() -> None:
     """torch's function is installed, if not its device: the names are those it has."""
     import inspect
@@ -197,7 +244,7 @@ def test_what_does_not_fit_is_an_error_and_no_reason(
     install(backend)
     on_device(MAJORS[backend])
     q, k, *rest = _arguments()
-    with pytest.raises(ValueError, match=r"^varlen_attention: expected k of shape"):
+    with pytest.raises(ValueError, match=r"^varlen_attention: expected v of shape"):
         varlen_attention(q, k[:, :1], *rest, backend=backend)
 
 
@@ -287,6 +334,8 @@ def _xformers(seen: Seen) -> ModuleType:
     class BlockDiagonalMask:
         """xformers/ops/fmha/attn_bias.py"""
 
+        causal = False
+
         def __init__(self, q_seqlen: list[int], kv_seqlen: list[int], device: Any) -> None:
             assert all(type(n) is int for n in (*q_seqlen, *kv_seqlen))
             self.lengths = q_seqlen, kv_seqlen
@@ -296,18 +345,31 @@ def _xformers(seen: Seen) -> ModuleType:
         def from_seqlens(cls, q_seqlen: Any, kv_seqlen: Any = None, *, device: Any = None) -> Any:
             return cls(q_seqlen, kv_seqlen, device)
 
+    class BlockDiagonalCausalFromBottomRightMask(BlockDiagonalMask):
+        causal = True
+
+        def __init__(self, q_seqlen: list[int], kv_seqlen: list[int], device: Any) -> None:
+            super().__init__(q_seqlen, kv_seqlen, device)
+            assert all(a <= b for a, b in zip(q_seqlen, kv_seqlen, strict=True))
+
     def memory_efficient_attention(query, key, value, attn_bias=None, p=0.0, scale=None, *, op=None):
         seen.calls.append({"query": query, "mask": attn_bias})
         queries, keys = attn_bias.lengths
-        # as xformers has it: one batch of B, M, H, K, which the sequences fill
+        # as xformers has it: one batch of B, M, H, K or B, M, G, H, K, which the sequences fill
         assert query.shape[:2] == (1, sum(queries))
         assert key.shape[:2] == value.shape[:2] == (1, sum(keys))
+        assert query.shape[2:] == key.shape[2:] == value.shape[2:]
         offsets = (torch.tensor([0, *x]).cumsum(0, dtype=torch.int32) for x in (queries, keys))
-        return _answer(query[0], key[0], value[0], *offsets, max(queries), max(keys))[None]
+        heads = [x[0].reshape(x.shape[1], -1, x.shape[-1]) for x in (query, key, value)]
+        return _answer(*heads, *offsets, max(queries), max(keys), attn_bias.causal).reshape(query.shape)
 
     module: Any = ModuleType("xformers.ops")
     module.memory_efficient_attention = memory_efficient_attention
-    module.fmha = SimpleNamespace(BlockDiagonalMask=BlockDiagonalMask)
+    masks = SimpleNamespace(
+        BlockDiagonalMask=BlockDiagonalMask,
+        BlockDiagonalCausalFromBottomRightMask=BlockDiagonalCausalFromBottomRightMask,
+    )
+    module.fmha = SimpleNamespace(attn_bias=masks)
     return module
 
 
@@ -333,6 +395,18 @@ def test_xformers(padding: int, dtype: torch.dtype, xformers: Seen) -> None:
     (call,) = xformers.calls
     assert call["mask"].lengths == ([3, 4], [5, 4])
     assert call["mask"].device == q.device
+
+
+def test_xformers_causal_and_grouped(xformers: Seen) -> None:
+    q, k, v, *rest = _arguments()
+    q = torch.cat([q, q.flip(0)], 1)
+    out = varlen_attention(q, k, v, *rest, True, backend="xformers")
+    assert torch.equal(out, varlen_attention(q, k, v, *rest, True, backend="torch"))
+    (call,) = xformers.calls
+    assert call["mask"].causal
+    assert call["query"].shape == (1, 7, 2, 2, 72)
+    with pytest.raises(BackendError, match="its causal mask takes no sequence of more queries than keys"):
+        varlen_attention(k, q[:, :2], q[:, :2], rest[1], rest[0], 5, 4, True, backend="xformers")
 
 
 def test_xformers_declines(xformers: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
