@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixelrefer_fast.decoder import BROKEN, Decoder, Generation
+from pixelrefer_fast.decoder import Decoder, Generation
+from pixelrefer_fast.decoding.qwen import LanguageModel
+from pixelrefer_fast.decoding.text import BROKEN
 
 # The bundled tokenizer is byte-level: token i is byte BYTES[i], the printable ones first.
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -30,27 +31,26 @@ def _prompt(length: int = 9, seed: int = 0) -> torch.Tensor:
     return torch.randn(length, 48, generator=torch.Generator().manual_seed(seed))
 
 
-class Scripted:
+class Scripted(LanguageModel):
     """A language model that says what it is told: the logits of each step are given."""
 
-    def __init__(self, config: Any, logits: list[torch.Tensor]) -> None:
-        self.config = config
+    def __init__(self, llm: Any, logits: list[torch.Tensor]) -> None:
+        super().__init__(llm)
         self.left = list(logits)
         self.embedded: list[int] = []
 
-    def __call__(self, **inputs: Any) -> SimpleNamespace:
-        return SimpleNamespace(logits=self.left.pop(0)[None, None])
+    def prefill(self, embeds: torch.Tensor, packing: Any, pool: Any) -> torch.Tensor:
+        return self.left.pop(0)[None]
 
-    def get_input_embeddings(self) -> Any:
-        def embed(ids: torch.Tensor) -> torch.Tensor:
-            self.embedded += ids.flatten().tolist()
-            return torch.zeros(*ids.shape, 48)
-
-        return embed
+    def step(self, tokens: torch.Tensor, lengths: torch.Tensor, table: torch.Tensor, pool: Any) -> torch.Tensor:
+        self.embedded += tokens.tolist()
+        return self.left.pop(0)[None]
 
 
 def _scripted(model: Any, logits: list[torch.Tensor], **generation: Any) -> Decoder:
-    return Decoder(Scripted(model.llm.config, logits), model.tokenizer, generation)
+    decoder = Decoder(model.llm, model.tokenizer, generation)
+    decoder.language_model = Scripted(model.llm, logits)
+    return decoder
 
 
 def _saying(model: Any, tokens: list[int]) -> Decoder:
@@ -121,7 +121,7 @@ def test_no_penalty(lite: Any, value: float | None) -> None:
 def test_decoding_stops_at_an_end_token_and_yields_it(lite: Any) -> None:
     decoder = _saying(lite, [*_tokens("ab"), END, *_tokens("c")])
     assert _chosen(decoder, Generation()) == [*_tokens("ab"), END]
-    assert decoder.llm.embedded == _tokens("ab")
+    assert decoder.language_model.embedded == _tokens("ab")
 
 
 @pytest.mark.parametrize(("ends", "expected"), [(300, {256, 300}), ([300, 301], {256, 300, 301}), (None, {256})])
@@ -290,7 +290,7 @@ def test_streaming_does_not_wait_for_the_end(lite: Any) -> None:
     decoder = _saying(lite, _tokens("cat"))
     stream = decoder.stream(_prompt(), Generation(max_new_tokens=3))
     assert next(stream) == "c"
-    assert len(decoder.llm.left) == 2
+    assert len(decoder.language_model.left) == 2
 
 
 def test_the_tokens_of_this_file(lite: Any) -> None:

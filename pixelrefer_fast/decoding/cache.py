@@ -1,0 +1,176 @@
+"""Keys and values of all sequences, in blocks of so many tokens each.
+
+A sequence has a list of blocks. What is in a block is never changed while anybody holds it, only added to behind, so
+that several sequences may hold the blocks of a common beginning. Memory grows as it is needed, up to a limit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+
+from pixelrefer_fast.transfers import upload
+
+TRASH = 0  # the block that sequences without any write to
+FIRST_BLOCKS = 64
+SHARE = {"cuda": 0.8, "cpu": 0.25}  # of the free memory that the cache may take
+
+
+class BlockPool:
+    """Blocks of keys and values, counted by who holds them.
+
+    Args:
+        layers, heads, head_dim: of the model; heads are those of keys and values.
+        dtype, device: of the model.
+        size: tokens of a block.
+        limit_bytes: of all blocks together.
+
+    Attributes:
+        keys, values: (layers, blocks, size, heads, head_dim). Rows that nobody has written are zero.
+        version: changes when `keys` and `values` are other tensors.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        size: int,
+        limit_bytes: int,
+    ) -> None:
+        self.size = size
+        self.block_bytes = 2 * layers * size * heads * head_dim * dtype.itemsize
+        self.limit = max(limit_bytes // self.block_bytes, 2)
+        self.version = 0
+        self._shape = (layers, size, heads, head_dim)
+        self._dtype, self._device = dtype, device
+        self._holders: dict[int, int] = {}
+        self._free: list[int] = []
+        self._used: set[int] = set()  # blocks that were written before
+        self.keys, self.values = self._tensors(0), self._tensors(0)
+
+    @property
+    def blocks(self) -> int:
+        """How many there are now, the one for trash included."""
+        return self.keys.shape[1]
+
+    @property
+    def held_bytes(self) -> int:
+        return self.blocks * self.block_bytes
+
+    @property
+    def free(self) -> int:
+        """Blocks that could be had: those that nobody holds, and those that memory may still grow by."""
+        return self.limit - 1 - len(self._holders)
+
+    def needed(self, tokens: int) -> int:
+        """Blocks of so many tokens."""
+        return -(-tokens // self.size)
+
+    def allocate(self, count: int) -> list[int]:
+        """Blocks of zeros, held once.
+
+        Raises:
+            MemoryError: there are not so many within the limit.
+            torch.OutOfMemoryError: memory cannot grow.
+        """
+        if count > self.free:
+            raise MemoryError(f"cache: expected at most {self.free} free blocks, got a need of {count}")
+        if count > len(self._free):
+            self._grow(count - len(self._free))
+        taken = [self._free.pop() for _ in range(count)]
+        self._holders |= dict.fromkeys(taken, 1)
+        again = [b for b in taken if b in self._used]
+        if again:
+            # a number that is not finite, masked out, would still reach a sum
+            (index,) = upload([torch.tensor(again)], self.keys.device)
+            self.keys.index_fill_(1, index, 0)
+            self.values.index_fill_(1, index, 0)
+        self._used.update(taken)
+        return taken
+
+    def hold(self, blocks: Iterable[int]) -> None:
+        """Count one holder more."""
+        for block in blocks:
+            self._holders[block] += 1
+
+    def release(self, blocks: Iterable[int]) -> None:
+        """Count one holder less; blocks without any are free."""
+        for block in blocks:
+            self._holders[block] -= 1
+            if not self._holders[block]:
+                del self._holders[block]
+                self._free.append(block)
+
+    def rows(self, blocks: Sequence[int], start: int, stop: int) -> np.ndarray:
+        """Rows (int64) of a sequence's tokens from start to stop."""
+        token = np.arange(start, stop)
+        return np.asarray(blocks, np.int64)[token // self.size] * self.size + token % self.size
+
+    def write(self, layer: int, rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """(n, heads, head_dim) each, to n rows."""
+        self.keys[layer].flatten(0, 1).index_copy_(0, rows, keys)
+        self.values[layer].flatten(0, 1).index_copy_(0, rows, values)
+
+    def read(self, layer: int, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return (
+            self.keys[layer].flatten(0, 1).index_select(0, rows),
+            self.values[layer].flatten(0, 1).index_select(0, rows),
+        )
+
+    def copy(self, sources: torch.Tensor, targets: torch.Tensor) -> None:
+        """Rows to other rows, in all layers."""
+        for held in (self.keys.flatten(1, 2), self.values.flatten(1, 2)):
+            held.index_copy_(1, targets, held.index_select(1, sources))
+
+    def clear(self) -> None:
+        """Give all memory back.
+
+        Raises:
+            RuntimeError: somebody holds blocks.
+        """
+        if self._holders:
+            raise RuntimeError(f"cache: expected no blocks in use, got {len(self._holders)}")
+        self._free, self._used = [], set()
+        self.keys, self.values = self._tensors(0), self._tensors(0)
+        self.version += 1
+
+    def _tensors(self, blocks: int) -> torch.Tensor:
+        layers, *shape = self._shape
+        return torch.zeros((layers, blocks, *shape), dtype=self._dtype, device=self._device)
+
+    def _grow(self, missing: int) -> None:
+        """By half at least, so that growing seldom happens, and within the limit."""
+        before = self.blocks
+        wanted = max(before + missing + (not before), before + before // 2, FIRST_BLOCKS)
+        after = min(wanted, self.limit)
+        grown = []
+        for old in (self.keys, self.values):
+            new = self._tensors(after)
+            new[:, :before] = old
+            grown.append(new)
+        self.keys, self.values = grown
+        self.version += 1
+        first = max(before, TRASH + 1)
+        self._free = [*range(after - 1, first - 1, -1), *self._free]
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device, torch's own reserve included."""
+    if device.type == "cuda":
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserved
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on every system
+        return 2**32
+
+
+def default_limit(device: torch.device) -> int:
+    """Bytes that a cache may take by default: a share of what is free now."""
+    return int(SHARE.get(device.type, SHARE["cpu"]) * free_memory(device))

@@ -1,0 +1,229 @@
+"""Prompt embeddings -> text, for one prompt or for many at once."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from pixelrefer_fast.checks import is_integer, shown
+from pixelrefer_fast.decoding.cache import default_limit
+from pixelrefer_fast.decoding.engine import Engine, Limits
+from pixelrefer_fast.decoding.graphs import StepGraphs
+from pixelrefer_fast.decoding.lanes import Lanes
+from pixelrefer_fast.decoding.options import Generation, Step
+from pixelrefer_fast.decoding.prefixes import PrefixCache, PromptEmbeds
+from pixelrefer_fast.decoding.qwen import LanguageModel
+from pixelrefer_fast.decoding.sampling import signed
+from pixelrefer_fast.decoding.text import Detokenizer
+from pixelrefer_fast.decoding.tickets import Ticket
+
+MAX_RUNNING = 64
+PREFILL_TOKENS = 16384
+SHARED = 16  # tokens: computing fewer costs less than finding them
+PREFIX_BYTES = 512 * 2**20
+BLOCK = {"cuda": 64, "cpu": 32}  # tokens
+# steps between two looks, while somebody reads along and else; a CPU has nothing to wait for
+LOOK = {"cuda": (4, 16), "cpu": (1, 1)}
+AHEAD = {"cuda": True, "cpu": False}  # whether notes of a round are read while the next round runs
+
+
+class Decoder:
+    """Runs a Qwen2 causal LM from prompt embeddings.
+
+    Everything that is asked of one decoder, from whatever thread, is decoded together: `submit` queues a prompt, and
+    whoever waits for an answer advances all of them. What is asked together never changes an answer (in float32; a
+    device's low precision rounds differently for other batches).
+
+    Args:
+        llm: a Qwen2ForCausalLM of transformers.
+        tokenizer: its tokenizer.
+        generation_config: of its checkpoint: eos_token_id and repetition_penalty are used.
+        backend: who computes the operations.
+
+    Attributes:
+        max_running: sequences at once; more wait.
+        cache_bytes: that keys and values may take; None: a share of what is free at the first use (80 % on a CUDA
+            device, 25 % on a CPU). Memory is taken as it is needed.
+        prefix_bytes: of them, what beginnings of prompts may hold when their prompts are done.
+        graph_bytes: device memory that captured steps may keep (CUDA graphs); 0: none is captured.
+
+    These are read when the first prompt comes, and again after `clear`.
+    """
+
+    def __init__(self, llm: Any, tokenizer: Any, generation_config: dict[str, Any], backend: str = "auto") -> None:
+        self.llm = llm
+        self.tokenizer = tokenizer
+        self.language_model = LanguageModel(llm, backend)
+        self.max_running = MAX_RUNNING
+        self.cache_bytes: int | None = None
+        self.prefix_bytes = PREFIX_BYTES
+        self.graph_bytes = 0
+        self.max_prefill_tokens = PREFILL_TOKENS
+        self.shared_tokens = SHARED
+        ends = generation_config.get("eos_token_id") or []
+        self.end_ids = frozenset([tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])])
+        self.repetition_penalty = float(generation_config.get("repetition_penalty") or 1.0)
+        self._detokenizer = Detokenizer(tokenizer)
+        self._engine: Engine | None = None
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy decodes by itself: what runs and what is cached stays with this one."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_engine", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._engine = None
+        self._lock = threading.Lock()
+
+    @property
+    def context_length(self) -> int:
+        return self.llm.config.max_position_embeddings
+
+    def submit(
+        self,
+        prompt: PromptEmbeds | torch.Tensor,
+        options: Generation,
+        *,
+        streamed: bool = False,
+        keep_logits: bool = False,
+    ) -> Ticket:
+        """Queue a prompt; nothing runs before somebody waits for an answer or calls `advance`.
+
+        Args:
+            prompt: embeddings (L, C), with or without boundaries of shared beginnings.
+            options: how to decode.
+            streamed: whether pieces of the text will be asked for.
+            keep_logits: whether `Ticket.steps` will be asked for.
+
+        Raises:
+            ValueError: the prompt is no prompt, longer than the model's context, or than the cache.
+        """
+        given = prompt if isinstance(prompt, PromptEmbeds) else PromptEmbeds(prompt)
+        limit = self._limit(given, options)
+        engine = self._running_engine()
+        most = engine.capacity
+        if len(given) + limit > most:
+            raise ValueError(
+                f"prompt: expected at most {most} tokens with its answer, which is what the cache has room for, "
+                f"got {len(given)} and up to {limit}"
+            )
+        seed = secrets.randbits(63) if options.seed is None else signed(int(options.seed))
+        ticket = Ticket(given, options, limit, seed, self._detokenizer, self.advance, streamed, keep_logits)
+        engine.submit(ticket)
+        return ticket
+
+    def advance(self) -> bool:
+        """One round of everything that is submitted; False when there is nothing to do.
+
+        Memory that runs out makes rounds smaller; a prompt that fails by itself carries its error. Any other exception
+        (an interrupt, say) leaves all tickets where they can go on at the next call.
+        """
+        return self._engine is not None and self._engine.advance()
+
+    def steps(self, embeds: torch.Tensor, options: Generation) -> Iterator[Step]:
+        """Decode one prompt token by token, the end token included, with the raw logits of each.
+
+        Args:
+            embeds: (L, C) prompt embeddings.
+            options: how to decode.
+
+        Raises:
+            ValueError: the prompt is longer than the model's context.
+            FloatingPointError: the logits are not finite (a float16 overflow, say).
+        """
+        yield from self.submit(embeds, options, keep_logits=True).steps()
+
+    def stream(self, prompt: PromptEmbeds | torch.Tensor, options: Generation) -> Iterator[str]:
+        """Pieces of text that join to the answer's; a character that spans tokens comes whole.
+
+        Raises:
+            As `submit`, at once; as `Ticket.pieces` on the way.
+        """
+        given = prompt if isinstance(prompt, PromptEmbeds) else PromptEmbeds(prompt)
+        self._limit(given, options)
+        return self._streamed(given, options)
+
+    def text(self, tokens: Iterable[int]) -> str:
+        """The answer's text, without special tokens and surrounding white space."""
+        return self._detokenizer(tokens).strip()
+
+    def counts(self) -> dict[str, int]:
+        """What runs and waits; steps, looks, tokens, prefill passes and tokens so far; graphs, where there are any."""
+        return {} if self._engine is None else self._engine.counts()
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of the cache, of its limit, of kept beginnings and of graphs, and how often beginnings were used."""
+        return {} if self._engine is None else self._engine.memory()
+
+    def clear(self) -> None:
+        """Give the cache's memory back and forget kept beginnings, which new weights make necessary.
+
+        Raises:
+            RuntimeError: something is being decoded.
+        """
+        with self._lock:
+            if self._engine is not None:
+                self._engine.tidy()
+            if self._engine is not None and self._engine.busy:
+                raise RuntimeError("decoder: expected nothing to be decoded, got tickets that are not done")
+            self._engine = None
+
+    def _streamed(self, prompt: PromptEmbeds, options: Generation) -> Iterator[str]:
+        yield from self.submit(prompt, options, streamed=True).pieces()
+
+    def _limit(self, prompt: PromptEmbeds, options: Generation) -> int:
+        """Tokens that the answer may have."""
+        if not isinstance(prompt.embeds, torch.Tensor) or prompt.embeds.ndim != 2 or not len(prompt):
+            given = tuple(prompt.embeds.shape) if isinstance(prompt.embeds, torch.Tensor) else shown(prompt.embeds)
+            raise ValueError(f"prompt: expected embeddings of shape (tokens, width), got {given}")
+        room = self.context_length - len(prompt)
+        if room < 1:
+            raise ValueError(f"prompt: expected fewer than {self.context_length} tokens, got {len(prompt)}")
+        return min(int(options.max_new_tokens), room)
+
+    def _running_engine(self) -> Engine:
+        with self._lock:
+            model = self.language_model
+            place = (model.device, model.dtype)
+            if self._engine is None or self._engine.place != place:
+                self._engine = self._new_engine()
+            return self._engine
+
+    def _new_engine(self) -> Engine:
+        for name, least in (("max_running", 1), ("max_prefill_tokens", 1), ("prefix_bytes", 0), ("graph_bytes", 0)):
+            value = getattr(self, name)
+            if not is_integer(value) or value < least:
+                raise ValueError(f"{name}: expected an integer of at least {least}, got {shown(value)}")
+        model = self.language_model
+        kind = model.device.type if model.device.type in LOOK else "cuda"
+        streamed, look = LOOK[kind]
+        limit = default_limit(model.device) if self.cache_bytes is None else int(self.cache_bytes)
+        pool = model.new_pool(BLOCK[kind], limit)
+        lanes = Lanes(
+            model,
+            pool,
+            size=self.max_running,
+            width=pool.needed(self.context_length),
+            vocabulary=model.config.vocab_size,
+            ends=sorted(self.end_ids),
+            penalty=self.repetition_penalty,
+            # notes of one round may be read after the next
+            ring=2 * look + 1,
+        )
+        graphs = StepGraphs(self.graph_bytes) if self.graph_bytes else None
+        if graphs is not None and (reason := graphs.unusable(model.device)):
+            raise ValueError(f"graph_bytes: expected 0 on {model.device}, got {self.graph_bytes}: {reason}")
+        limits = Limits(
+            lanes=self.max_running,
+            prefill_tokens=self.max_prefill_tokens,
+            look=look,
+            look_streamed=streamed,
+            ahead=AHEAD[kind],
+            shared=self.shared_tokens,
+        )
+        return Engine(model, pool, PrefixCache(pool, self.prefix_bytes), lanes, limits, self.end_ids, graphs)

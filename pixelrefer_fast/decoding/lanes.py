@@ -1,0 +1,211 @@
+"""Sequences in decoding, side by side: their state on the device, and one step of all of them.
+
+Lanes 0 to n - 1 are taken; a step computes that many, or a bucket of a few more whose lanes lead to the trash block. A
+step decides by itself what each token is and which sequences end with it, and notes both; the host reads the notes
+(`look`) whenever it likes. Nothing in a step waits for the host, so that it can be captured and replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pixelrefer_fast.decoding.cache import TRASH, BlockPool
+from pixelrefer_fast.decoding.qwen import LanguageModel
+from pixelrefer_fast.decoding.sampling import choose, penalised, uniform
+from pixelrefer_fast.transfers import upload
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What steps have to do besides decoding greedily."""
+
+    sampled: bool = False
+    logprobs: bool = False
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A sequence that takes a lane.
+
+    Attributes:
+        length: tokens whose keys and values are in the cache.
+        left: tokens that it may still get.
+        blocks: of the cache.
+        said: tokens that it has.
+        temperature, top_p, seed: of the sampling.
+    """
+
+    length: int
+    left: int
+    blocks: Sequence[int]
+    said: Sequence[int]
+    temperature: float
+    top_p: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What the host sees of the lanes at one time, on the device or on its way to the host.
+
+    Attributes:
+        numbers: (B, ring + 3) int64: the last tokens, how many a sequence has, whether it failed, whether it goes on.
+        logprobs: (B, ring) float32 of those tokens, None where nobody asked.
+    """
+
+    numbers: torch.Tensor
+    logprobs: torch.Tensor | None
+
+
+class Lanes:
+    """State of up to `size` sequences.
+
+    Args:
+        model: runs the layers.
+        pool: keys and values.
+        size: lanes.
+        width: blocks that a sequence may have.
+        vocabulary: size of the logits.
+        ends: tokens that end a sequence.
+        penalty: for repetition; 1 is none.
+        ring: how many tokens may be decoded between two looks at the notes.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        pool: BlockPool,
+        size: int,
+        width: int,
+        vocabulary: int,
+        ends: Sequence[int],
+        penalty: float,
+        ring: int,
+    ) -> None:
+        self.size, self.width = size, width
+        self.taken = 0
+        self.ring = ring
+        self._model, self._pool, self._penalty, self._vocabulary = model, pool, penalty, vocabulary
+        device = model.device
+
+        def filled(value: float, dtype: torch.dtype, *shape: int) -> torch.Tensor:
+            return torch.full((size, *shape), value, dtype=dtype, device=device)
+
+        self.state = {
+            "tokens": filled(0, torch.int64),  # the last one, whose keys are not in the cache yet
+            "lengths": filled(0, torch.int32),  # tokens in the cache
+            "left": filled(0, torch.int64),  # tokens that may still come
+            "counts": filled(0, torch.int64),  # tokens so far
+            "active": filled(False, torch.bool),
+            "failed": filled(False, torch.bool),
+            "table": filled(TRASH, torch.int32, width),
+            "temperature": filled(0, torch.float64),
+            "top_p": filled(1, torch.float64),
+            "seeds": filled(0, torch.int64),
+            # the last column takes what lanes that do not go on would write
+            "notes": filled(0, torch.int64, ring + 1),
+            "logprobs": filled(0, torch.float32, ring + 1),
+        }
+        if penalty != 1.0:
+            self.state["said"] = filled(False, torch.bool, vocabulary)
+        self._vacant = {name: x[:1].clone() for name, x in self.state.items()}
+        self._ends = torch.tensor(sorted(e for e in ends if 0 <= e < vocabulary), device=device)
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        """Take the next lanes."""
+        first, stop = self.taken, self.taken + len(entries)
+        width = self.state["table"].shape[1]
+        columns = {
+            "lengths": [e.length for e in entries],
+            "left": [e.left for e in entries],
+            "counts": [len(e.said) for e in entries],
+            "table": [[*e.blocks, *[TRASH] * (width - len(e.blocks))] for e in entries],
+            "temperature": [e.temperature for e in entries],
+            "top_p": [e.top_p for e in entries],
+            "seeds": [e.seed for e in entries],
+        }
+        host = [torch.tensor(values, dtype=self.state[name].dtype) for name, values in columns.items()]
+        said = [(first + i) * self._vocabulary + t for i, e in enumerate(entries) for t in e.said]
+        *sent, marks = upload([*host, torch.tensor(said, dtype=torch.int64)], self._model.device)
+        for name, values in zip(columns, sent, strict=True):
+            self.state[name][first:stop] = values
+        self.state["active"][first:stop] = True
+        self.state["failed"][first:stop] = False
+        if "said" in self.state:
+            self.state["said"].view(-1).index_fill_(0, marks, True)
+        self.taken = stop
+
+    def reset(self) -> None:
+        """Give up all lanes, whatever state they are in."""
+        for name, x in self.state.items():
+            x[:] = self._vacant[name]
+        self.taken = 0
+
+    def keep(self, lanes: Sequence[int]) -> None:
+        """Give up all lanes but these, which become the first ones in this order."""
+        (index,) = upload([torch.tensor(lanes, dtype=torch.int64)], self._model.device)
+        for name, x in self.state.items():
+            x[: len(lanes)] = x.index_select(0, index)
+            x[len(lanes) : self.taken] = self._vacant[name]
+        self.taken = len(lanes)
+
+    def views(self, lanes: int) -> dict[str, torch.Tensor]:
+        """The state of the first lanes: what a step reads and writes."""
+        return {name: x[:lanes] for name, x in self.state.items()}
+
+    def step(self, lanes: int, width: int, kind: Kind) -> torch.Tensor:
+        """Decode one token in each of the first lanes; the logits (lanes, V).
+
+        Args:
+            lanes: how many, those without a sequence included.
+            width: blocks of the longest sequence, this token included.
+            kind: what has to be computed.
+        """
+        views = self.views(lanes)
+        logits = self._model.step(views["tokens"], views["lengths"], views["table"][:, :width], self._pool)
+        views["lengths"] += views["active"]
+        self._take(views, logits, kind)
+        return logits
+
+    def begin(self, logits: torch.Tensor, kind: Kind) -> None:
+        """Decode the first token of the sequences that were added last, from their prompts' logits (S, V)."""
+        first = self.taken - len(logits)
+        self._take({name: x[first : self.taken] for name, x in self.state.items()}, logits, kind)
+
+    def look(self, kind: Kind) -> Notes:
+        """The notes of all lanes that are taken."""
+        views = self.views(self.taken)
+        numbers = [views[name][:, None].long() for name in ("counts", "failed", "active")]
+        return Notes(
+            torch.cat([views["notes"][:, : self.ring], *numbers], 1),
+            views["logprobs"][:, : self.ring].clone() if kind.logprobs else None,
+        )
+
+    def _take(self, views: dict[str, torch.Tensor], logits: torch.Tensor, kind: Kind) -> None:
+        """Choose the next token of the lanes of these views, and note it."""
+        active, counts = views["active"], views["counts"]
+        finite = torch.isfinite(logits).all(-1)
+        scores = logits if self._penalty == 1.0 else penalised(logits, views["said"], self._penalty)
+        if kind.sampled:
+            draw = uniform(views["seeds"], counts)
+            tokens = choose(scores, views["temperature"], views["top_p"], draw)
+        else:
+            tokens = scores.argmax(-1)
+        good = active & finite
+        place = torch.where(good, counts % self.ring, self.ring)[:, None]
+        views["notes"].scatter_(1, place, tokens[:, None])
+        if kind.logprobs:
+            chosen = logits.log_softmax(-1).gather(1, tokens[:, None])
+            views["logprobs"].scatter_(1, place, chosen)
+        if self._penalty != 1.0:
+            said = views["said"]
+            said.scatter_(1, tokens[:, None], said.gather(1, tokens[:, None]) | good[:, None])
+        views["failed"] |= active & ~finite
+        counts += good
+        views["left"] -= good.long()
+        views["tokens"].copy_(torch.where(good, tokens, views["tokens"]))
+        ended = (tokens[:, None] == self._ends).any(-1)
+        active &= finite & ~ended & (views["left"] > 0)

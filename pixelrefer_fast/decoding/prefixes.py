@@ -1,0 +1,159 @@
+"""Beginnings that prompts share: where they end, what tells them apart, and which of them are kept.
+
+Of a prompt's beginnings three may be met again: the text before the first token of an image or an object, everything up
+to the end of the vision tokens (another question about the same image), and everything up to the end of the object
+tokens (another question about the same objects). What is in a beginning is told by its token ids and by the content of
+the tokens that stand in its slots.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from pixelrefer_fast.decoding.cache import BlockPool
+from pixelrefer_fast.objects import Objects
+from pixelrefer_fast.prompt import Prompt
+
+
+class Boundary(NamedTuple):
+    """A beginning of a prompt: so many tokens, and what tells it from all others."""
+
+    length: int
+    key: bytes
+
+
+@dataclass(frozen=True)
+class PromptEmbeds:
+    """What is decoded: embeddings (L, C), and where beginnings that may be shared end, the shortest first."""
+
+    embeds: torch.Tensor
+    boundaries: tuple[Boundary, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.embeds)
+
+
+def prefix_boundaries(prompt: Prompt, objects: Objects) -> tuple[Boundary, ...]:
+    """Where a prompt about objects shares its beginning with others; lengths are those of its embeddings."""
+    ids = prompt.input_ids
+    keep = torch.ones(len(ids), dtype=torch.bool)
+    if objects.scene is not None:
+        keep[prompt.image_slots] = objects.scene.kept.cpu()
+    ends = [int(slots[-1]) + 1 for slots in (prompt.image_slots, prompt.region_slots) if len(slots)]
+    firsts = [int(slots[0]) for slots in (prompt.image_slots, prompt.region_slots) if len(slots)]
+    boundaries = []
+    for end in sorted({*ends, min(firsts, default=0)}):
+        digest = hashlib.sha256(ids[:end].numpy().tobytes())
+        for slots, tokens in (
+            (prompt.image_slots, None if objects.scene is None else objects.scene.tokens),
+            (prompt.region_slots, objects.tokens),
+        ):
+            if tokens is not None and bool((slots < end).any()):
+                digest.update(content(tokens))
+        if objects.scene is not None:
+            digest.update(keep[:end].numpy().tobytes())
+        length = int(keep[:end].sum())
+        if length:
+            boundaries.append(Boundary(length, digest.digest()))
+    return tuple(boundaries)
+
+
+_known: dict[int, tuple[weakref.ref[torch.Tensor], int, bytes]] = {}
+
+
+def content(tensor: torch.Tensor) -> bytes:
+    """What tells a tensor's content from others': its bytes on the CPU; on a device, without a wait, its identity.
+
+    The same object tokens encoded twice are two contents on a device. It is worked out once for each tensor, and again
+    after it was written to.
+    """
+    version = 0 if tensor.is_inference() else tensor._version
+    found = _known.get(id(tensor))
+    if found is not None and found[0]() is tensor and found[1] == version:
+        return found[2]
+    digest = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+    if tensor.device.type == "cpu":
+        digest.update(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes())
+    else:
+        _serial[0] += 1
+        digest.update(f"{tensor.device} {_serial[0]}".encode())
+    place = id(tensor)
+    _known[place] = (weakref.ref(tensor, lambda _: _known.pop(place, None)), version, digest.digest())
+    return _known[place][2]
+
+
+_serial = [0]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    length: int
+    blocks: tuple[int, ...]
+
+
+class PrefixCache:
+    """Beginnings whose keys and values are kept after their prompts are done, the least recently used given up first.
+
+    Args:
+        pool: where they lie; a beginning holds its blocks, the last one shared with whoever filled it up.
+        limit_bytes: of the blocks that beginnings hold.
+    """
+
+    def __init__(self, pool: BlockPool, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self._pool = pool
+        self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
+        self._holders: Counter[int] = Counter()
+        self.evictions = 0
+
+    @property
+    def held_bytes(self) -> int:
+        return len(self._holders) * self._pool.block_bytes
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._kept
+
+    def longest(self, boundaries: Sequence[Boundary]) -> tuple[int, tuple[int, ...]]:
+        """Length and blocks of the longest beginning that is kept, (0, ()) for none; who takes them holds them."""
+        for boundary in reversed(boundaries):
+            kept = self._kept.get(boundary.key)
+            if kept is not None:
+                self._kept.move_to_end(boundary.key)
+                return kept.length, kept.blocks
+        return 0, ()
+
+    def keep(self, boundary: Boundary, blocks: Sequence[int]) -> None:
+        """Keep a beginning that lies in a sequence's blocks, if there is room for it."""
+        own = tuple(blocks[: self._pool.needed(boundary.length)])
+        if boundary.key in self._kept or len(own) * self._pool.block_bytes > self.limit_bytes:
+            return
+        self._pool.hold(own)
+        self._holders.update(own)
+        self._kept[boundary.key] = _Kept(boundary.length, own)
+        while self.held_bytes > self.limit_bytes:
+            self.give_up()
+
+    def give_up(self) -> bool:
+        """Forget the least recently used; False when there is none."""
+        if not self._kept:
+            return False
+        _, kept = self._kept.popitem(last=False)
+        self._pool.release(kept.blocks)
+        self._holders -= Counter(kept.blocks)
+        self.evictions += 1
+        return True
+
+    def clear(self) -> None:
+        """Forget all."""
+        while self.give_up():
+            pass

@@ -1,0 +1,159 @@
+"""How Qwen2's modules run here: packed or batched rows through the layers, keys and values in blocks of our own.
+
+Weights and modules are transformers'; what runs them is this file, for prompts of any lengths (`prefill`) and for one
+token of each sequence (`step`). Rows of all sequences lie one after the other, so that nothing is padded, and nothing
+waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from pixelrefer_fast import ops
+from pixelrefer_fast.decoding.cache import BlockPool
+
+Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the tokens of a packed prefill stand.
+
+    Attributes:
+        positions: (L,) int64 of each token in its sequence.
+        rows: (L,) int64 rows of the cache for their keys and values.
+        cu_queries, cu_keys: (S + 1,) int32; a sequence has as many more keys than queries as are in the cache already.
+        longest_query, longest_key: of the sequences.
+        key_rows: (Lk,) int64 rows of all keys, None where there are none but those of the tokens themselves.
+        last: (S,) int64, the last token of each sequence.
+    """
+
+    positions: torch.Tensor
+    rows: torch.Tensor
+    cu_queries: torch.Tensor
+    cu_keys: torch.Tensor
+    longest_query: int
+    longest_key: int
+    key_rows: torch.Tensor | None
+    last: torch.Tensor
+
+
+class LanguageModel:
+    """A Qwen2ForCausalLM of transformers, run by us.
+
+    Args:
+        llm: the model; its modules are looked up at every call, so that they may be quantised or moved.
+        backend: who computes the operations.
+    """
+
+    def __init__(self, llm: Any, backend: str = "auto") -> None:
+        self.llm = llm
+        self.backend = backend
+
+    @property
+    def config(self) -> Any:
+        return self.llm.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.llm.model.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.llm.model.embed_tokens.weight.dtype
+
+    def new_pool(self, size: int, limit_bytes: int) -> BlockPool:
+        """Blocks for this model's keys and values."""
+        attention = self.llm.model.layers[0].self_attn
+        return BlockPool(
+            layers=len(self.llm.model.layers),
+            heads=self.config.num_key_value_heads,
+            head_dim=attention.head_dim,
+            dtype=self.dtype,
+            device=self.device,
+            size=size,
+            limit_bytes=limit_bytes,
+        )
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(n, C) of n token ids."""
+        return self.llm.model.embed_tokens(tokens)
+
+    def prefill(self, embeds: torch.Tensor, packing: Packing, pool: BlockPool) -> torch.Tensor:
+        """Keys and values of packed prompts into the cache, and the logits (S, V) of each one's last token, float32."""
+
+        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            pool.write(layer, packing.rows, k, v)
+            if packing.key_rows is not None:
+                k, v = pool.read(layer, packing.key_rows)
+            return ops.varlen_attention(
+                q,
+                k,
+                v,
+                packing.cu_queries,
+                packing.cu_keys,
+                packing.longest_query,
+                packing.longest_key,
+                True,
+                backend=self.backend,
+            )
+
+        hidden = self._layers(embeds, packing.positions, attend)
+        return self._logits(hidden.index_select(0, packing.last))
+
+    def step(self, tokens: torch.Tensor, lengths: torch.Tensor, table: torch.Tensor, pool: BlockPool) -> torch.Tensor:
+        """One token of each sequence.
+
+        Args:
+            tokens: (B,) int64.
+            lengths: (B,) int32: tokens before it, whose keys and values are in the cache.
+            table: (B, W) int32: blocks of each sequence, wide enough for one token more.
+            pool: the cache, which this token's keys and values go to.
+
+        Returns:
+            (B, V) float32 logits of the tokens that follow.
+        """
+        place = lengths.long()
+        block = table.gather(1, (place // pool.size)[:, None])[:, 0]
+        rows = block * pool.size + place % pool.size
+        after = lengths + 1
+
+        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            pool.write(layer, rows, k, v)
+            return ops.paged_attention(q, pool.keys[layer], pool.values[layer], table, after, backend=self.backend)
+
+        return self._logits(self._layers(self.embed(tokens), place, attend))
+
+    def _layers(self, x: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+        model = self.llm.model
+        cos, sin = (table[0, :, None] for table in model.rotary_emb(x[None], positions[None]))  # (n, 1, d) each
+        for number, layer in enumerate(model.layers):
+            attention = layer.self_attn
+            normed = _norm(layer.input_layernorm, x)
+            q, k, v = (
+                project(normed).unflatten(1, (-1, attention.head_dim))
+                for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+            )
+            attended = attend(number, _rotated(q, cos, sin), _rotated(k, cos, sin), v)
+            x = x + attention.o_proj(attended.flatten(1))
+            x = x + layer.mlp(_norm(layer.post_attention_layernorm, x))
+        return _norm(model.norm, x)
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.llm.lm_head(hidden).float()
+
+
+def _norm(module: Any, x: torch.Tensor) -> torch.Tensor:
+    """A Qwen2RMSNorm, as one kernel where torch has one."""
+    return F.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
+
+
+def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """(n, heads, d) turned by its positions: element i with element i + d / 2."""
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat([-second, first], -1) * sin

@@ -1,0 +1,109 @@
+"""Blocks of keys and values: who holds them, what is in them, how their memory grows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pixelrefer_fast.decoding.cache import FIRST_BLOCKS, TRASH, BlockPool, default_limit, free_memory
+
+LAYERS, SIZE, HEADS, HEAD = 2, 4, 3, 5
+BLOCK = 2 * LAYERS * SIZE * HEADS * HEAD * 4
+CPU = torch.device("cpu")
+
+
+def _pool(limit: int) -> BlockPool:
+    return BlockPool(LAYERS, HEADS, HEAD, torch.float32, CPU, SIZE, limit * BLOCK)
+
+
+def _rows(count: int, value: float) -> torch.Tensor:
+    return torch.full((count, HEADS, HEAD), value)
+
+
+def test_what_is_written_is_read() -> None:
+    pool = _pool(10)
+    assert pool.block_bytes == BLOCK
+    first, second = pool.allocate(2), pool.allocate(1)
+    assert TRASH not in (*first, *second)
+    rows = torch.from_numpy(pool.rows([*first, *second], 2, 10))
+    assert len(set(rows.tolist())) == 8
+    pool.write(1, rows, _rows(8, 1.0), _rows(8, 2.0))
+    keys, values = pool.read(1, rows)
+    assert keys.eq(1).all()
+    assert values.eq(2).all()
+    assert pool.keys[0].eq(0).all()
+    assert pool.keys[1].sum() == 8 * HEADS * HEAD
+
+
+def test_rows_are_copied_in_all_layers() -> None:
+    pool = _pool(10)
+    a, b = pool.allocate(2)
+    for layer in range(LAYERS):
+        pool.write(layer, torch.from_numpy(pool.rows([a], 0, 3)), _rows(3, layer + 1.0), _rows(3, layer + 5.0))
+    pool.copy(torch.from_numpy(pool.rows([a], 0, 2)), torch.from_numpy(pool.rows([b], 0, 2)))
+    for layer in range(LAYERS):
+        assert pool.keys[layer, b, :2].eq(layer + 1).all()
+        assert pool.values[layer, b, :2].eq(layer + 5).all()
+        assert pool.values[layer, b, 2:].eq(0).all()
+
+
+def test_blocks_that_come_back_are_zero() -> None:
+    pool = _pool(4)
+    blocks = pool.allocate(3)
+    pool.keys.fill_(torch.nan)
+    pool.values.fill_(torch.inf)
+    pool.release(blocks)
+    again = pool.allocate(3)
+    assert sorted(again) == sorted(blocks)
+    assert pool.keys[:, again].eq(0).all()
+    assert pool.values[:, again].eq(0).all()
+
+
+def test_blocks_are_free_when_nobody_holds_them() -> None:
+    pool = _pool(6)
+    assert pool.free == 5
+    blocks = pool.allocate(3)
+    pool.hold(blocks[:2])
+    pool.release(blocks)
+    assert pool.free == 3
+    assert set(pool.allocate(3)).isdisjoint(blocks[:2])
+    with pytest.raises(MemoryError, match=r"^cache: expected at most 0 free blocks, got a need of 1$"):
+        pool.allocate(1)
+    pool.release(blocks[:2])
+    assert sorted(pool.allocate(2)) == sorted(blocks[:2])
+
+
+def test_memory_grows_within_its_limit_and_keeps_what_is_in_it() -> None:
+    limit = 4 * FIRST_BLOCKS
+    pool = _pool(limit)
+    assert pool.held_bytes == 0
+    blocks = pool.allocate(2)
+    assert pool.held_bytes == FIRST_BLOCKS * BLOCK
+    rows = torch.from_numpy(pool.rows(blocks, 0, 8))
+    pool.write(0, rows, _rows(8, 3.0), _rows(8, 4.0))
+    version = pool.version
+    blocks += pool.allocate(FIRST_BLOCKS)
+    assert FIRST_BLOCKS * BLOCK < pool.held_bytes <= limit * BLOCK
+    assert pool.version > version
+    keys, values = pool.read(0, rows)
+    assert keys.eq(3).all()
+    assert values.eq(4).all()
+    blocks += pool.allocate(pool.free)
+    assert len(set(blocks)) == len(blocks) == limit - 1
+    assert pool.held_bytes == limit * BLOCK
+    with pytest.raises(RuntimeError, match=f"expected no blocks in use, got {limit - 1}"):
+        pool.clear()
+    pool.release(blocks)
+    pool.clear()
+    assert pool.held_bytes == 0
+    assert len(pool.allocate(3)) == 3
+
+
+def test_needed() -> None:
+    assert [_pool(2).needed(n) for n in (0, 1, 4, 5)] == [0, 1, 1, 2]
+
+
+def test_a_limit_from_free_memory() -> None:
+    free = free_memory(CPU)
+    assert free > 2**24
+    assert 0.1 * free < default_limit(CPU) < 0.5 * free
