@@ -1,0 +1,1 @@
+"""Training: records of the released format, packed batches, the loss, stages."""

@@ -1,0 +1,86 @@
+"""The loss of a packed batch: encoder, object tokens, text, cross-entropy of the answers."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pixelrefer_fast.llm_attention import pack
+from pixelrefer_fast.model import PixelRefer, PixelReferLite
+from pixelrefer_fast.train.batch import PackedBatch
+
+
+class TrainingModel(nn.Module):
+    """A model as the Trainer wants it: a packed batch in, a loss out.
+
+    The operations run as their PyTorch definitions, which carry gradients; k-means assigns without one, the means of
+    its clusters carry it. Object tokens and the LayerNorms around them are computed in the weights' own precision
+    under mixed precision too, as rounding decides which patches are pooled together.
+    """
+
+    def __init__(self, model: PixelRefer | PixelReferLite) -> None:
+        super().__init__()
+        self.model = model
+        pack(model.llm)
+
+    def forward(
+        self,
+        batch: PackedBatch,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Mean cross-entropy of the answers' tokens.
+
+        Args:
+            batch: of `train.batch.collate`.
+            labels: its targets again, for the Trainer to count; not used.
+            num_items_in_batch: learnt tokens of all batches of an optimiser step; None: of this batch.
+
+        Returns:
+            {"loss": scalar float32, "correct": number of targets that are the likeliest token}.
+        """
+        model = self.model
+        batch = batch.to(model.device)
+        logits = self.logits(batch)
+        loss = F.cross_entropy(logits, batch.targets, reduction="sum")
+        count = len(batch.targets) if num_items_in_batch is None else num_items_in_batch
+        return {"loss": loss / count, "correct": (logits.detach().argmax(-1) == batch.targets).sum()}
+
+    def logits(self, batch: PackedBatch) -> torch.Tensor:
+        """(A, V) float32 logits at the places whose next token is learnt; `batch` lies on the model's device."""
+        llm = self.model.llm
+        embeds = self.embeds(batch)
+        hidden = llm.model(
+            inputs_embeds=embeds[None],
+            position_ids=batch.position_ids[None],
+            use_cache=False,
+            cu_seq_lens_q=batch.cu_queries,
+            cu_seq_lens_k=batch.cu_keys,
+            max_length_q=batch.longest_query,
+            max_length_k=batch.longest_key,
+            key_rows=batch.keys,
+        ).last_hidden_state[0]
+        return llm.lm_head(hidden[batch.learnt]).float()
+
+    def embeds(self, batch: PackedBatch) -> torch.Tensor:
+        """(L, C) embeddings of the packed text with object and vision tokens in their places."""
+        model = self.model
+        features = model.encoder(batch.patches, batch.grids, batch.selection.reads, model.backend)
+        with torch.autocast(features.device.type, enabled=False):
+            exact = features.to(model.dtype)
+            tokens = [model.object_tokenizer(exact, batch.selection, batch.starts, model.backend)]
+            if batch.scene_rows:
+                tokens.append(self._vision_tokens(exact, batch)[batch.kept])
+        embeds = model.llm.get_input_embeddings()(batch.input_ids)
+        return embeds.index_copy(0, batch.slots, torch.cat(tokens)[batch.rows].to(embeds.dtype))
+
+    def _vision_tokens(self, features: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+        """(Z, C) vision tokens of all scenes; frames of one merge lie side by side and are projected together."""
+        runs: list[list[int]] = []  # [merge, rows...]
+        for start, stop, merge in batch.scene_rows:
+            if runs and runs[-1][0] == merge and runs[-1][2] == start:
+                runs[-1][2] = stop
+            else:
+                runs.append([merge, start, stop])
+        return torch.cat([self.model.projector(features[start:stop], merge) for merge, start, stop in runs])

@@ -1,0 +1,102 @@
+"""Which weights of a model learn, at which rate, and the adapters that stand in for the LLM's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from pixelrefer_fast.model import PixelRefer, PixelReferLite
+from pixelrefer_fast.train.config import PARTS, Lora, Stage
+from pixelrefer_fast.train.optimizer import is_hidden_matrix
+
+Model = PixelRefer | PixelReferLite
+ADAPTER = "pixelrefer"
+
+
+def part_modules(model: Model) -> dict[str, nn.Module]:
+    """The model's parts by the names that configs have for them."""
+    modules = (model.llm, model.projector, model.object_tokenizer, model.encoder)
+    return dict(zip(PARTS, modules, strict=True))
+
+
+def set_learning(model: Model, rates: Mapping[str, float], lora: Lora | None = None) -> Any:
+    """Let the parts with a rate learn and freeze the others; with `lora` the LLM learns through adapters only.
+
+    Returns:
+        What `merge` takes: peft's model of adapters, or None.
+    """
+    for part, module in part_modules(model).items():
+        module.requires_grad_(part in rates)
+    if lora is None:
+        return None
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraModel
+
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets), bias="none"
+    )
+    return LoraModel(model.llm, config, ADAPTER)  # in place; freezes all else of the LLM
+
+
+def merge(adapters: Any) -> None:
+    """Add the adapters to the weights they stand beside, and take them away."""
+    if adapters is not None:
+        adapters.merge_and_unload()
+
+
+def learning_weights(model: Model) -> Iterator[tuple[str, str, nn.Parameter]]:
+    """(part, name in the model, weight) of each weight that learns; tied ones once."""
+    seen: set[int] = set()
+    names = {id(parameter): name for name, parameter in reversed(list(model.named_parameters()))}
+    for part, module in part_modules(model).items():
+        for parameter in module.parameters():
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield part, names[id(parameter)], parameter
+
+
+def parameter_groups(model: Model, stage: Stage) -> list[dict[str, Any]]:
+    """An optimiser's groups: per part its rate, matrices with weight decay, biases and norms without.
+
+    Each has `part`, and `muon` where the stage's optimiser is Muon and it holds the matrices that Muon is made for.
+    """
+    groups: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
+    for part, name, parameter in learning_weights(model):
+        muon = stage.optimizer == "muon" and is_hidden_matrix(name, parameter)
+        groups.setdefault((part, parameter.ndim > 1, muon), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": stage.learning_rate[part],
+            "weight_decay": stage.weight_decay if matrices else 0.0,
+            "part": part,
+            "muon": muon,
+        }
+        for (part, matrices, muon), parameters in groups.items()
+    ]
+
+
+def learning_state(model: Model) -> dict[str, torch.Tensor]:
+    """Values of the weights that learn, by their name in the model."""
+    return {name: parameter.detach() for _, name, parameter in learning_weights(model)}
+
+
+def load_learning_state(model: Model, state: Mapping[str, torch.Tensor], source: str) -> None:
+    """Put back what `learning_state` gave.
+
+    Raises:
+        ValueError: the names or shapes are not those of this model's learning weights; `source` is named.
+    """
+    own = {name: parameter for _, name, parameter in learning_weights(model)}
+    wrong = sorted(own.keys() ^ state.keys())
+    wrong += [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
+    if wrong:
+        raise ValueError(
+            f"{source}: expected the {len(own)} weights that learn in this stage, got others (the first: {wrong[0]})"
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(state[name])

@@ -1,0 +1,242 @@
+"""The vision encoder's own pretraining: every patch learns to tell what object it shows.
+
+Released models begin with a pretrained encoder; one made from scratch begins here. The synthetic world knows the truth
+of every pixel, so that each patch of the very views that a model looks at (crops, context views, whole frames) has
+labels: colour, shape, pattern and size of its object, what that object touches, and in whole images how many objects
+are like it. The linear heads are thrown away afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import IterableDataset
+
+from pixelrefer_fast import ops
+from pixelrefer_fast.config import ModelConfig
+from pixelrefer_fast.encoder import VisionEncoder
+from pixelrefer_fast.joint import Joint, join, together
+from pixelrefer_fast.ops.view_patches import LINEAR
+from pixelrefer_fast.patches import pack_patches
+from pixelrefer_fast.request import FrameSource, Request
+from pixelrefer_fast.views import View, ViewPlan
+from pixelrefer_fast.world import Scene, make_scene
+from pixelrefer_fast.world.marked import scene_media, scene_region
+from pixelrefer_fast.world.things import COLORS, PATTERNS, SHAPES, SIZES
+
+IGNORED = -100
+COVERED = 0.15  # part of a patch that an object covers, from which the patch shows it
+MOST_ALIKE = 6
+HEADS = {
+    "color": len(COLORS) + 1,  # the last: no object
+    "shape": len(SHAPES),
+    "pattern": len(PATTERNS),
+    "size": len(SIZES),
+    "touched_color": len(COLORS) + 1,  # the last: it touches nothing
+    "touched_shape": len(SHAPES) + 1,
+    "same_color": MOST_ALIKE,  # objects of its colour in the image, less one
+    "same_shape": MOST_ALIKE,
+}
+
+
+@dataclass(frozen=True)
+class PerceptionBatch:
+    """Views of some scenes and what their patches show.
+
+    Attributes:
+        patches: (P, 588) float32.
+        grids: (rows, columns, merge) of each view.
+        labels: (P, heads) int64, IGNORED where there is nothing to tell.
+    """
+
+    patches: torch.Tensor
+    grids: list[tuple[int, int, int]]
+    labels: torch.Tensor
+
+
+class PerceptionModel(nn.Module):
+    """The encoder with a linear head for each kind of label."""
+
+    def __init__(self, encoder: VisionEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.heads = nn.Linear(encoder.config.hidden_size, sum(HEADS.values()))
+
+    def forward(self, batch: PerceptionBatch) -> dict[str, torch.Tensor]:
+        """{"loss": sum over the heads of the cross-entropy per patch, "accuracy": (heads,)}."""
+        logits = self.heads(self.encoder(batch.patches, batch.grids)).float().split(list(HEADS.values()), dim=1)
+        losses, right = [], []
+        # a label that few patches have counts little: its mean alone would be mostly noise
+        least = (batch.labels[:, 1] != IGNORED).sum() / 2
+        for own, labels in zip(logits, batch.labels.unbind(1), strict=True):
+            told = labels != IGNORED
+            summed = F.cross_entropy(own, labels, ignore_index=IGNORED, reduction="sum")
+            losses.append(summed / torch.maximum(told.sum(), least).clamp(min=1))
+            right.append((own.detach().argmax(1) == labels).sum() / told.sum().clamp(min=1))
+        return {"loss": torch.stack(losses).sum(), "accuracy": torch.stack(right)}
+
+
+class PerceptionData(IterableDataset[dict[str, PerceptionBatch]]):
+    """Batches of training scenes without end, half seen as Lite sees them and half as Full does.
+
+    Args:
+        lite, full: configs whose views are made.
+        scenes: of a batch.
+        close: further scenes of a batch, of whose objects only close-ups are shown: a tenth of the patches of the views
+            that models look at, so that shapes and patterns are learnt from many more objects.
+        first_seed: of the first scene.
+        process, processes: each process of a training, and each worker of a process, takes every n-th batch.
+    """
+
+    def __init__(
+        self,
+        lite: ModelConfig,
+        full: ModelConfig,
+        scenes: int,
+        close: int = 0,
+        first_seed: int = 0,
+        process: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self.configs = (lite, full)
+        self.scenes, self.close = scenes, close
+        self.first_seed = first_seed
+        self.process, self.processes = process, processes
+
+    def __iter__(self) -> Iterator[dict[str, PerceptionBatch]]:
+        worker = torch.utils.data.get_worker_info()
+        number, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        number, step = self.process + number * self.processes, step * self.processes
+        while True:
+            first = self.first_seed + number * (self.scenes + self.close)
+            scenes = [make_scene(seed) for seed in range(first, first + self.scenes)]
+            more = range(first + self.scenes, first + self.scenes + self.close)
+            close = [make_scene(seed, video=False) for seed in more]
+            yield {"batch": perception_batch(scenes, self.configs, close)}
+            number += step
+
+
+def perception_batch(
+    scenes: Sequence[Scene], configs: tuple[ModelConfig, ModelConfig], close: Sequence[Scene] = ()
+) -> PerceptionBatch:
+    """The views of scenes, in turn those of each config's model, and close-ups of the objects of others."""
+    parts = []
+    for turn, config in enumerate(configs):
+        own = scenes[turn :: len(configs)]
+        if own:
+            parts.append(_views_of(own, config))
+    if close:
+        parts.append(_close_ups(close))
+    return PerceptionBatch(
+        torch.cat([p.patches for p in parts]),
+        [grid for p in parts for grid in p.grids],
+        torch.cat([p.labels for p in parts]),
+    )
+
+
+def _views_of(scenes: Sequence[Scene], config: ModelConfig) -> PerceptionBatch:
+    requests: list[Request] = []
+    for scene in scenes:
+        source = FrameSource.of(scene_media(scene))
+        whole = list(range(len(scene.frames))) if config.kind == "full" else []
+        for i in range(len(scene.things)):
+            region = scene_region(scene, i, "full")  # one frame of each object: the others look alike
+            requests.append(Request(source, [region], [region.frames or (0,)], whole))
+    joint = join(config, requests)
+    return PerceptionBatch(pack_patches(joint.plan, joint.source), joint.plan.grids, _labels(joint, scenes))
+
+
+def _close_ups(scenes: Sequence[Scene]) -> PerceptionBatch:
+    """Each clear object by itself, filling a view of 4x4 or 5x5 patches."""
+    plan = ViewPlan()
+    sources = [FrameSource.of_images([scene.frames[0]]) for scene in scenes]
+    for image, scene in enumerate(scenes):
+        for i in np.flatnonzero(scene.facts.visible[:, 0] >= 0.6).tolist():
+            left, top, right, bottom = scene.facts.boxes[i, 0].tolist()
+            height, width = scene.size
+            box = (max(0, top - 3), max(0, left - 3), min(height, bottom + 3), min(width, right + 3))
+            side = 14 * (4 + (scene.seed + i) % 2)
+            plan.add(View(image, *box, side, side, LINEAR, side, side, 1))
+    joint = Joint(plan, together(sources, list(range(len(scenes)))), ())
+    labels = _labels(joint, scenes)
+    labels[:, 3:] = IGNORED  # sizes and neighbours are lost
+    return PerceptionBatch(pack_patches(plan, joint.source), plan.grids, labels)
+
+
+def _labels(joint: Joint, scenes: Sequence[Scene]) -> torch.Tensor:
+    """(P, heads) what each patch of a joint plan shows."""
+    owner = [(scene, frame) for scene in scenes for frame in range(len(scene.frames))]
+    known = {id(scene): _object_labels(scene) for scene in scenes}
+    found = []
+    for view in joint.plan.views:
+        scene, frame = owner[view.image]
+        table = known[id(scene)][frame]
+        whole = (view.top, view.left, view.bottom, view.right) == (0, 0, *scene.size)
+        if not whole:
+            table = table.copy()
+            table[:, -2:] = IGNORED  # how many are alike shows in whole images only
+        found.append(table[_shown(view, scene.masks[:, frame])])
+    grids = torch.tensor(joint.plan.grids, dtype=torch.int64).reshape(-1, 3)
+    packed = ops.pack_views(grids, int((grids[:, 0] * grids[:, 1]).sum()))
+    # patches of a merged view come in 2x2 order
+    first = torch.repeat_interleave(packed.cu_seqlens[:-1].long(), grids[:, 0] * grids[:, 1])
+    columns = torch.repeat_interleave(grids[:, 1], grids[:, 0] * grids[:, 1])
+    place = first + packed.row.long() * columns + packed.column.long()
+    return torch.from_numpy(np.concatenate(found))[place]
+
+
+def _shown(view: View, masks: np.ndarray) -> np.ndarray:
+    """(rows * columns,) the object that most of each patch shows, the number of objects where it shows none."""
+    rows, columns = view.grid
+    cut = masks[:, view.top : view.bottom, view.left : view.right].astype(np.float32)
+    cover = np.stack([cv2.resize(mask, (columns, rows), interpolation=cv2.INTER_AREA).reshape(-1) for mask in cut])
+    return np.where(cover.max(0) >= COVERED, cover.argmax(0), len(masks))
+
+
+def _object_labels(scene: Scene) -> list[np.ndarray]:
+    """For each frame (objects + 1, heads) int64; the last row is that of the background."""
+    colors, shapes, patterns, sizes = list(COLORS), list(SHAPES), list(PATTERNS), list(SIZES)
+    things, facts = scene.things, scene.facts
+    clear = facts.visible.min(axis=1) >= 0.6
+    plain = bool(clear.all()) and all(t.size in sizes for t in things)
+    tables = []
+    for frame in range(len(scene.frames)):
+        table = np.full((len(things) + 1, len(HEADS)), IGNORED, np.int64)
+        table[-1, 0] = len(colors)
+        for i, thing in enumerate(things):
+            table[i, 0] = colors.index(thing.color)
+            if thing.size not in sizes or not clear[i]:
+                continue
+            table[i, 1:3] = shapes.index(thing.shape), patterns.index(thing.pattern)
+            if scene.motions is None or scene.motions[i] not in ("growing", "shrinking"):
+                table[i, 3] = sizes.index(thing.size)
+            near = [j for j in range(len(things)) if j != i and not facts.apart[frame, i, j]]
+            if not near:
+                table[i, 4:6] = len(colors), len(shapes)
+            elif len(near) == 1 and facts.touching[frame, i, near[0]]:
+                other = things[near[0]]
+                table[i, 4] = colors.index(other.color)
+                if clear[near[0]] and other.size in sizes:
+                    table[i, 5] = shapes.index(other.shape)
+            if plain:
+                table[i, 6] = sum(t.color == thing.color for t in things) - 1
+                table[i, 7] = sum(t.shape == thing.shape for t in things) - 1
+        tables.append(table)
+    return tables
+
+
+def without_budget(config: ModelConfig) -> ModelConfig:
+    """The config with a pixel budget that nothing here reaches, so that labels lie on the grids they are made for."""
+    return replace(config, mm_max_length=1 << 20)
+
+
+def unwrap(batch: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the Trainer's loader makes of an item that is a whole batch already."""
+    return batch[0]

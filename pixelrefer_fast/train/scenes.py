@@ -1,0 +1,71 @@
+"""Scenes of the synthetic world as what a model is asked and trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pixelrefer_fast.media import Video
+from pixelrefer_fast.regions import Region
+from pixelrefer_fast.request import FrameSource, Request
+from pixelrefer_fast.train.batch import Sample
+from pixelrefer_fast.train.config import World
+from pixelrefer_fast.train.malformed import Malformed
+from pixelrefer_fast.world.marked import scene_media, scene_region
+
+if TYPE_CHECKING:
+    from pixelrefer_fast.world.questions import Question
+    from pixelrefer_fast.world.scene import Scene
+
+QUESTION_TOKENS = 40  # of a question with its answer, about
+ALL_QUESTIONS = 20  # that there are about a scene, about
+
+
+def scene_samples(
+    scene: Scene, questions: Sequence[Question], kind: str, fps: float | None = 1.0, max_frames: int = 768
+) -> list[Sample]:
+    """A sample of each question; those about the same objects share a request, all of them the frames."""
+    media = scene_media(scene)
+    source = FrameSource.of(media)
+    whole: Sequence[int] = ()
+    if kind == "full":
+        whole = media.sample(fps, max_frames) if isinstance(media, Video) else [0]
+    regions: dict[int, Region] = {}
+    requests: dict[tuple[int, ...], Request] = {}
+    for objects in {question.objects: None for question in questions}:
+        for i in objects:
+            if i not in regions:
+                regions[i] = scene_region(scene, i, kind)
+        own = [regions[i] for i in objects]
+        requests[objects] = Request(source, own, [r.frames or (0,) for r in own], whole)
+    return [Sample(requests[q.objects], ((q.text, q.answer),)) for q in questions]
+
+
+class WorldSource:
+    """Scenes of the world by number, each with a few questions; the same ones for the same config."""
+
+    def __init__(self, world: World, kind: str, mask_num: int) -> None:
+        self._world, self._kind = world, kind
+        # two of three questions are about one object, a third of the scenes are videos of about five frames
+        marks = 2 if kind == "full" else 5
+        cost = (world.questions or ALL_QUESTIONS) * (QUESTION_TOKENS + marks * mask_num) + (
+            150 if kind == "full" else 0
+        )
+        self.costs = np.full(world.scenes, cost, np.int64)
+
+    def __getitem__(self, index: int) -> list[Sample]:
+        scene, questions = self.asked(index)
+        return scene_samples(scene, questions, self._kind, self._world.fps, self._world.max_frames)
+
+    def asked(self, index: int) -> tuple[Any, list[Any]]:
+        """Scene and questions of an item."""
+        from pixelrefer_fast.world import ask_about, make_scene
+
+        seed = self._world.first_seed + index
+        scene = make_scene(seed, self._world.split, self._world.video)
+        return scene, ask_about(scene, seed, self._world.categories, self._world.questions)
+
+    def malformed(self, index: int, reason: str) -> Malformed:
+        return Malformed("world", self._world.first_seed + index, reason)

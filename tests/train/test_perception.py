@@ -1,0 +1,142 @@
+"""The encoder's pretraining: what each patch is said to show, and what the encoder begins with."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from pixelrefer_fast.encoder import VisionEncoder
+from pixelrefer_fast.ops.rope2d import rope2d, rope2d_table
+from pixelrefer_fast.train.mini import VISION, make_tokenizer, mini_config, world_texts
+from pixelrefer_fast.train.perception import (
+    HEADS,
+    IGNORED,
+    PerceptionData,
+    PerceptionModel,
+    perception_batch,
+    without_budget,
+)
+from pixelrefer_fast.train.pretrain import load_encoder, look_around, pretrain, whiten
+from pixelrefer_fast.world import make_scene
+from pixelrefer_fast.world.things import COLORS
+
+CONFIGS = without_budget(mini_config("lite")), without_budget(mini_config("full"))
+NOTHING = len(COLORS)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    scenes = [make_scene(seed) for seed in range(6)]
+    assert {s.video for s in scenes} == {False, True}  # videos of the full model come in 2x2 order
+    return perception_batch(scenes, CONFIGS, [make_scene(seed, video=False) for seed in range(100, 106)])
+
+
+def test_labels_lie_where_the_patches_do(batch):
+    """A patch that shows one plain tone all over is labelled with that tone's colour, or as background."""
+    assert batch.labels.shape == (len(batch.patches), len(HEADS))
+    assert sum(h * w for h, w, _ in batch.grids) == len(batch.patches)
+    assert {merge for _, _, merge in batch.grids} == {1, 2}
+    pixels = (batch.patches.view(-1, 3, 196) + 1) * 127.5
+    plain = pixels.std(2).max(1).values < 4
+    mean = pixels.mean(2)
+    tones = torch.tensor(list(COLORS.values()), dtype=torch.float32)
+    vivid = (mean.max(1).values - mean.min(1).values) > 90  # no background is
+    chosen = plain & vivid
+    assert chosen.sum() > 50
+    nearest = torch.cdist(mean[chosen], tones).argmin(1)
+    told = batch.labels[chosen, 0]
+    assert (told == nearest).float().mean() > 0.97
+
+
+def test_background_has_no_shape_and_objects_have_colors(batch):
+    empty = batch.labels[:, 0] == NOTHING
+    assert 0.2 < empty.float().mean() < 0.9
+    assert (batch.labels[empty, 1:] == IGNORED).all()
+    assert (batch.labels[:, 0] != IGNORED).all()
+    for i, size in enumerate(HEADS.values()):
+        told = batch.labels[:, i][batch.labels[:, i] != IGNORED]
+        assert len(told)
+        assert told.min() >= 0
+        assert told.max() < size
+
+
+def test_loss_falls():
+    torch.manual_seed(0)
+    batch = perception_batch([], CONFIGS, [make_scene(seed, video=False) for seed in range(4)])
+    model = PerceptionModel(VisionEncoder(VISION))
+    whiten(model.encoder, batch.patches)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(4):
+        outputs = model(batch)
+        optimizer.zero_grad()
+        outputs["loss"].backward()
+        optimizer.step()
+        losses.append(outputs["loss"].item())
+    assert losses[-1] < 0.8 * losses[0]
+    assert outputs["accuracy"].shape == (len(HEADS),)
+
+
+def test_whitened_channels_have_variance_one_in_order(batch):
+    encoder = VisionEncoder(VISION)
+    whiten(encoder, batch.patches)
+    channels = encoder.patch_embedding(batch.patches)
+    spread = torch.cov(channels.detach().double().T)
+    assert torch.allclose(channels.mean(0), torch.zeros(160), atol=1e-2)
+    assert 0.9 < spread.diagonal()[-1] <= 1.01  # the largest component; the floor keeps small ones below
+    assert spread.diagonal().min() > 0.05
+    off = spread - torch.diag(spread.diagonal())
+    assert off.abs().max() < 1e-2
+
+
+def test_heads_begin_with_their_neighbours():
+    encoder = VisionEncoder(VISION)
+    before = encoder.layers[3].qkv.bias.clone()
+    look_around(encoder, 3)
+    assert torch.equal(encoder.layers[3].qkv.bias, before)
+    row = torch.arange(5).repeat_interleave(5).int()
+    column = torch.arange(5).repeat(5).int()
+    qkv = torch.zeros(25, 3, 5, 32)
+    rope2d(qkv, encoder.layers[0].qkv.bias.detach().view(3, 5, 32), row, column, *rope2d_table(8, 32, "cpu"))
+    scores = torch.einsum("qhd,khd->hqk", qkv[:, 0], qkv[:, 1])
+    seen = [divmod(int(head[12].argmax()), 5) for head in scores]  # from the middle
+    assert seen == [(1, 2), (3, 2), (2, 1), (2, 3), (2, 2)]
+
+
+def test_a_pretraining_writes_what_an_encoder_takes(tmp_path):
+    lite, full = mini_config("lite"), mini_config("full")
+    path = pretrain(lite, full, tmp_path / "first", steps=2, scenes=1, close=2)
+    entries = [json.loads(line) for line in (tmp_path / "first" / "log.jsonl").read_text().splitlines()]
+    assert entries[-1]["step"] == 2
+    encoder = VisionEncoder(VISION)
+    load_encoder(encoder, path)
+    again = pretrain(lite, full, tmp_path / "second", steps=2, scenes=0, close=2, start=path)  # the first warms up
+    other = VisionEncoder(VISION)
+    load_encoder(other, again)
+    moved = (other.post_norm.weight - encoder.post_norm.weight).abs().max()
+    assert 0 < moved < 0.01  # a step from where the first ended
+
+
+def test_processes_and_workers_share_the_scenes():
+    def first(process: int) -> np.ndarray:
+        return next(iter(PerceptionData(*CONFIGS, 1, 0, 0, process, 2)))["batch"].patches.numpy()
+
+    assert not np.array_equal(first(0)[:50], first(1)[:50])
+    assert np.array_equal(first(1), perception_batch([make_scene(1)], CONFIGS).patches.numpy())
+
+
+def test_tokenizer_of_the_small_models():
+    tokenizer = make_tokenizer(world_texts(60))
+    assert len(tokenizer) <= 1024
+    for text in ("a large red striped star", "Welches Objekt? 你好 \U0001f600", "x\n\n  y"):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+    said = tokenizer("a large red striped star<|im_end|>", add_special_tokens=False)["input_ids"]
+    assert len(said) == 6
+    assert said[-1] == tokenizer.eos_token_id
+    region, image = tokenizer.convert_tokens_to_ids(["<REGION>", "<image>"])
+    assert tokenizer("[<REGION><REGION>]<image>", add_special_tokens=False)["input_ids"].count(region) == 2
+    assert region != image
