@@ -4,7 +4,8 @@ BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-interpret test-slow test-oldest compile-check cuda-check extension lint format bench bench-ops gpu-check clean
+.PHONY: demo test test-interpret test-slow test-oldest compile-check cuda-check extension lint format bench bench-ops \
+	gpu-check mini mini-pages clean
 
 demo: $(VENV)/.ready
 	$(BIN)/pixelrefer-fast demo --out out/demo
@@ -58,6 +59,22 @@ bench-ops: $(VENV)/.ready
 # all that wants a GPU, in one go, results under OUT
 gpu-check: $(VENV)/.ready
 	$(BIN)/python benchmarks/gpu_check.py --out $(or $(OUT),out/gpu)
+
+# the two embedded models from nothing, into pixelrefer_fast/assets/: about two hours on two cores; an interrupted run is
+# gone on with
+MINI := out/mini
+TORCHRUN := $(BIN)/torchrun --nproc_per_node 2
+mini: $(VENV)/.ready
+	OMP_NUM_THREADS=1 $(TORCHRUN) tools/train_mini.py encoder $(MINI)
+	$(BIN)/python tools/train_mini.py lite $(MINI) & $(BIN)/python tools/train_mini.py full $(MINI) & wait
+	$(BIN)/python tools/train_mini.py ship $(MINI)
+	for kind in lite full; do $(BIN)/python tools/train_mini.py ask-$$kind $(MINI) || exit 1; done
+	$(MAKE) mini-pages
+
+# curves, tables and model cards from the files that trainings and evaluations have left in the repository
+mini-pages: $(VENV)/.ready
+	$(BIN)/python tools/training_pages.py
+	$(BIN)/python tools/model_card.py
 
 clean:
 	rm -rf $(VENV) $(OLDEST) build *.egg-info out pixelrefer_fast/*.so

@@ -40,7 +40,7 @@ BUILD = (
     "sys.exit(doctor.main(['--build']) or extension.reason('cpu') or extension.reason('cuda'))"
 )
 EXTENSION = ("pack_objects", "pack_views", "scatter_tokens")
-KERNELS = ("add_norm", "infuse", "object_pool", "rope2d", "varlen_attention", "view_patches")
+KERNELS = ("add_norm", "infuse", "object_pool", "paged_attention", "rope2d", "varlen_attention", "view_patches")
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
 
 
@@ -78,6 +78,8 @@ def stages(out: Path, reference: Path | None) -> list[Stage]:
         return (PYTHON, "benchmarks/ops_bench.py", "--seconds", "150", *more, "--json", str(out / f"{name}.json"))
 
     region = (PYTHON, "benchmarks/region_stage.py", "--device", "cuda", "--json", str(out / "region_stage.json"))
+    decode = (PYTHON, "benchmarks/decode.py", "--json", str(out / "decode.json"), "--repeats", "5")
+    graphs = ("--graph-bytes", str(2**30))
     rival = () if reference is None else ("--reference", str(reference))
     return [
         Stage("build", (PYTHON, "-c", BUILD), 180, environment=safe),
@@ -92,6 +94,13 @@ def stages(out: Path, reference: Path | None) -> list[Stage]:
         Stage("tune", (PYTHON, "tools/tune.py", "--seconds", "240"), 300),
         Stage("tuned-tests", (*kernels, "tests/ops"), 180, environment=safe),
         Stage("tuned-ops", ops("ops-tuned"), 210),
+        Stage("decode", (*decode, "--model", "lite-2b", "lite-7b"), 240),
+        Stage("decode-graphs", (*decode, "--model", "lite-2b", "lite-7b", *graphs), 240),
+        Stage(
+            "throughput",
+            (PYTHON, "benchmarks/throughput.py", "--device", "cuda", "--json", str(out / "throughput.json")),
+            120,
+        ),
         Stage("tuned-region", (*region[:-1], str(out / "region-tuned.json"), *rival), 120),
     ]
 

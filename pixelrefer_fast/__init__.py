@@ -12,6 +12,7 @@ from pixelrefer_fast._version import __version__
 
 if TYPE_CHECKING:
     from pixelrefer_fast import ops, verify
+    from pixelrefer_fast.batching import Answer, Ask, BatchError
     from pixelrefer_fast.loading import load
     from pixelrefer_fast.media import Video, load_image, open_media
     from pixelrefer_fast.model import PixelRefer, PixelReferLite
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from pixelrefer_fast.regions import Region
 
 _WHERE = {
+    "Answer": "batching",
+    "Ask": "batching",
+    "BatchError": "batching",
     "Objects": "objects",
     "PixelRefer": "model",
     "PixelReferLite": "model",
@@ -31,6 +35,9 @@ _WHERE = {
 _MODULES = ("ops", "verify")
 
 __all__ = [
+    "Answer",
+    "Ask",
+    "BatchError",
     "Objects",
     "PixelRefer",
     "PixelReferLite",

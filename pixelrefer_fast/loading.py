@@ -10,8 +10,10 @@ from pixelrefer_fast import ops
 from pixelrefer_fast.checkpoint import Checkpoint, open_checkpoint
 from pixelrefer_fast.checkpoint.folder import HEAD
 from pixelrefer_fast.checks import is_integer
+from pixelrefer_fast.embedded import EMBEDDED_LITE
 from pixelrefer_fast.graphs import GraphCache
 from pixelrefer_fast.model import PixelRefer, PixelReferLite
+from pixelrefer_fast.quantization import check_kind, quantise
 
 
 def auto_device(device: str | torch.device = "auto") -> torch.device:
@@ -50,38 +52,48 @@ def auto_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def load(
-    path_or_hub_id: str | Path,
+    path_or_hub_id: str | Path = EMBEDDED_LITE,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     backend: str = "auto",
     graph_bytes: int = 0,
+    quantization: str | None = None,
 ) -> PixelRefer | PixelReferLite:
-    """Load a checkpoint in the released layout.
+    """Load a checkpoint in the released layout, or one of the two small trained models inside this package.
 
     Args:
-        path_or_hub_id: a folder, or an id on the Hugging Face hub such as Alibaba-DAMO-Academy/PixelRefer-Lite-2B.
+        path_or_hub_id: a folder, or an id on the Hugging Face hub such as Alibaba-DAMO-Academy/PixelRefer-Lite-2B;
+            or "embedded:lite" (the default) or "embedded:full": PixelRefer-Lite-mini and PixelRefer-mini, which know
+            a synthetic world of plain shapes and nothing else.
         device: "auto" (a CUDA device if there is one) or a device.
         dtype: "auto" (bfloat16 where the device computes it, else float32) or a dtype.
         backend: who computes the operations: "auto", or one of `ops.BACKENDS`, which then never falls back.
         graph_bytes: device memory that captured encoder passes may keep (CUDA graphs, one for each bucket of lengths,
             the least recently used given up first); 0: none is captured.
+        quantization: "int8", "fp8" or "int4": weights of the LLM's linear layers in fewer bits, by torchao, which
+            changes answers; such a model is for asking, not for saving or training.
 
     Returns:
         PixelRefer or PixelReferLite, as the checkpoint is.
 
     Raises:
-        ValueError: in one line, what is wrong with the checkpoint, the device, the dtype or the backend.
+        ValueError: in one line, what is wrong with the checkpoint, the device, the dtype, the backend or the
+            quantization.
     """
     target = auto_device(device)
     precision = auto_dtype(dtype, target)
     ops.check_backend(backend)
     graphs = _graphs(graph_bytes, target)
+    check_kind(quantization)
     checkpoint = open_checkpoint(path_or_hub_id)
     model = empty_model(checkpoint, backend)  # before sizes that only config.json claims take memory
     model.to(precision).to_empty(device=target)
-    _restore_buffers(model, target)
+    restore_buffers(model, target)
     checkpoint.load_into(model.checkpoint_slots(), _optional(model))
     model.encoder.graphs = graphs
+    if quantization is not None:
+        quantise(model.llm, quantization)
+        model.quantization = quantization
     return model
 
 
@@ -114,7 +126,7 @@ def _optional(model: PixelRefer | PixelReferLite) -> tuple[str, ...]:
     return (HEAD,) if model.llm.config.tie_word_embeddings else ()
 
 
-def _restore_buffers(model: PixelRefer | PixelReferLite, device: torch.device) -> None:
+def restore_buffers(model: PixelRefer | PixelReferLite, device: torch.device) -> None:
     """What no checkpoint holds: the LLM's rotary frequencies (float32 in any dtype) and its tied output weight."""
     rotary = model.llm.model.rotary_emb
     with device:

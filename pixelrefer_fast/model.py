@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,33 +15,33 @@ from torch import nn
 
 from pixelrefer_fast import ops
 from pixelrefer_fast._version import __version__
-from pixelrefer_fast.checks import plain_list
+from pixelrefer_fast.batching.asks import Ask, BatchError
+from pixelrefer_fast.batching.calls import BatchCalls
+from pixelrefer_fast.batching.encoding import Prepared, embedded_prompt, encode_prepared
+from pixelrefer_fast.batching.preparing import DESCRIBE_IMAGE, DESCRIBE_VIDEO, Bound, MediaCache, prepare
+from pixelrefer_fast.checks import labelled, plain_list
 from pixelrefer_fast.config import ModelConfig
 from pixelrefer_fast.decoder import Decoder, Generation
 from pixelrefer_fast.encoder import VisionEncoder
-from pixelrefer_fast.media import Video, open_media
+from pixelrefer_fast.media import Video
 from pixelrefer_fast.object_tokenizer import ObjectTokenizer, kmeans_starts
 from pixelrefer_fast.objects import Objects, Scene
 from pixelrefer_fast.options import EncodeOptions, split_options
 from pixelrefer_fast.patches import pack_patches
 from pixelrefer_fast.projector import VisionProjector, kept_cells
-from pixelrefer_fast.prompt import REGION_TAG, Prompt, build_prompt, check_question, check_tags
+from pixelrefer_fast.prompt import REGION_TAG, Prompt, build_prompt, check_question
 from pixelrefer_fast.regions import as_regions
 from pixelrefer_fast.request import FrameSource, Request, bind_regions
 from pixelrefer_fast.selection import Selection, select_patches
 from pixelrefer_fast.transfers import upload
 from pixelrefer_fast.views import ViewPlan, plan_views
 
-DESCRIBE_IMAGE = f"Please describe {REGION_TAG} in detail."
-DESCRIBE_VIDEO = f"Please describe in detail the marked object {REGION_TAG} in the video."
-# Regions of `describe` that are encoded together: it bounds memory, a batch's crops are a few thousand patches.
-DESCRIBE_BATCH = 64
 
-
-class _Model(nn.Module):
+class _Model(BatchCalls, nn.Module):
     """What both models share."""
 
     kind: ClassVar[str]
+    quantization: str | None = None  # of the LLM's layers, as `load` was asked for
 
     def __init__(self, config: ModelConfig, tokenizer: Any, generation: dict[str, Any], backend: str = "auto") -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class _Model(nn.Module):
         self.object_tokenizer = ObjectTokenizer(config)
         self.projector = VisionProjector(config.vision.hidden_size, config.llm["hidden_size"])
         self.llm = Qwen2ForCausalLM(Qwen2Config(**config.llm))
-        self.decoder = Decoder(self.llm, tokenizer, generation)
+        self.decoder = Decoder(self.llm, tokenizer, generation, backend)
         self.eval().requires_grad_(False)
 
     @property
@@ -96,9 +96,12 @@ class _Model(nn.Module):
         """Write one self-contained folder in the released layout that loads again bit-equal.
 
         Raises:
-            ValueError: the folder exists and is not empty, or cannot be written.
+            ValueError: the folder exists and is not empty, or cannot be written; or the model's weights are quantised.
         """
         from pixelrefer_fast.checkpoint import save_checkpoint
+
+        if self.quantization is not None:
+            raise ValueError(f"save: expected weights as they were loaded, got {self.quantization} ones")
 
         save_checkpoint(folder, self.checkpoint_slots(), self.config, self.tokenizer, self.generation)
 
@@ -117,7 +120,10 @@ class _Model(nn.Module):
             ValueError: naming the region or the input, what was expected and what came.
         """
         encode, _ = split_options(options, EncodeOptions)
-        return self._encode_request(self._request(image_or_video, regions, encode), encode)
+        with self.requests.exclusive():
+            request = self._request(image_or_video, regions, encode)
+            prepared = Prepared("", Generation(), request=request, plan=self.plan_request(request), encode=encode)
+            return encode_prepared(self, [prepared])[0]
 
     def ask(self, image_or_video: Any, question: str, regions: Any = None, **options: Any) -> str:
         """Answer a question about marked objects.
@@ -132,34 +138,83 @@ class _Model(nn.Module):
         Raises:
             ValueError: naming the input, what was expected and what came.
         """
-        embeds, generation = self._prepare(image_or_video, question, regions, options)
-        return self._answer(embeds, generation)
+        return self._answer_one(_ask(image_or_video, question, regions, options), {})
 
     def stream(self, image_or_video: Any, question: str, regions: Any = None, **options: Any) -> Iterator[str]:
         """`ask` in pieces of text that join to the same answer; bad input raises before the first piece."""
-        embeds, generation = self._prepare(image_or_video, question, regions, options)
-        return self.decoder.stream(embeds, generation)
+        with self.requests.exclusive():
+            prepared = prepare(self, _ask(image_or_video, question, regions, options), MediaCache(), MediaCache())
+            (objects,) = encode_prepared(self, [prepared])
+            prompt = embedded_prompt(self, prepared.question, objects)
+        return self.decoder.stream(prompt, prepared.generation)
 
-    def describe(self, image_or_video: Any, regions: Any, question: str | None = None, **options: Any) -> list[str]:
+    def describe(self, image_or_video: Any, regions: Any, question: str | None = None, **options: Any) -> list[Any]:
         """One text per region; each region is a request of its own, so its text does not depend on the others.
 
         Args:
-            image_or_video: an image or a video.
-            regions: what is marked.
+            image_or_video: an image or a video; or a list of them, with a list of regions for each.
+            regions: what is marked. With a list of images or videos: a list as long, of lists of regions. (A list of
+                images without that is a video of these frames, as everywhere.)
             question: asked of each region, with one `<region>` tag; default: describe it in detail.
             options: fields of `decoder.Generation` and `EncodeOptions`.
+
+        Returns:
+            A text per region; for a list of images and videos a list of texts for each.
+
+        Raises:
+            ValueError: naming the region, before anything is answered.
+            BatchError: some requests of a list failed; its `answers` has what the others got.
         """
+        if question is not None:
+            check_question(question)
+            if question.count(REGION_TAG) != 1:
+                raise ValueError(f"question: expected one {REGION_TAG} tag, got {question.count(REGION_TAG)}")
+        if _are_many(image_or_video, regions):
+            return self._describe_many(image_or_video, regions, question, options)
         encode, generation = split_options(options, EncodeOptions, Generation)
         request = self._request(image_or_video, regions, encode)
         if question is None:
             question = DESCRIBE_VIDEO if request.source.video else DESCRIBE_IMAGE
-        check_question(question)
-        if question.count(REGION_TAG) != 1:
-            raise ValueError(f"question: expected one {REGION_TAG} tag, got {question.count(REGION_TAG)}")
-        texts: list[str] = []
-        for objects in self._encode_each(request, encode):
-            texts.append(self._answer(self.embed_prompt(self.build_prompt(question, objects), objects), generation))
-        return texts
+        given = encode.kmeans_start
+        if given is not None and len(given) != request.num_marks:
+            raise ValueError(
+                f"kmeans_start: expected an entry for each of the {request.num_marks} marks, got {len(given)}"
+            )
+        if len(request.regions) > 1:
+            for _ in request.marks():
+                pass  # draws every mask once, so that a bad region is told before the first batch is answered
+
+        def singles() -> Iterator[Bound]:
+            mark = 0
+            for i in range(len(request.regions)):
+                single = request.single(i)
+                own = None if given is None else given[mark : mark + single.num_marks]
+                mark += single.num_marks
+                yield Bound(single, question, replace(encode, kmeans_start=own), generation)
+
+        return [a.text for a in self._answer_all(singles(), None, len(request.regions)) if a.text is not None]
+
+    def _describe_many(
+        self, media: Sequence[Any], regions: Sequence[Any], question: str | None, options: dict[str, Any]
+    ) -> list[list[str]]:
+        split_options(options, EncodeOptions, Generation)
+        marked = []
+        for i, own in enumerate(regions):
+            with labelled(f"image or video {i}"):
+                marked.append(as_regions(own))
+
+        def singles() -> Iterator[Ask]:
+            for one, own in zip(media, marked, strict=True):
+                for number, region in enumerate(own):
+                    ask = Ask(one, question, [region])
+                    ask.first_region = number
+                    yield ask
+
+        answers = self.ask_batch(singles(), **options)
+        if not all(answer.ok for answer in answers):
+            raise BatchError(answers)
+        texts = iter([answer.text or "" for answer in answers])
+        return [[next(texts) for _ in own] for own in marked]
 
     def build_prompt(self, question: str, objects: Objects) -> Prompt:
         """Token ids of a question about encoded objects, with the places of their tokens."""
@@ -188,29 +243,8 @@ class _Model(nn.Module):
         ops.scatter_tokens(embeds, tokens.to(embeds), slots, backend=self.backend)
         return embeds if len(places) == len(ids) else embeds[places]
 
-    def _prepare(
-        self, media: Any, question: str, regions: Any, options: dict[str, Any]
-    ) -> tuple[torch.Tensor, Generation]:
-        encode, generation = split_options(options, EncodeOptions, Generation)
-        check_question(question)
-        if isinstance(media, Objects):
-            if regions is not None:
-                raise ValueError("regions: expected None with encoded objects, which have theirs")
-            if encode != EncodeOptions():
-                raise ValueError(f"options: expected none of encoding with encoded objects, got {encode}")
-            objects = self._own(media)
-            if REGION_TAG not in question:
-                question = _name_objects(question, objects)
-        else:
-            request = self._request(media, regions, encode)
-            check_tags(question, len(request.regions))  # before anything is encoded
-            objects = self._encode_request(request, encode)
-        return self.embed_prompt(self.build_prompt(question, objects), objects), generation
-
-    def _answer(self, embeds: torch.Tensor, generation: Generation) -> str:
-        return self.decoder.text(step.token for step in self.decoder.steps(embeds, generation))
-
-    def _own(self, objects: Objects) -> Objects:
+    def own_objects(self, objects: Objects) -> Objects:
+        """Encoded objects, which are this model's or refused with a ValueError."""
         given = objects.provenance.get("model")
         if objects.kind != self.kind or given != self.fingerprint:
             raise ValueError(
@@ -223,13 +257,33 @@ class _Model(nn.Module):
         return objects
 
     def _request(self, image_or_video: Any, regions: Any, options: EncodeOptions) -> Request:
-        media = open_media(image_or_video)
-        name = str(image_or_video) if isinstance(image_or_video, (str, Path)) else None
-        source = FrameSource.of(media, name)
+        opened = MediaCache().open(image_or_video)
+        return self.bind(opened.media, opened.source, regions, options)
+
+    def bind(
+        self,
+        media: np.ndarray | Video,
+        source: FrameSource,
+        regions: Any,
+        options: EncodeOptions,
+        first_region: int = 0,
+    ) -> Request:
+        """Regions bound to opened media.
+
+        Args:
+            media: what `media.open_media` returned.
+            source: its frames.
+            regions: anything `regions.as_regions` takes.
+            options: which frames of a video PixelRefer sees whole.
+            first_region: number of the first region in the caller's list.
+
+        Raises:
+            ValueError: naming the region, what was expected and what came.
+        """
         marked = as_regions(regions)
-        frames = bind_regions(source, marked)
+        frames = bind_regions(source, marked, first_region)
         self._check_frames(frames)
-        return Request(source, marked, frames, self._scene(media, options))
+        return Request(source, marked, frames, self._scene(media, options), first_region)
 
     def _check_frames(self, frames: Sequence[tuple[int, ...]]) -> None:
         """Raise a ValueError where this model takes fewer frames per object."""
@@ -238,44 +292,8 @@ class _Model(nn.Module):
         """The frames that the LLM sees whole."""
         return []
 
-    def _encode_request(self, request: Request, options: EncodeOptions) -> Objects:
-        plan = self._plan(request, request.scene, ViewPlan())
-        tokens, scene = self.encode_plan(plan, request.source, options)
-        return self._objects(request, [m.tokens for m in plan.marks], tokens, scene)
-
-    def _encode_each(self, request: Request, options: EncodeOptions) -> Iterator[Objects]:
-        """Each region as a request of its own, in batches that share their views and one encoder pass."""
-        scene: Scene | None = None
-        given = options.kmeans_start
-        if given is not None and len(given) != request.num_marks:
-            raise ValueError(
-                f"kmeans_start: expected an entry for each of the {request.num_marks} marks, got {len(given)}"
-            )
-        if len(request.regions) > DESCRIBE_BATCH:
-            for _ in request.marks():
-                pass  # draws every mask once, so that a bad region is told before the first batch is answered
-        first_mark = 0
-        for first in range(0, len(request.regions), DESCRIBE_BATCH):
-            singles = [request.single(i) for i in range(first, min(first + DESCRIBE_BATCH, len(request.regions)))]
-            plan = ViewPlan()
-            for single in singles:
-                # the scene is encoded with the first batch only
-                self._plan(single, () if plan.scene or scene else request.scene, plan)
-            sizes = [single.num_marks for single in singles]
-            starts = None if given is None else given[first_mark : first_mark + sum(sizes)]
-            first_mark += sum(sizes)
-            tokens, own_scene = self.encode_plan(
-                plan, request.source, replace(options, kmeans_start=starts), per_request=sizes
-            )
-            scene = scene or own_scene
-            counts = [m.tokens for m in plan.marks]
-            mark = row = 0
-            for single, size in zip(singles, sizes, strict=True):
-                own = counts[mark : mark + size]
-                yield self._objects(single, own, tokens[row : row + sum(own)], scene)
-                mark, row = mark + size, row + sum(own)
-
-    def _objects(self, request: Request, counts: Sequence[int], tokens: torch.Tensor, scene: Scene | None) -> Objects:
+    def objects_of(self, request: Request, counts: Sequence[int], tokens: torch.Tensor, scene: Scene | None) -> Objects:
+        """A request's encoded objects: `tokens` (T, C), `counts` of each mark."""
         source = request.source
         times = source.times if scene is not None else None
         return Objects(
@@ -295,8 +313,8 @@ class _Model(nn.Module):
             },
         )
 
-    def _plan(self, request: Request, scene: Sequence[int], plan: ViewPlan) -> ViewPlan:
-        """Add a request's views to a plan; one whose tokens overflow the context ends before any mask is drawn."""
+    def plan_request(self, request: Request) -> ViewPlan:
+        """A request's views; one whose tokens overflow the context ends before any mask is drawn."""
         least = request.num_marks * (self.config.mask_num if self.kind == "lite" else 1)
         if least >= self.decoder.context_length:
             raise ValueError(
@@ -305,38 +323,66 @@ class _Model(nn.Module):
             )
         source = request.source
         merge = self.config.spatial_merge_size if source.video else 1
-        first = len(plan.marks)
-        plan_views(self.config, source.sizes, request.marks(), request.num_marks, scene, merge, into=plan)
-        for mark in plan.marks[first:]:
+        plan = plan_views(self.config, source.sizes, request.marks(), request.num_marks, request.scene, merge)
+        for mark in plan.marks:
             if not mark.tokens:
                 warnings.warn(f"{mark.name}: too small for this model, which sees no token of it", stacklevel=2)
         return plan
 
-    @torch.inference_mode()
     def encode_plan(
-        self, plan: ViewPlan, source: FrameSource, options: EncodeOptions, per_request: Sequence[int] | None = None
+        self, plan: ViewPlan, source: FrameSource, options: EncodeOptions
     ) -> tuple[torch.Tensor, Scene | None]:
-        """From pixels to object tokens (T, C) and, in Full, the scene's vision tokens: one packed pass.
+        """One request's plan to its object tokens (T, C) and, in Full, its scene's vision tokens."""
+
+        def starts(counts: Sequence[int]) -> torch.Tensor:
+            return kmeans_starts(counts, self.config.mask_num, options.kmeans_start, options.kmeans_seed)
+
+        tokens, scenes = self.encode_views(plan, source, starts, [tuple(plan.scene)])
+        return tokens, scenes[0]
+
+    @torch.inference_mode()
+    def encode_views(
+        self,
+        plan: ViewPlan,
+        source: FrameSource,
+        starts: Callable[[Sequence[int]], torch.Tensor],
+        scenes: Sequence[tuple[int, ...]],
+    ) -> tuple[torch.Tensor, list[Scene | None]]:
+        """From pixels to object tokens and, in Full, vision tokens: one packed pass for any number of requests.
 
         Args:
             plan: the views of one or more requests.
             source: their pixels.
-            options: k-means starts.
-            per_request: marks of each request of the plan when there are several: a seed then starts anew for each.
+            starts: first centroids (M, n), from the numbers of selected patches of the plan's marks.
+            scenes: the views of each request's whole images or frames, in order; empty where none is wanted.
+
+        Returns:
+            Object tokens (T, C) of all marks, and the scene of each request.
         """
         selection = select_patches(plan, self.backend)
-        starts = _starts(selection.counts, self.config.mask_num, options, per_request)
+        first = starts(selection.counts)
         patches = pack_patches(plan, source, self.device, self.backend)
         features = self.encoder(patches, plan.grids, selection.reads, self.backend)
-        (starts,) = upload([starts], self.device)
-        tokens = self.object_tokenizer(features, selection.to(self.device), starts, backend=self.backend)
-        return tokens, self.encode_scene(plan, selection, patches, features)
+        (first,) = upload([first], self.device)
+        tokens = self.object_tokenizer(features, selection.to(self.device), first, backend=self.backend)
+        return tokens, self.encode_scenes(plan, scenes, selection, patches, features)
 
     def encode_scene(
         self, plan: ViewPlan, selection: Selection, patches: torch.Tensor, features: torch.Tensor
     ) -> Scene | None:
-        """Full: the vision tokens of the plan's scene."""
-        return None
+        """Full: the vision tokens of the plan's scene, where it is one request's."""
+        return self.encode_scenes(plan, [tuple(plan.scene)], selection, patches, features)[0]
+
+    def encode_scenes(
+        self,
+        plan: ViewPlan,
+        scenes: Sequence[tuple[int, ...]],
+        selection: Selection,
+        patches: torch.Tensor,
+        features: torch.Tensor,
+    ) -> list[Scene | None]:
+        """Full: the vision tokens of each request's whole images or frames."""
+        return [None] * len(scenes)
 
 
 class PixelReferLite(_Model):
@@ -365,23 +411,48 @@ class PixelRefer(_Model):
             raise ValueError(f"frames: expected numbers from 0 to {len(media) - 1}, got {frames[-1]}")
         return frames
 
-    def encode_scene(
-        self, plan: ViewPlan, selection: Selection, patches: torch.Tensor, features: torch.Tensor
-    ) -> Scene | None:
-        if not plan.scene:
-            return None
-        views = [plan.views[v] for v in plan.scene]
+    def encode_scenes(
+        self,
+        plan: ViewPlan,
+        scenes: Sequence[tuple[int, ...]],
+        selection: Selection,
+        patches: torch.Tensor,
+        features: torch.Tensor,
+    ) -> list[Scene | None]:
         first, rows = plan.first_rows, selection.first_rows
-        merge = views[0].merge
-        counts = tuple(v.patches // merge**2 for v in views)
-        tokens = self.projector(torch.cat([features[rows[v] : rows[v + 1]] for v in plan.scene]), merge)
-        kept = torch.ones(len(tokens), dtype=torch.bool)
-        if merge > 1 and len(views) > 1:
-            # the one wait of a pass: the length of a video's prompt depends on its pixels
-            kept = kept_cells([patches[first[v] : first[v + 1]] for v in plan.scene], merge).cpu()
-            (places,) = upload([_places(kept)], tokens.device)
-            tokens = tokens[places]
-        return Scene(tokens, kept, counts)
+        # images have merge 1, frames of videos 2: a projection for either, each view in it once
+        projected: dict[int, torch.Tensor] = {}
+        for merge in sorted({plan.views[v].merge for scene in scenes for v in scene}):
+            own = sorted({v for scene in scenes for v in scene if plan.views[v].merge == merge})
+            tokens = self.projector(torch.cat([features[rows[v] : rows[v + 1]] for v in own]), merge)
+            projected |= zip(own, tokens.split([plan.views[v].patches // merge**2 for v in own]), strict=True)
+        kept = self._kept(plan, {s for s in scenes if len(s) > 1 and plan.views[s[0]].merge > 1}, patches, first)
+        made: dict[tuple[int, ...], Scene | None] = {(): None}
+        for scene in scenes:
+            if scene not in made:
+                tokens = torch.cat([projected[v] for v in scene])
+                everything = torch.ones(len(tokens), dtype=torch.bool)
+                if scene in kept:
+                    (places,) = upload([_places(kept[scene])], tokens.device)
+                    tokens = tokens[places]
+                counts = tuple(len(projected[v]) for v in scene)
+                made[scene] = Scene(tokens, kept.get(scene, everything), counts)
+        return [made[scene] for scene in scenes]
+
+    @staticmethod
+    def _kept(
+        plan: ViewPlan, scenes: Collection[tuple[int, ...]], patches: torch.Tensor, first: Sequence[int]
+    ) -> dict[tuple[int, ...], torch.Tensor]:
+        """Which vision tokens of videos are kept, in host memory."""
+        order = sorted(scenes)
+        if not order:
+            return {}
+        flags = [
+            kept_cells([patches[first[v] : first[v + 1]] for v in scene], plan.views[scene[0]].merge) for scene in order
+        ]
+        # the one wait of a pass: the length of a video's prompt depends on its pixels
+        together = torch.cat(flags).cpu()
+        return dict(zip(order, together.split([len(f) for f in flags]), strict=True))
 
 
 def _places(mask: torch.Tensor) -> torch.Tensor:
@@ -389,23 +460,15 @@ def _places(mask: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.flatnonzero(mask.numpy()))
 
 
-def _starts(
-    counts: Sequence[int], clusters: int, options: EncodeOptions, per_request: Sequence[int] | None
-) -> torch.Tensor:
-    if per_request is None or options.kmeans_start is not None:
-        return kmeans_starts(counts, clusters, options.kmeans_start, options.kmeans_seed)
-    parts, position = [], 0
-    for size in per_request:
-        parts.append(kmeans_starts(counts[position : position + size], clusters, None, options.kmeans_seed))
-        position += size
-    return torch.cat(parts)
+def _ask(media: Any, question: str, regions: Any, options: dict[str, Any]) -> Ask:
+    check_question(question)
+    ask = Ask(media, question, regions)
+    ask.options = options
+    return ask
 
 
-def _name_objects(question: str, objects: Objects) -> str:
-    """A question without tags, the objects named before it."""
-    video = objects.times is not None or any(o.times is not None for o in objects.objects)
-    where = "video" if video else "image"
-    if len(objects) == 1:
-        return f"There is one object in the {where}: {REGION_TAG}.\n{question}"
-    names = ", ".join(f"<object{i}>{REGION_TAG}" for i in range(len(objects)))
-    return f"There are {len(objects)} objects in the {where}: {names}.\n{question}"
+def _are_many(media: Any, regions: Any) -> bool:
+    """Whether `describe` is asked about a list of images and videos: regions of a video's frames are no lists."""
+    if not isinstance(media, (list, tuple)) or not isinstance(regions, (list, tuple)) or len(media) != len(regions):
+        return False
+    return all(isinstance(own, (list, tuple)) for own in regions)

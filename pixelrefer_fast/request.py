@@ -91,8 +91,13 @@ class Request:
         )
 
 
-def bind_regions(source: FrameSource, regions: Sequence[Region]) -> list[tuple[int, ...]]:
+def bind_regions(source: FrameSource, regions: Sequence[Region], first_region: int = 0) -> list[tuple[int, ...]]:
     """The frames of each region, checked against the source; (0,) for an image.
+
+    Args:
+        source: the image or video.
+        regions: what is marked.
+        first_region: number of the first of them in the caller's list.
 
     Raises:
         ValueError: naming the region, what was expected and what came.
@@ -100,7 +105,7 @@ def bind_regions(source: FrameSource, regions: Sequence[Region]) -> list[tuple[i
     if not regions:
         raise ValueError("regions: expected at least one, got none")
     frames: list[tuple[int, ...]] = []
-    for i, region in enumerate(regions):
+    for i, region in enumerate(regions, first_region):
         if source.times is None:
             if region.frames is not None:
                 raise ValueError(f"region {i}: expected a region of an image, got one bound to frames {region.frames}")

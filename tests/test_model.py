@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import pixelrefer_fast as pf
-from pixelrefer_fast import model as model_module
+from pixelrefer_fast.batching.memory import Budget
 from pixelrefer_fast.regions import Region
 
 ASSETS = Path(__file__).parents[1] / "pixelrefer_fast" / "assets"
@@ -58,13 +58,12 @@ def test_regions_get_texts_of_their_own(lite) -> None:
 
 def test_describe_in_batches_is_the_same(model, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = model.describe(CAT, BOXES, kmeans_seed=5, **SHORT)
-    monkeypatch.setattr(model_module, "DESCRIBE_BATCH", 2)
+    monkeypatch.setattr(model.requests, "_budget", Budget(2, 1 << 20, 1 << 20))
     assert model.describe(CAT, BOXES, kmeans_seed=5, **SHORT) == texts
 
 
 def test_a_bad_region_is_told_before_any_answer(model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_module, "DESCRIBE_BATCH", 2)
-    monkeypatch.setattr(type(model), "encode_plan", lambda *args, **kwargs: pytest.fail("something was encoded"))
+    monkeypatch.setattr(type(model), "encode_views", lambda *args, **kwargs: pytest.fail("something was encoded"))
     with pytest.raises(ValueError, match="region 2"):
         model.describe(CAT, [*BOXES[:2], [900, 900, 950, 950]])
     with pytest.raises(ValueError, match="kmeans_start: expected an entry for each of the 3 marks, got 4"):

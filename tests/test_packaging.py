@@ -83,11 +83,12 @@ import importlib.resources, pixelrefer_fast as pf
 assets = importlib.resources.files("pixelrefer_fast.assets")
 model = pf.load(str(assets / "lite"), device="cpu")
 print(pf.__file__)
-print(len(model.describe(str(assets / "cat.jpg"), [[10, 20, 100, 120]], max_new_tokens=2)))
+embedded = [pf.load(name, device="cpu").kind for name in ("embedded:lite", "embedded:full")]
+print(len(model.describe(str(assets / "cat.jpg"), [[10, 20, 100, 120]], max_new_tokens=2)), *embedded)
 """
     out = run(code, cwd=tmp_path, path=installed).splitlines()
     assert out[0] == str(installed / "pixelrefer_fast" / "__init__.py")
-    assert out[-1] == "1"
+    assert out[-1] == "1 lite full"
 
 
 @pytest.mark.parametrize("form", ["wheel", "editable"])

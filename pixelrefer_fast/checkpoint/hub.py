@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pixelrefer_fast.checkpoint.tokenizer import TOKENIZER_FILES
+from pixelrefer_fast.embedded import embedded_folder, is_embedded
 from pixelrefer_fast.safe_files import brief
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*/[A-Za-z0-9][A-Za-z0-9_.\-]*")
@@ -23,7 +24,7 @@ def checkpoint_folder(path_or_hub_id: str | Path, *, progress: bool | None = Non
     Only weights, configuration and tokenizer are downloaded: no code, and no pickle where there are safetensors.
 
     Args:
-        path_or_hub_id: a folder, or an id such as Alibaba-DAMO-Academy/PixelRefer-Lite-2B.
+        path_or_hub_id: a folder, an id such as Alibaba-DAMO-Academy/PixelRefer-Lite-2B, or one of `embedded.TITLES`.
         progress: whether to show bars while downloading; None shows them when stderr is a terminal.
 
     Raises:
@@ -32,6 +33,8 @@ def checkpoint_folder(path_or_hub_id: str | Path, *, progress: bool | None = Non
     if not isinstance(path_or_hub_id, (str, os.PathLike)):
         raise ValueError(f"expected the path of a checkpoint folder or a hub id, got {brief(path_or_hub_id)}")
     text = os.fspath(path_or_hub_id)
+    if isinstance(path_or_hub_id, str) and is_embedded(path_or_hub_id):
+        return embedded_folder(path_or_hub_id)
     if isinstance(text, str) and os.path.isdir(text):
         return Path(text).resolve()
     if not isinstance(path_or_hub_id, str) or os.path.exists(text) or not _HUB_ID.fullmatch(text):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import sys
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pixelrefer_fast._version import __version__
+from pixelrefer_fast.cli.batch_options import BATCH_HELP, BatchFile, BatchOut, BatchSize, check_batch_options
 from pixelrefer_fast.cli.interrupts import clean_end
 from pixelrefer_fast.cli.options import (
     MODEL_VARIABLE,
@@ -24,6 +24,7 @@ from pixelrefer_fast.cli.options import (
     MaxFrames,
     MaxNewTokens,
     Model,
+    OptionalSource,
     Seed,
     Source,
     Temperature,
@@ -45,6 +46,7 @@ from pixelrefer_fast.cli.regions import (
     given_regions,
 )
 from pixelrefer_fast.cli.targets import check_target
+from pixelrefer_fast.embedded import EMBEDDED_LITE, LIMITS, TITLES
 from pixelrefer_fast.printable import safe_text
 
 app = typer.Typer(
@@ -78,11 +80,13 @@ def _common(
         "describe cat.jpg --box 60,50,360,275 --mask eye.png --model Alibaba-DAMO-Academy/PixelRefer-Lite-2B",
         'describe cat.jpg --polygon "10,10 90,20 50,80" --save cat-described.png --model ./PixelRefer-2B',
         "describe clip.mp4 --frame 12 --box 100,80,220,300 --save sheet.png --json --model ./PixelRefer-Lite-7B",
-    ),
+        "describe --batch requests.jsonl --out answers.jsonl --model ./PixelRefer-Lite-2B",
+    )
+    + BATCH_HELP,
 )
 def describe(
     ctx: typer.Context,
-    source: Source,
+    source: OptionalSource = None,
     boxes: Boxes = None,
     sized_boxes: SizedBoxes = None,
     masks: Masks = None,
@@ -110,9 +114,27 @@ def describe(
     dtype: Dtype = "auto",
     backend: Backend = "auto",
     as_json: AsJson = False,
+    batch: BatchFile = None,
+    out_file: BatchOut = None,
+    batch_size: BatchSize = None,
 ) -> None:
-    """Describe each marked region: a text per region."""
+    """Describe each marked region: a text per region. With --batch: those of each line of a file."""
     with reserved_stdout() as out:
+        if check_batch_options(ctx):
+            from pixelrefer_fast.cli.batch import answer_file
+
+            name, options = _model_name(model), _options(ctx)
+            loaded, loading = _load(name, device, dtype, backend)
+            report, line, code = answer_file(loaded, ctx, options)
+            if as_json:
+                report |= {"model": name}
+                report["seconds"] |= {"load": loading}
+                write_json(report, out)
+            else:
+                print(line, file=out)
+            raise typer.Exit(code)
+        if source is None:
+            raise ValueError("expected an image or a video, or --batch FILE.jsonl, got none")
         if save is not None:
             check_target(ctx, "--save", save)
         name = _model_name(model)
@@ -125,10 +147,9 @@ def describe(
         if save is not None:
             from pixelrefer_fast import render
 
-            title = None if model else "the bundled checkpoint with random weights: the words mean nothing"
-            render.save(render.answers(media, [one.region for one in regions], texts, title=title), save)
+            render.save(render.answers(media, [one.region for one in regions], texts), save)
         if as_json:
-            document: dict[str, Any] = {"source": source, "model": name, "random_weights": not model}
+            document: dict[str, Any] = {"source": source, "model": name}
             document |= {"question": question}
             document |= {"regions": _listed(regions, texts)}
             write_json(document | {"saved": save, "seconds": {"load": loading, "describe": answering}}, out)
@@ -198,7 +219,7 @@ def ask(
         answer = loaded.ask(media, question, marked, **options)
         answering = time.perf_counter() - start
         if as_json:
-            document: dict[str, Any] = {"source": source, "model": name, "random_weights": not model}
+            document: dict[str, Any] = {"source": source, "model": name}
             document |= {"question": question, "answer": answer}
             document |= {"regions": None if regions is None else _listed(regions)}
             write_json(document | {"seconds": {"load": loading, "ask": answering}}, out)
@@ -246,7 +267,7 @@ def encode(
         encoding = time.perf_counter() - start
         objects.save(out_file)
         if as_json:
-            document: dict[str, Any] = {"source": source, "model": name, "random_weights": not model, "out": out_file}
+            document: dict[str, Any] = {"source": source, "model": name, "out": out_file}
             document |= {"regions": _listed(regions)}
             document |= {"tokens": len(objects.tokens), "bytes": Path(out_file).stat().st_size}
             write_json(document | {"seconds": {"load": loading, "encode": encoding}}, out)
@@ -313,33 +334,121 @@ def doctor(
         raise typer.Exit(code)
 
 
-@app.command(epilog=examples("demo", "demo --out /tmp --json"))
+@app.command(epilog=examples("demo", "demo --seed 7 --out /tmp --json"))
 def demo(
     folder: Annotated[
         str, typer.Option("--out", metavar="DIR", help="Where the pictures go; made if missing.")
     ] = "out",
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", min=0, help="Of the scene and the video.", show_default=False)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Describe two regions of a bundled photograph with the two small bundled checkpoints (random weights)."""
+    """Ask both embedded models about a scene and a video that they were not trained on, and draw what they say."""
     from pixelrefer_fast.cli.demo import run_demo
 
     with reserved_stdout() as out:
-        report = run_demo(Path(folder), None if as_json else out)
+        report = run_demo(Path(folder), seed, None if as_json else out)
         if as_json:
             write_json(report, out)
 
 
+@app.command(
+    "eval", epilog=examples("eval --world", "eval --world --questions 5000 --json", "eval --world --model ./my-model")
+)
+def evaluate(
+    world: Annotated[
+        bool, typer.Option("--world", help="Ask about the synthetic world: the one set of questions there is.")
+    ] = False,
+    split: Annotated[str, typer.Option("--split", metavar="S", help="heldout or train.")] = "heldout",
+    questions: Annotated[int, typer.Option("--questions", metavar="N", help="How many, of all categories.")] = 2000,
+    models: Annotated[str, typer.Option("--models", metavar="lite,full", help="Which embedded ones.")] = "lite,full",
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="FOLDER|ID", help="Another one instead.", show_default=False)
+    ] = None,
+    videos: Annotated[
+        float, typer.Option("--videos", metavar="SHARE", help="Of the questions but those about motion.")
+    ] = 0.4,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the first scene.")] = 1_000_000,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    backend: Backend = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Ask questions whose answers are known, and count the right ones by category."""
+    from pixelrefer_fast.cli.eval import models_asked, print_eval, run_eval
+
+    with reserved_stdout() as out:
+        if not world:
+            raise ValueError("eval: expected --world, the one set of questions there is, got none")
+        report = run_eval(models_asked(models, model), questions, split, seed, videos, device, dtype, backend)
+        if as_json:
+            write_json(report, out)
+        else:
+            print_eval(report, out)
+
+
+@app.command(epilog=examples("train lite.yaml", "train lite.yaml --check", "train lite.yaml --resume --json"))
+def train(
+    config: Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="What to train; docs/training.md has the keys.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is in the output folder.")] = False,
+    folder: Annotated[
+        str | None, typer.Option("--out", metavar="DIR", help="Write there instead of where the file says.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read all samples of the files and their media; no training.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train or fine-tune a checkpoint on samples in the released format."""
+    from pixelrefer_fast.cli.train import print_check, print_training, run_check, run_training
+
+    with reserved_stdout() as out, clean_end():
+        report = run_check(config) if check else run_training(config, resume, folder)
+        if as_json:
+            write_json(report, out)
+        else:
+            (print_check if check else print_training)(report, out)
+
+
+@app.command(epilog=examples("world ./world --scenes 1000", "world ./held --split heldout --annotation --lines"))
+def world(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder to write; must not exist or be empty.")],
+    scenes: Annotated[int, typer.Option("--scenes", metavar="N", min=1, help="How many images and videos.")] = 100,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of the first scene.")] = 0,
+    split: Annotated[str, typer.Option("--split", metavar="S", help="train or heldout.")] = "train",
+    one_frame: Annotated[
+        bool, typer.Option("--one-frame", help="Mark objects of a video in one frame, as PixelRefer takes them.")
+    ] = False,
+    annotation: Annotated[bool, typer.Option("--annotation", help="Videos' masks in VideoRefer-700K's form.")] = False,
+    lines: Annotated[bool, typer.Option("--lines", help="One sample a line instead of a JSON list.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write scenes of the synthetic world with their questions, in the released training format."""
+    from pixelrefer_fast.cli.train import run_world
+
+    with reserved_stdout() as out, clean_end():
+        report = run_world(folder, scenes, seed, split, "full" if one_frame else "lite", annotation, lines)
+        if as_json:
+            write_json(report, out)
+        else:
+            print(
+                f"{report['file']}: {report['samples']} samples about {report['images']} images and "
+                f"{report['videos']} videos",
+                file=out,
+            )
+
+
 def _model_name(model: str | None) -> str:
-    """The model asked for; without one the small bundled checkpoint, said to be what it is."""
+    """The model asked for; without one the embedded Lite, said to be what it is."""
     if model:
         return model
-    bundled = importlib.resources.files("pixelrefer_fast.assets") / "lite"
     print(
-        f"no --model and no {MODEL_VARIABLE}: using the small bundled checkpoint, whose weights are random, so its "
-        f"words mean nothing. Released models: {', '.join(RELEASED)}",
+        f"no --model and no {MODEL_VARIABLE}: using {TITLES[EMBEDDED_LITE]}, which is embedded; {LIMITS}. "
+        f"Released models: {', '.join(RELEASED)}",
         file=sys.stderr,
     )
-    return str(bundled)
+    return EMBEDDED_LITE
 
 
 def _marked_media(ctx: typer.Context, source: str, frame: int | None) -> tuple[Any, list[Marked]]:

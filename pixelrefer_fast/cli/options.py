@@ -9,6 +9,10 @@ import typer
 RELEASED = tuple(f"Alibaba-DAMO-Academy/PixelRefer-{name}" for name in ("2B", "7B", "Lite-2B", "Lite-7B"))
 MODEL_VARIABLE = "PIXELREFER_FAST_MODEL"
 
+OptionalSource = Annotated[
+    str | None,
+    typer.Argument(metavar="IMAGE_OR_VIDEO", help="An image, a video or a folder of frames.", show_default=False),
+]
 Source = Annotated[str, typer.Argument(metavar="IMAGE_OR_VIDEO", help="An image, a video or a folder of frames.")]
 Model = Annotated[
     str | None,
@@ -16,7 +20,7 @@ Model = Annotated[
         "--model",
         metavar="FOLDER|ID",
         envvar=MODEL_VARIABLE,
-        help="Folder of a checkpoint or its id on the Hugging Face hub.",
+        help="A checkpoint's folder, its id on the Hugging Face hub, embedded:lite (the default) or embedded:full.",
         show_default=False,
     ),
 ]

@@ -102,6 +102,11 @@ def given_regions(ctx: typer.Context, media: np.ndarray | Video, frame: int | No
     return [_in_video(one, media, frame) for one in marked]
 
 
+def region_reader(form: str) -> Callable[[str], Sequence[Region]]:
+    """What reads the value of an option that marks regions, by the option's name: "box", "mask", ..."""
+    return next(read for option, read in _READERS.values() if option == f"--{form}")
+
+
 def _in_video(one: Marked, video: Video, frame: int | None) -> Marked:
     from pixelrefer_fast.regions import Region
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import typer
 
+from pixelrefer_fast.embedded import EMBEDDED_LITE, embedded_folder, is_embedded
+
 
 def check_target(ctx: typer.Context, option: str, path: str, suffixes: Sequence[str] | None = None) -> None:
     """ValueError that names the option unless `path` can be written, and is no file that the command reads.
@@ -27,8 +29,11 @@ def check_target(ctx: typer.Context, option: str, path: str, suffixes: Sequence[
 
 
 def _read_files(ctx: typer.Context) -> list[str]:
-    """The media, the files of regions and the checkpoint; of folders what is in them."""
-    given = [ctx.params["source"], ctx.params["model"] or ""]
-    given += [file for name in ("masks", "rles", "region_files") for file in ctx.params[name] or ()]
+    """The media, the files of regions and requests, and the checkpoint; of folders what is in them."""
+    given = [ctx.params[name] or "" for name in ("source", "model", "batch") if name in ctx.params]
+    model = ctx.params.get("model") or EMBEDDED_LITE
+    if is_embedded(model):
+        given.append(str(embedded_folder(model)))
+    given += [file for name in ("masks", "rles", "region_files") for file in ctx.params.get(name) or ()]
     inside = [os.path.join(path, name) for path in given if os.path.isdir(path) for name in os.listdir(path)]
     return given + inside

@@ -151,7 +151,9 @@ def evaluate(
     drawn: list[tuple[Scene, Question]] = []
     results: dict[int, Result] = {}
     scenes = draw_questions(questions, split, seed, videos, categories)
-    for answer in model.ask_iter(_asks(scenes, model.kind, drawn), batch_size=batch_size, max_new_tokens=MAX_NEW_TOKENS):
+    for answer in model.ask_iter(
+        _asks(scenes, model.kind, drawn), batch_size=batch_size, max_new_tokens=MAX_NEW_TOKENS
+    ):
         if not answer.ok:
             raise RuntimeError(f"question {answer.index}: {answer.error}")
         scene, question = drawn[answer.index]

@@ -38,7 +38,6 @@ def test_json_is_one_document(
     document = json.loads(result.out)
     assert document["regions"] == [{"region": 0, "given": "--box 1,1,9,9", "frames": None, "text": "text 0\x1b[31m"}]
     assert document["model"] == "some/model"
-    assert document["random_weights"] is False
     assert document["saved"] == str(target)
     assert set(document["seconds"]) == {"load", "describe"}
     with Image.open(target) as picture:
@@ -61,7 +60,7 @@ def test_ask_and_stream(run: Callable[..., SimpleNamespace], model: FakeModel, i
     assert [len(call["regions"]) for call in model.calls] == [2, 2]
     document = json.loads(run(*arguments, "--json").out)
     assert document["answer"] == "an answer\x07"
-    assert (document["model"], document["random_weights"]) == ("some/model", False)
+    assert document["model"] == "some/model"
     assert len(document["regions"]) == 2
     one_error_line(run(*arguments, "--stream", "--json"), "--stream")
     one_error_line(run("ask", image), "QUESTION")
@@ -79,17 +78,17 @@ def test_objects_bring_their_own_regions(
     one_error_line(run("encode", path, "--box", "0,0,5,5", "--out", str(tmp_path / "x.txt")), ".safetensors")
 
 
-def test_without_a_model_the_bundled_one_says_that_its_words_mean_nothing(
+def test_without_a_model_the_embedded_one_says_what_it_is(
     run: Callable[..., SimpleNamespace], image: str, monkeypatch: pytest.MonkeyPatch, model: FakeModel
 ) -> None:
     monkeypatch.delenv("PIXELREFER_FAST_MODEL", raising=False)
     result = run("describe", image, "--box", "1,1,9,9")
     assert result.code == 0
     ((name, _),) = model.loads  # type: ignore[attr-defined]
-    assert Path(name).parts[-2:] == ("assets", "lite")
-    for words in ("random", "mean nothing", "PixelRefer-Lite-2B", "PixelRefer-7B", "PIXELREFER_FAST_MODEL"):
+    assert name == "embedded:lite"
+    known = ("PixelRefer-Lite-mini", "synthetic world of plain shapes")
+    for words in (*known, "PixelRefer-Lite-2B", "PixelRefer-7B", "PIXELREFER_FAST_MODEL"):
         assert words in result.err
     for arguments in (("describe", image), ("ask", image, "What is <region>?")):
         document = json.loads(run(*arguments, "--box", "1,1,9,9", "--json").out)
-        assert document["random_weights"] is True
         assert document["model"] == name

@@ -12,7 +12,7 @@ import pytest
 
 import pixelrefer_fast
 
-COMMANDS = ("describe", "ask", "encode", "convert", "verify", "doctor", "demo")
+COMMANDS = ("describe", "ask", "encode", "convert", "verify", "doctor", "demo", "eval", "train", "world")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

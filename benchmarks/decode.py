@@ -1,0 +1,208 @@
+"""Decoding and the way to the first token against the memory's speed: models of the released sizes, random weights.
+
+    python benchmarks/decode.py --model lite-2b lite-7b --json PATH       on a GPU
+    python benchmarks/decode.py --model embedded:lite --device cpu        anywhere, without limits beside the rows
+
+Measured are, from opened pixels on,
+
+* decode: the time of a step with 1, 8 and 64 sequences, and the share of the measured copy bandwidth at which the
+  weights are read (they are read once a step, whatever the batch);
+* first token: one object of a 1080p picture, from pixels to the first token;
+* description: the same with 64 tokens, against the time that reading the weights 64 times would take;
+* objects: 64 objects of one picture described with 64 tokens each, in one batch;
+* memory: at the most, with one object, against the weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import _harness
+import numpy as np
+import torch
+from _models import NAMES, load_model, weight_bytes
+
+HEIGHT, WIDTH = 1080, 1920
+BATCHES = (1, 8, 64)
+PROMPT, TOKENS = 96, 64
+OBJECTS = 64
+# on an H200 (../shared/performance.md): what each row is set against
+GOALS: dict[str, str | dict[str, str]] = {
+    "decode, 1": "at least 85 % of copy",
+    "decode, 8": "at least 85 % of copy",
+    "first token": {"lite-2b": "at most 10 ms"},
+    "description": {"lite-2b": "at most 75 ms", "lite-7b": "at most 350 ms"},
+    "objects": {"lite-2b": "at least 400 a second"},
+    "memory": "at most 1.15x the weights",
+}
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    """(H, W, 3) uint8 of smooth random colours under fine noise."""
+    random = np.random.default_rng(0)
+    coarse = random.integers(0, 255, (height // 60 + 1, width // 60 + 1, 3), dtype=np.uint8)
+    import cv2
+
+    smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.int16)
+    return np.clip(smooth + random.integers(-12, 12, smooth.shape), 0, 255).astype(np.uint8)
+
+
+def boxes(count: int, height: int, width: int) -> list[list[int]]:
+    """As many boxes, of about a hundredth of the picture each, from a seed."""
+    random = np.random.default_rng(1)
+    tall, wide = height // 9, width // 12
+    tops = random.integers(0, height - tall, count)
+    lefts = random.integers(0, width - wide, count)
+    return [[int(x), int(y), int(x) + wide, int(y) + tall] for x, y in zip(lefts, tops, strict=True)]
+
+
+def seconds_of(run: Callable[[], Any], device: str, repeats: int) -> list[float]:
+    """Wall-clock seconds of each call, the device's work included, after one that is not counted."""
+    times = []
+    for _ in range(1 + repeats):
+        start = time.perf_counter()
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return times[1:]
+
+
+def decode_rows(model: Any, device: str, repeats: int, copy: float | None) -> list[dict[str, Any]]:
+    """The time of a step: that of TOKENS + 1 tokens less that of one, by steps."""
+    from pixelrefer_fast.decoder import Generation
+
+    _, read = weight_bytes(model)
+    width = model.llm.config.hidden_size
+    rows = []
+    for batch in BATCHES:
+        prompts = [torch.randn(PROMPT, width, device=device, dtype=model.dtype) * 0.02 for _ in range(batch)]
+
+        def run(tokens: int, prompts: list[torch.Tensor] = prompts) -> None:
+            tickets = [model.decoder.submit(p, Generation(max_new_tokens=tokens)) for p in prompts]
+            for ticket in tickets:
+                assert len(ticket.result().tokens) == tokens
+
+        long = seconds_of(partial(run, TOKENS + 1), device, repeats)
+        short = seconds_of(partial(run, 1), device, repeats)
+        steps = [(a - b) / TOKENS for a, b in zip(long, short, strict=True)]
+        row = _row(f"decode, {batch}", "ms a step", [1e3 * s for s in steps])
+        if copy is not None:
+            # a copy reads and writes: its rate counts both
+            row["percent_of_copy"] = 100 * read / (row["values"]["median"] / 1e3) / copy
+        rows.append(row)
+    return rows
+
+
+def pipeline_rows(model: Any, device: str, repeats: int, copy: float | None) -> list[dict[str, Any]]:
+    """From pixels to text."""
+    everything, read = weight_bytes(model)
+    image, one, many = picture(HEIGHT, WIDTH), boxes(1, HEIGHT, WIDTH), boxes(OBJECTS, HEIGHT, WIDTH)
+
+    def describe(regions: list[list[int]], tokens: int) -> None:
+        model.decoder.clear()  # nothing is known of the picture before
+        model.describe(image, regions, max_new_tokens=tokens)
+
+    def describe_one(tokens: int) -> list[float]:
+        return seconds_of(lambda: describe(one, tokens), device, repeats)
+
+    rows: list[dict[str, Any]] = []
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    rows.append(_row("first token", "ms", [1e3 * s for s in describe_one(1)]))
+    description = _row("description", "ms", [1e3 * s for s in describe_one(TOKENS)])
+    if copy is not None:
+        description["limit_ms"] = 1e3 * TOKENS * read / copy
+    rows.append(description)
+    if device == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+        rows.append(_row("memory", "x the weights", [peak / everything]) | {"bytes": peak})
+    times = seconds_of(lambda: describe(many, TOKENS), device, max(1, repeats // 2))
+    rows.append(_row("objects", "a second", [OBJECTS / s for s in times]))
+    return rows
+
+
+def _row(case: str, unit: str, values: list[float]) -> dict[str, Any]:
+    return {"case": case, "unit": unit, "values": _harness.quantiles(values)}
+
+
+def benchmark(names: Sequence[str], device: str, dtype: torch.dtype, repeats: int, graphs: int) -> dict[str, Any]:
+    """All rows of all models."""
+    copy = None
+    if device == "cuda":
+        import _device
+
+        copy = _device.copy_rate() / 2  # bytes that are read
+    models = []
+    for name in names:
+        model = load_model(name, device, dtype)
+        model.decoder.end_ids = frozenset()  # every answer has as many tokens as it may
+        model.decoder.graph_bytes = graphs
+        rows = [*decode_rows(model, device, repeats, copy), *pipeline_rows(model, device, repeats, copy)]
+        models.append({"model": name, "weights": weight_bytes(model)[0], "rows": rows})
+        print(f"{name}: done", file=sys.stderr)
+        del model
+        if device == "cuda":
+            torch.cuda.empty_cache()
+    return {
+        "benchmark": "decode",
+        **_harness.provenance(),
+        "measured_on": device,
+        "dtype": str(dtype).removeprefix("torch."),
+        "graph_bytes": graphs,
+        "read_bandwidth": copy,
+        "models": models,
+    }
+
+
+def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines, one for each case, as text."""
+    lines = []
+    for model in result["models"]:
+        for row in model["rows"]:
+            values = row["values"]
+            goal = GOALS.get(row["case"], "")
+            if isinstance(goal, dict):
+                goal = goal.get(model["model"], "")
+            notes = []
+            if "percent_of_copy" in row:
+                notes.append(f"{row['percent_of_copy']:.0f} % of copy")
+            if "limit_ms" in row:
+                notes.append(f"{values['median'] / row['limit_ms']:.2f}x the limit of {row['limit_ms']:.0f} ms")
+            shown = f"{values['median']:.4g} {row['unit']} ({values['q10']:.4g} to {values['q90']:.4g})"
+            goal = goal if result["measured_on"] == "cuda" else ""
+            lines.append([f"{model['model']}, {row['case']}", shown, ", ".join(notes), goal])
+    return ["", "median (10 % to 90 %)", "", "goal on an H200"], lines
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Decoding and the way to the first token.")
+    parser.add_argument(
+        "--model", nargs="+", default=["lite-2b"], metavar="NAME", help=f"{', '.join(NAMES)}, or a checkpoint"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda", help="where (default: cuda)")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default=None)
+    parser.add_argument("--repeats", type=int, default=10, help="calls of each case (default: 10)")
+    parser.add_argument("--graph-bytes", type=int, default=0, help="for captured steps (default: 0, none)")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="result file to append to")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device: there is no CUDA device")
+    if options.repeats < 1:
+        parser.error("--repeats: expected at least 1")
+    dtype = getattr(torch, options.dtype or ("bfloat16" if options.device == "cuda" else "float32"))
+    result = benchmark(options.model, options.device, dtype, options.repeats, options.graph_bytes)
+    if options.json:
+        _harness.append_result(options.json, result)
+    _harness.terminal_table("decode", *table(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""What goes into a batch and what comes out of it: `Ask`, `Answer`, `BatchError`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pixelrefer_fast.checks import shown
+
+Finish = Literal["stop", "length", "stop_string", "error", "cancelled"]
+
+
+class Ask:
+    """One request of a batch: the arguments of `model.ask`.
+
+    Args:
+        media: an image, a video, or `Objects` from `encode`. Requests with the same path or the same object share
+            what is read and encoded of it; arrays must not change until the answer is there.
+        question: with a `<region>` tag for each region; None: describe the one region in detail.
+        regions: what is marked, in any form that `ask` takes; None with `Objects`.
+        options: as in `ask`; they win over those of the whole batch.
+    """
+
+    __slots__ = ("first_region", "media", "options", "question", "regions")
+
+    def __init__(self, media: Any, question: str | None = None, regions: Any = None, **options: Any) -> None:
+        self.media = media
+        self.question = question
+        self.regions = regions
+        self.options = options
+        self.first_region = 0  # number of the first region in the caller's own list, for messages
+
+    def __repr__(self) -> str:
+        return f"Ask({shown(self.media)}, {shown(self.question)}, {shown(self.regions)})"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of one request.
+
+    Attributes:
+        index: which request it answers, counted from 0 in the order given.
+        text: the answer; None if there is none.
+        error: why there is none, in one line; None if there is one.
+        finish: "stop" (the model ended), "length" (`max_new_tokens` or the context ran out), "stop_string", "error" or
+            "cancelled".
+        tokens: ids of the answer, the end token included.
+        logprobs: of each token, where they were asked for (`logprobs=True`).
+        prompt_tokens: length of the prompt as the language model sees it.
+        cached_tokens: how many of them were found computed.
+        exception: what was raised, as `ask` would have raised it.
+    """
+
+    index: int
+    text: str | None = None
+    error: str | None = None
+    finish: Finish = "error"
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    exception: BaseException | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def ok(self) -> bool:
+        return self.error is None
+
+
+class BatchError(ValueError):
+    """Some requests of a batch failed, where a list of texts was asked for.
+
+    Attributes:
+        answers: of all requests, those that were answered included.
+    """
+
+    def __init__(self, answers: Sequence[Answer]) -> None:
+        self.answers = tuple(answers)
+        failed = [a for a in answers if not a.ok]
+        super().__init__(
+            f"{len(failed)} of {len(answers)} requests failed; request {failed[0].index}: {failed[0].error}"
+        )
+
+
+def as_ask(value: Any, defaults: Mapping[str, Any] | None = None) -> Ask:
+    """The request that a value stands for.
+
+    Args:
+        value: an `Ask`, a tuple or list (media, question[, regions[, options]]), or a mapping with the names of
+            `model.ask`'s arguments. An exception is raised: readers of requests hand on in this way what they could
+            not read.
+        defaults: options of the whole batch.
+
+    Raises:
+        ValueError: something else.
+    """
+    if isinstance(value, Exception):
+        raise value
+    ask = value
+    if isinstance(value, Mapping):
+        if "media" not in value or not all(isinstance(key, str) for key in value):
+            raise ValueError(f'request: expected a mapping with "media" and the names of options, got {shown(value)}')
+        ask = Ask(value["media"], value.get("question"), value.get("regions"))
+        ask.options = {k: v for k, v in value.items() if k not in ("media", "question", "regions")}
+    elif isinstance(value, (tuple, list)):
+        if not 1 <= len(value) <= 4 or (len(value) == 4 and not isinstance(value[3], Mapping)):
+            raise ValueError(f"request: expected (media, question, regions, options), got {shown(value)}")
+        ask = Ask(*value[:3])
+        ask.options = dict(value[3]) if len(value) == 4 else {}
+    elif not isinstance(value, Ask):
+        raise ValueError(f"request: expected an Ask, a tuple or a mapping, got {shown(value)}")
+    if not defaults:
+        return ask
+    merged = Ask(ask.media, ask.question, ask.regions)
+    merged.options = {**defaults, **ask.options}
+    merged.first_region = ask.first_region
+    return merged

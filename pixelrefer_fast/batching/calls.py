@@ -1,0 +1,259 @@
+"""The methods of a model that take many requests, or wait for one without blocking: `ask_batch`, `ask_iter`, ..."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import os
+import threading
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from typing import Any
+
+from pixelrefer_fast.batching.asks import Answer, Ask, BatchError
+from pixelrefer_fast.batching.memory import MAX_REQUESTS
+from pixelrefer_fast.batching.progress import batch_progress
+from pixelrefer_fast.batching.queue import Lane, RequestQueue
+from pixelrefer_fast.checks import is_integer, shown
+
+AHEAD = 2  # batches that are taken from the caller's requests before answers are fetched
+_MAKING = threading.Lock()
+
+
+class Batch(Iterator[Answer]):
+    """Answers of one `ask_iter`, while its requests are being taken in; for one thread, but for `cancel`.
+
+    Requests are taken as answers are fetched, a few batches ahead: neither may be a list that fits into memory.
+    """
+
+    def __init__(
+        self,
+        queue: RequestQueue,
+        requests: Iterable[Any],
+        options: dict[str, Any],
+        batch_size: int | None,
+        ordered: bool,
+        tracebacks: bool = False,
+    ) -> None:
+        self._queue = queue
+        self._lane = Lane(options, batch_size)
+        self._lane.tracebacks = tracebacks
+        self._requests = iter(requests)
+        self._failed: BaseException | None = None
+        self._exhausted = False
+        self._ordered = ordered
+        self._ahead = AHEAD * (batch_size or queue.budget.requests)
+        self._fetched: list[tuple[int, Answer]] = []  # a heap: answers that wait for earlier ones
+        self._handed_out = 0
+
+    def __iter__(self) -> Batch:
+        return self
+
+    def __next__(self) -> Answer:
+        while True:
+            self._feed()
+            while (answer := self._queue.fetch(self._lane)) is not None:
+                heapq.heappush(self._fetched, (answer.index, answer))
+            if self._fetched and (not self._ordered or self._fetched[0][0] == self._handed_out):
+                self._handed_out += 1
+                return heapq.heappop(self._fetched)[1]
+            if not self._lane.open and not self._lane.finished:
+                if self._failed is not None:
+                    failed, self._failed = self._failed, None
+                    raise failed
+                raise StopIteration
+            self._queue.advance(self._lane)
+
+    def cancel(self) -> None:
+        """Take no more requests; what is open ends as cancelled and is still handed out. From any thread."""
+        self._exhausted = True
+        self._queue.cancel(self._lane)
+
+    def close(self) -> None:
+        """`cancel`, nothing more being handed out."""
+        self.cancel()
+        self._fetched.clear()
+        self._lane.finished.clear()
+
+    def __enter__(self) -> Batch:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        lane = getattr(self, "_lane", None)
+        if lane is not None:
+            lane.cancelled = True  # seen at the next step: no lock may be waited for here
+
+    def _feed(self) -> None:
+        while not self._exhausted and self._lane.count - self._handed_out < self._ahead:
+            try:
+                value = next(self._requests)
+            except StopIteration:
+                self._exhausted = True
+            except Exception as error:  # told when what came before it is answered
+                self._exhausted, self._failed = True, error
+            else:
+                self._queue.submit(self._lane, value)
+
+
+class BatchCalls:
+    """What `PixelRefer` and `PixelReferLite` can do with many requests."""
+
+    _requests: RequestQueue | None = None
+
+    @property
+    def requests(self) -> RequestQueue:
+        """The queue through which all requests of this model go."""
+        queue = self._requests
+        if queue is None or queue.process != os.getpid():  # a fork has the locks but not the threads
+            with _MAKING:
+                queue = self._requests
+                if queue is None or queue.process != os.getpid():
+                    queue = self._requests = RequestQueue(self)
+        return queue
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_requests"}
+
+    def ask_iter(
+        self, requests: Iterable[Any], *, ordered: bool = False, batch_size: int | None = None, **options: Any
+    ) -> Batch:
+        """Answers as they are finished, each with the index of its request.
+
+        Args:
+            requests: `Ask`s, tuples (media, question, regions) or mappings with these names, of images, videos and
+                encoded objects in any mixture. Any iterable, read a few batches ahead.
+            ordered: in the order of the requests instead.
+            batch_size: at most so many at one time; default: 32 on a CPU, 64 on a GPU. Memory may set it lower.
+            options: of all requests, as in `ask`; a request's own win.
+
+        Returns:
+            An iterator with `cancel` and `close`. A request that cannot be answered yields an `Answer` with its
+            `error`, and disturbs no other. What `requests` itself raises is raised after the answers to what came
+            before it.
+
+        Raises:
+            ValueError: `requests` cannot be iterated over, or the batch size is no number.
+        """
+        _check_batch(requests, batch_size)
+        return Batch(self.requests, requests, options, batch_size, ordered)
+
+    def ask_batch(
+        self,
+        requests: Iterable[Any],
+        *,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+        **options: Any,
+    ) -> list[Answer]:
+        """`ask_iter` as a list, in the order of the requests.
+
+        Args:
+            requests, batch_size, options: as in `ask_iter`.
+            progress: whether to draw a bar on stderr; default: if that is a terminal.
+        """
+        total = len(requests) if isinstance(requests, Sequence) else None
+        answers: list[Answer] = []
+        batch = self.ask_iter(requests, batch_size=batch_size, **options)
+        with batch, batch_progress("requests", progress) as tick:
+            for answer in batch:
+                answers.append(answer)
+                tick(len(answers), total)
+        return sorted(answers, key=lambda answer: answer.index)
+
+    async def ask_async(self, media: Any, question: str, regions: Any = None, **options: Any) -> str:
+        """`ask` that lets the event loop go on; concurrent calls share batches.
+
+        Raises:
+            ValueError: naming the input, what was expected and what came.
+        """
+        async for answer in self.ask_iter_async([Ask(media, question, regions)], **options):
+            return text_of(answer)
+        raise RuntimeError("a request was neither answered nor refused")  # pragma: no cover
+
+    async def ask_iter_async(
+        self,
+        requests: Iterable[Any] | AsyncIterable[Any],
+        *,
+        ordered: bool = False,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> AsyncIterator[Answer]:
+        """`ask_iter` for coroutines; `requests` may be asynchronous as well. Closing it cancels what is open."""
+        _check_batch(requests, batch_size)
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+
+        def notify() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(changed.set)
+
+        queue = self.requests
+        lane = Lane(options, batch_size, notify)
+        ahead = AHEAD * (batch_size or queue.budget.requests)
+        fetched: list[tuple[int, Answer]] = []
+        handed_out = 0
+        room = asyncio.Semaphore(ahead)
+
+        async def feed() -> None:
+            if isinstance(requests, AsyncIterable):
+                async for value in requests:
+                    await room.acquire()
+                    queue.submit(lane, value)
+            else:
+                for value in requests:
+                    await room.acquire()
+                    queue.submit(lane, value)
+
+        feeder = asyncio.create_task(feed())
+        feeder.add_done_callback(lambda _: changed.set())
+        try:
+            while True:
+                changed.clear()
+                while (answer := queue.fetch(lane)) is not None:
+                    heapq.heappush(fetched, (answer.index, answer))
+                while fetched and (not ordered or fetched[0][0] == handed_out):
+                    handed_out += 1
+                    room.release()
+                    yield heapq.heappop(fetched)[1]
+                if feeder.done() and not lane.open and not lane.finished:
+                    feeder.result()  # what `requests` itself raised
+                    return
+                if not lane.finished:
+                    await changed.wait()
+        finally:
+            feeder.cancel()
+            queue.cancel(lane)
+
+    def _answer_one(self, value: Any, options: dict[str, Any]) -> str:
+        """One request through the queue, driven by the caller's own thread if no other does."""
+        with Batch(self.requests, [value], options, None, ordered=True, tracebacks=True) as batch:
+            return text_of(next(batch))
+
+    def _answer_all(self, values: Iterable[Any], progress: bool | None, total: int | None) -> list[Answer]:
+        """All requests, in order; the first failure ends it."""
+        answers = []
+        batch = Batch(self.requests, values, {}, None, ordered=True, tracebacks=True)
+        with batch, batch_progress("regions", progress) as tick:
+            for answer in batch:
+                text_of(answer)
+                answers.append(answer)
+                tick(len(answers), total)
+        return answers
+
+
+def text_of(answer: Answer) -> str:
+    """The text, or what went wrong as an exception."""
+    if answer.exception is not None:
+        raise answer.exception
+    if answer.text is None:
+        raise BatchError([answer])
+    return answer.text
+
+
+def _check_batch(requests: Any, batch_size: Any) -> None:
+    if not isinstance(requests, (Iterable, AsyncIterable)) or isinstance(requests, (str, bytes, Ask)):
+        raise ValueError(f"requests: expected several of them, got {shown(requests)}")
+    if batch_size is not None and not (is_integer(batch_size) and 1 <= batch_size <= MAX_REQUESTS):
+        raise ValueError(f"batch_size: expected an integer from 1 to {MAX_REQUESTS}, got {shown(batch_size)}")

@@ -1,0 +1,198 @@
+"""Requests of a batch -> encoded objects: each planned by itself, then all in one packed pass."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from pixelrefer_fast.decoding import Generation, PromptEmbeds, prefix_boundaries
+from pixelrefer_fast.joint import Joint, Part, together
+from pixelrefer_fast.object_tokenizer import kmeans_starts
+from pixelrefer_fast.objects import Objects, Scene
+from pixelrefer_fast.ops.view_patches import BLACK
+from pixelrefer_fast.options import EncodeOptions
+from pixelrefer_fast.request import FrameSource, Request
+from pixelrefer_fast.views import View, ViewPlan
+
+SCENES = 16  # whole images and videos of which a queue keeps the vision tokens
+
+
+class Prepared:
+    """One request, checked and planned; nothing of it is encoded yet.
+
+    Args:
+        question: with a tag for each object.
+        generation: how to answer.
+        objects: what is asked about, where it is encoded already.
+        request: else the request, and
+        plan: its own views,
+        encode: how to encode.
+
+    Attributes:
+        tokens: at most so many tokens of context, the question's counted by its characters.
+    """
+
+    def __init__(
+        self,
+        question: str,
+        generation: Generation,
+        *,
+        objects: Objects | None = None,
+        request: Request | None = None,
+        plan: ViewPlan | None = None,
+        encode: EncodeOptions | None = None,
+    ) -> None:
+        self.question = question
+        self.generation = generation
+        self.objects = objects
+        self.request = request
+        self.plan = plan
+        self.encode = encode or EncodeOptions()
+        if objects is not None:
+            seen = len(objects.tokens) + (0 if objects.scene is None else len(objects.scene.kept))
+        else:
+            assert plan is not None
+            seen = sum(m.tokens for m in plan.marks)
+            seen += sum(plan.views[v].patches // plan.views[v].merge ** 2 for v in plan.scene)
+        self.tokens = seen + len(question) + generation.max_new_tokens
+
+    @property
+    def views(self) -> Sequence[View]:
+        return () if self.plan is None else self.plan.views
+
+    def encoded(self) -> None:
+        """Let go of pixels and plan."""
+        self.objects = self.request = self.plan = None
+
+
+class SceneCache:
+    """Vision tokens of scenes that later batches ask about again; the least recently used is given up first."""
+
+    def __init__(self, limit: int = SCENES) -> None:
+        self.limit = limit
+        # the source is kept with its scene: an id belongs to one object for as long as that lives
+        self._scenes: OrderedDict[tuple[Any, ...], tuple[FrameSource, Scene]] = OrderedDict()
+
+    def get(self, request: Request) -> Scene | None:
+        found = self._scenes.get(self._key(request))
+        if found is None:
+            return None
+        self._scenes.move_to_end(self._key(request))
+        return found[1]
+
+    def keep(self, request: Request, scene: Scene) -> None:
+        self._scenes[self._key(request)] = request.source, scene
+        while len(self._scenes) > self.limit:
+            self._scenes.popitem(last=False)
+
+    def clear(self) -> None:
+        self._scenes.clear()
+
+    @staticmethod
+    def _key(request: Request) -> tuple[Any, ...]:
+        return id(request.source), tuple(request.scene)
+
+
+def merge_plans(requests: Sequence[Request], plans: Sequence[ViewPlan], with_scene: Sequence[bool]) -> Joint:
+    """Plans of single requests as one: views that several of them need are in it once.
+
+    Args:
+        requests: of any images and videos; those with one and the same `FrameSource` object share its frames.
+        plans: of each.
+        with_scene: whether the views of a request's scene are wanted.
+
+    Returns:
+        What `joint.join` makes of the requests, their order of views aside.
+    """
+    sources = list({id(r.source): r.source for r in requests}.values())
+    first: dict[int, int] = {}
+    frames = 0
+    for source in sources:
+        first[id(source)] = frames
+        frames += len(source.sizes)
+    merged = ViewPlan()
+    parts = []
+    for request, plan, whole in zip(requests, plans, with_scene, strict=True):
+        offset = first[id(request.source)]
+        places: dict[int, int] = {}
+
+        def place(number: int, plan: ViewPlan = plan, places: dict[int, int] = places, offset: int = offset) -> int:
+            if number not in places:
+                view = plan.views[number]
+                places[number] = merged.add(view if view.image == BLACK else replace(view, image=view.image + offset))
+            return places[number]
+
+        scene = tuple(place(v) for v in plan.scene) if whole else ()
+        merged.scene += scene
+        start = len(merged.marks)
+        for mark in plan.marks:
+            merged.marks.append(
+                replace(
+                    mark,
+                    image=mark.image + offset,
+                    crop=place(mark.crop),
+                    global_view=None if mark.global_view is None else place(mark.global_view),
+                    local_view=None if mark.local_view is None else place(mark.local_view),
+                )
+            )
+        parts.append(Part(range(start, len(merged.marks)), scene))
+    return Joint(merged, together(sources, list(first.values())), tuple(parts))
+
+
+def encode_prepared(model: Any, batch: Sequence[Prepared], scenes: SceneCache | None = None) -> list[Objects]:
+    """The objects of each request of a batch, in one packed pass; those that are encoded already come as they are.
+
+    Args:
+        model: the model.
+        batch: requests of any images and videos.
+        scenes: what is known of whole images and videos, and what is learnt.
+
+    Raises:
+        ValueError: a frame that cannot be read, a k-means start that does not fit.
+    """
+    fresh = [p for p in batch if p.objects is None]
+    encoded = iter(_encode(model, fresh, scenes or SceneCache()) if fresh else ())
+    return [next(encoded) if p.objects is None else p.objects for p in batch]
+
+
+def embedded_prompt(model: Any, question: str, objects: Objects) -> PromptEmbeds:
+    """What the decoder takes: a question about encoded objects, and where its beginning may be shared.
+
+    Raises:
+        ValueError: the question does not fit the objects, or the prompt the context.
+    """
+    prompt = model.build_prompt(question, objects)
+    return PromptEmbeds(model.embed_prompt(prompt, objects), prefix_boundaries(prompt, objects))
+
+
+@torch.inference_mode()
+def _encode(model: Any, batch: Sequence[Prepared], scenes: SceneCache) -> list[Objects]:
+    requests = [p.request for p in batch if p.request is not None]
+    known = [scenes.get(r) if r.scene else None for r in requests]
+    joint = merge_plans(requests, [p.plan for p in batch if p.plan is not None], [scene is None for scene in known])
+
+    def starts(counts: Sequence[int]) -> torch.Tensor:
+        clusters = model.config.mask_num
+        return torch.cat(
+            [
+                kmeans_starts(
+                    counts[part.marks.start : part.marks.stop], clusters, p.encode.kmeans_start, p.encode.kmeans_seed
+                )
+                for part, p in zip(joint.parts, batch, strict=True)
+            ]
+        )
+
+    tokens, found = model.encode_views(joint.plan, joint.source, starts, [part.scene for part in joint.parts])
+    objects = []
+    row = 0
+    for request, part, scene, own in zip(requests, joint.parts, found, known, strict=True):
+        counts = [joint.plan.marks[m].tokens for m in part.marks]
+        if scene is not None:
+            scenes.keep(request, scene)
+        objects.append(model.objects_of(request, counts, tokens[row : row + sum(counts)], own or scene))
+        row += sum(counts)
+    return objects

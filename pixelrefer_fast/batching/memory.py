@@ -1,0 +1,90 @@
+"""What fits at once: budgets of a batch, and errors that say that it did not."""
+
+from __future__ import annotations
+
+import gc
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+REQUESTS = {"cpu": 32, "cuda": 64}  # of one batch, unless the caller says otherwise
+MAX_REQUESTS = 4096
+SHARE = 0.25  # of the memory that is free, for the patches of a batch and as much again for its context
+LEAST_PATCHES = 1 << 12
+MOST_PATCHES = 1 << 17
+LEAST_TOKENS = 1 << 12
+MOST_TOKENS = 1 << 22
+_WORDS = (
+    "out of memory",
+    "not enough memory",  # PyTorch's allocator of a CPU
+    "DefaultCPUAllocator",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the requests that run at one time may take together; a larger one runs alone.
+
+    Attributes:
+        requests: how many.
+        patches: of all views that are encoded together.
+        tokens: of all contexts, answers included.
+    """
+
+    requests: int
+    patches: int
+    tokens: int
+
+    @classmethod
+    def of(cls, model: Any) -> Budget:
+        """For a model where it lies, from the memory that is free there now."""
+        device, itemsize = model.device, model.dtype.itemsize
+        share = SHARE * free_bytes(device)
+        vision, llm = model.config.vision, model.config.llm
+        # the patches in float32, twice where they are gathered; features, and the residual stream while they are made
+        per_patch = 2 * 4 * 3 * vision.patch_size**2 + 4 * vision.hidden_size * itemsize
+        heads = llm["num_attention_heads"]
+        width = llm["hidden_size"] // heads * llm.get("num_key_value_heads", heads)
+        per_token = (2 * llm["num_hidden_layers"] * width + 4 * llm["hidden_size"]) * itemsize
+        return cls(
+            REQUESTS.get(device.type, REQUESTS["cpu"]),
+            _between(LEAST_PATCHES, int(share / per_patch), MOST_PATCHES),
+            _between(LEAST_TOKENS, int(share / per_token), MOST_TOKENS),
+        )
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can still be taken on a device; of a CPU what the system calls available."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):  # not a Linux
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (AttributeError, OSError, ValueError):  # a Windows
+        return 1 << 32
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a smaller batch may fit."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
+
+
+def give_back(device: torch.device) -> None:
+    """Let go of what a failed batch has left behind."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _between(least: int, value: int, most: int) -> int:
+    return max(least, min(value, most))

@@ -1,0 +1,189 @@
+"""`describe --batch FILE.jsonl --out OUT.jsonl`: a request a line, an answer a line, whatever happens in between."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import typer
+
+from pixelrefer_fast.batching import Answer
+from pixelrefer_fast.batching.memory import out_of_memory
+from pixelrefer_fast.cli.batch_lines import BadLine, Line, parse_line, read_lines
+from pixelrefer_fast.cli.batch_output import Counts, ResultFile
+from pixelrefer_fast.cli.interrupts import clean_end
+
+REPORT_SECONDS = 30.0  # between two lines about the progress where stderr is no terminal
+DEFECTS = 20  # requests in a row that fail for no reason of theirs or of memory's: then the machine is to blame
+
+
+@dataclass
+class _Pending:
+    """A line whose answers are on their way."""
+
+    line: Line | BadLine
+    answers: list[Answer] = field(default_factory=list)
+
+    @property
+    def wanted(self) -> int:
+        return len(self.line.asks) if isinstance(self.line, Line) else 1
+
+    def record(self) -> dict[str, Any]:
+        record: dict[str, Any] = {"line": self.line.number}
+        if self.line.id is not None:
+            record["id"] = self.line.id
+        if isinstance(self.line, Line):
+            record["texts"] = [answer.text for answer in self.answers]
+            record["finish"] = [answer.finish for answer in self.answers]
+            record["tokens"] = [len(answer.tokens) for answer in self.answers]
+        failed = next((answer for answer in self.answers if not answer.ok), None)
+        if failed is not None:
+            record["error"] = failed.error
+            record["failure"] = "input" if isinstance(failed.exception, ValueError) else "run"
+        return record
+
+    @property
+    def defect(self) -> BaseException | None:
+        """An exception that neither the input nor memory explains."""
+        for answer in self.answers:
+            error = answer.exception
+            if error is not None and not isinstance(error, (ValueError, FloatingPointError)):
+                return None if out_of_memory(error) else error
+        return None
+
+
+def run_batch(
+    model: Any, source: str, results: ResultFile, question: str | None, options: dict[str, Any], batch_size: int | None
+) -> Counts:
+    """Answer what is not answered yet and move the result to its place.
+
+    Args:
+        model: who answers.
+        source: the input, lines of JSON.
+        results: entered.
+        question: of lines without one.
+        options: of lines without them.
+        batch_size: at most so many requests at one time.
+
+    Returns:
+        What the complete file holds.
+
+    Raises:
+        Exception: requests that can be answered fail one after the other; what was answered before stays.
+    """
+    pending: deque[_Pending] = deque()
+    defects: list[dict[str, Any]] = []  # written once it is known that others are answered
+
+    with open(source, "rb") as file, _progress(results) as tick:
+
+        def requests() -> Iterator[Any]:
+            for number, data in read_lines(file, results.counts.last):
+                try:
+                    line = parse_line(number, data, question)
+                except BadLine as error:
+                    pending.append(_Pending(error))
+                    yield error
+                else:
+                    pending.append(_Pending(line))
+                    yield from line.asks
+
+        with clean_end(), model.ask_iter(requests(), ordered=True, batch_size=batch_size, **options) as answers:
+            for answer in answers:
+                first = pending[0]
+                first.answers.append(answer)
+                if len(first.answers) < first.wanted:
+                    continue
+                pending.popleft()
+                record = first.record()
+                if (defect := first.defect) is not None:
+                    defects.append(record)
+                    if len(defects) >= DEFECTS:
+                        raise defect
+                    continue
+                for own in (*defects, record):
+                    results.write(own)
+                defects.clear()
+                tick()
+        for own in defects:
+            results.write(own)
+    results.finish()
+    return results.counts
+
+
+@contextlib.contextmanager
+def _progress(results: ResultFile) -> Iterator[Callable[[], None]]:
+    """A function to call after each line; a bar on a terminal, else a line of text now and then."""
+    from pixelrefer_fast.batching.progress import batch_progress
+
+    start = reported = time.monotonic()
+    with batch_progress("lines") as draw:
+
+        def tick() -> None:
+            nonlocal reported
+            counts, now = results.counts, time.monotonic()
+            draw(counts.last, results.total)
+            if not sys.stderr.isatty() and now - reported >= REPORT_SECONDS:
+                reported = now
+                rate = (counts.lines - results.resumed) / (now - start)
+                print(f"line {counts.last} of {results.total}, {_words(counts)}, {rate:.1f} lines/s", file=sys.stderr)
+
+        try:
+            yield tick
+        except BaseException:
+            if not results.complete:
+                print(f"{results.part}: {_words(results.counts)}; the same command goes on from here", file=sys.stderr)
+            raise
+
+
+def answer_file(model: Any, ctx: typer.Context, options: dict[str, Any]) -> tuple[dict[str, Any], str, int]:
+    """Run `describe --batch`.
+
+    Args:
+        model: loaded.
+        ctx: the command's.
+        options: of lines without them.
+
+    Returns:
+        The report for --json, the line for people, and the exit code: 0; 1 if requests failed that might not have, for
+        memory for example; 2 if lines were bad.
+    """
+    given = ctx.params
+    source, question, start = given["batch"], given["question"], time.perf_counter()
+    run = {
+        "model": model.fingerprint,
+        "kind": model.kind,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "question": question,
+        "options": options,
+    }
+    with ResultFile(given["out_file"], run, source) as results:
+        if not results.complete:
+            run_batch(model, source, results, question, options, given["batch_size"])
+        counts, resumed = results.counts, results.resumed
+    seconds = time.perf_counter() - start
+    report = {
+        "batch": source,
+        "out": given["out_file"],
+        **asdict(counts),
+        "resumed": resumed,
+        "seconds": {"describe": seconds},
+    }
+    new = counts.lines - resumed
+    line = f"{given['out_file']}: {_words(counts)}"
+    line += f", {resumed} of them there before" if resumed else ""
+    line += f", {new / seconds:.1f} lines/s" if new else ""
+    return report, line, 1 if counts.failed else 2 if counts.bad else 0
+
+
+def _words(counts: Counts) -> str:
+    words = [f"{counts.lines} lines", f"{counts.texts} texts"]
+    if counts.bad:
+        words.append(f"{counts.bad} bad lines")
+    if counts.failed:
+        words.append(f"{counts.failed} failed")
+    return ", ".join(words)

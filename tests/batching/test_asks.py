@@ -1,0 +1,96 @@
+"""What counts as a request, budgets, and which errors mean that memory ran out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import pixelrefer_fast as pf
+from pixelrefer_fast.batching.asks import as_ask
+from pixelrefer_fast.batching.encoding import Prepared
+from pixelrefer_fast.batching.memory import Budget, free_bytes, out_of_memory
+from pixelrefer_fast.batching.planner import Packing
+from pixelrefer_fast.decoder import Generation
+from pixelrefer_fast.request import FrameSource, Request
+from pixelrefer_fast.views import View, ViewPlan
+
+
+def test_forms_of_a_request() -> None:
+    for value in (
+        pf.Ask("a.png", "What is <region>?", [1], seed=3),
+        ("a.png", "What is <region>?", [1], {"seed": 3}),
+        ["a.png", "What is <region>?", [1], {"seed": 3}],
+        {"media": "a.png", "question": "What is <region>?", "regions": [1], "seed": 3},
+    ):
+        ask = as_ask(value, {"seed": 1, "temperature": 0.5})
+        assert (ask.media, ask.question, ask.regions) == ("a.png", "What is <region>?", [1])
+        assert ask.options == {"seed": 3, "temperature": 0.5}
+    assert as_ask(("a.png",)).question is None
+    original = pf.Ask("a.png", seed=3)
+    as_ask(original, {"temperature": 1.0})
+    assert original.options == {"seed": 3}
+
+
+@pytest.mark.parametrize(
+    "value", [None, 7, "a.png", (), (1, 2, 3, 4), (1, 2, 3, {}, 5), {}, {"question": "?"}, {"media": 1, 2: 3}, b"x"]
+)
+def test_no_request(value: Any) -> None:
+    with pytest.raises(ValueError, match="request: expected"):
+        as_ask(value)
+
+
+def test_an_exception_in_place_of_a_request_is_handed_on() -> None:
+    with pytest.raises(KeyError, match="reader"):
+        as_ask(KeyError("reader"))
+
+
+def test_out_of_memory() -> None:
+    for error in (
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:128] . DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("not enough memory: you tried to allocate 1 TB"),
+        RuntimeError("CUDA error: out of memory"),
+    ):
+        assert out_of_memory(error), error
+    for other in (ValueError("out of memory"), RuntimeError("shapes differ"), KeyboardInterrupt()):
+        assert not out_of_memory(other)
+    with pytest.raises(RuntimeError) as caught:
+        torch.ones(1).expand(2**50).clone()
+    assert out_of_memory(caught.value)
+
+
+def test_a_budget_of_the_machine(lite: Any) -> None:
+    budget = Budget.of(lite)
+    assert budget.requests == 32
+    assert 1 << 12 <= budget.patches <= 1 << 17
+    assert 1 << 12 <= budget.tokens <= 1 << 22
+    assert free_bytes(torch.device("cpu")) > 1 << 20
+
+
+def _prepared(source: FrameSource, sides: list[int], tokens: int) -> Prepared:
+    plan = ViewPlan()
+    for side in sides:
+        plan.add(View(0, 0, 0, 14, 14, 14, 14, 0, 14 * side, 14 * side, 1))
+    generation = Generation(max_new_tokens=tokens)
+    return Prepared("", generation, request=Request(source, [], [], []), plan=plan)
+
+
+def test_packing_by_patches_and_tokens() -> None:
+    one, other = (FrameSource(None, [(14, 14)], None, lambda numbers: iter(())) for _ in range(2))
+    packing = Packing(Budget(9, patches=30, tokens=1000))
+    assert packing.add(_prepared(one, [7], 10))  # alone anything fits
+    assert packing.add(_prepared(one, [7], 10))  # and what it shares costs nothing
+    assert not packing.add(_prepared(other, [1], 10))
+    packing = Packing(Budget(9, patches=30, tokens=1000))
+    assert packing.add(_prepared(one, [5], 10))
+    assert packing.add(_prepared(one, [5, 2], 10))
+    assert packing.add(_prepared(other, [1], 10))
+    assert not packing.add(_prepared(other, [5], 10))
+    assert (packing.requests, packing.patches, packing.tokens) == (3, 30, 30)
+    packing = Packing(Budget(9, patches=30, tokens=25), running=[_prepared(one, [1], 20)])
+    assert not packing.add(_prepared(one, [1], 10))
+    assert packing.add(_prepared(one, [1], 5))
+    assert Packing(Budget(9, patches=30, tokens=25)).add(_prepared(one, [1], 100))
