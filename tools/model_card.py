@@ -55,12 +55,23 @@ def card(folder: Path) -> str:
         "## Limits\n- It knows this world and nothing else: ten shapes, ten colours, three patterns and sizes on drawn "
         "backgrounds of 112 to 196 pixels, in English of some hundred wordings. What it says of photographs, of other "
         "questions or of other languages means nothing.\n"
+        f"{_weak(results)}"
         "- Its answers are short, and always given: it never says that it does not know.\n"
         "- It is no measure of what PixelRefer's method or its released checkpoints can do.",
         "## Licence\nApache-2.0, weights and tokenizer. All data were drawn by the generator in this package; no "
         "weights or texts of others went in.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _weak(results: dict[str, Any]) -> str:
+    """The categories in which most answers are wrong, said plainly."""
+    found = results["categories"]
+    weak = [c for c in CATEGORIES if c in found and found[c]["accuracy"] < 0.5]
+    if not weak:
+        return ""
+    names = " and ".join(filter(None, (", ".join(weak[:-1]), weak[-1])))
+    return f"- Most of its answers about {names} are wrong: its training was too short for them.\n"
 
 
 def _usage(kind: str) -> str:

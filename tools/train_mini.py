@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import torch
@@ -68,7 +69,7 @@ def make_model(kind: str, out: Path) -> None:
     shutil.copyfile(ROOT / "training" / written.name, written)
     config = load_config(written)
     began = time.time()
-    report = train(config, resume=config.output.exists(), tell=_tell, say=print)
+    train(config, resume=config.output.exists(), tell=_tell, say=print)
     facts = {
         "name": NAMES[kind],
         "version": __version__,
@@ -77,12 +78,23 @@ def make_model(kind: str, out: Path) -> None:
         "config": (ROOT / "training" / written.name).read_text(encoding="utf-8"),
         "pretraining": PRETRAINING,
         "tokenizer_scenes": TOKENIZER_SCENES,
-        "stages": report["stages"],
+        "stages": stages_of(config.output / LOG),
         "minutes_of_the_last_run": round((time.time() - began) / 60, 1),
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s)",
         "torch": torch.__version__,
     }
     (out / f"training-{kind}.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def stages_of(log: Path) -> list[dict[str, Any]]:
+    """Steps, seconds and last values of each stage, from the whole log: a run may have been gone on with."""
+    stages: dict[str, dict[str, Any]] = {}
+    for line in log.read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        own = stages.setdefault(entry["stage"], {"name": entry["stage"], "seconds": 0.0})
+        own |= {"steps": entry["step"], "loss": entry["loss"], "accuracy": entry["accuracy"]}
+        own["seconds"] += entry["seconds"]
+    return list(stages.values())
 
 
 def ship(out: Path) -> None:

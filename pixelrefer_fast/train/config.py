@@ -54,6 +54,7 @@ class World:
         video: only videos, only images, or None: both.
         questions: most asked about each scene; None: all there are.
         categories: of questions; None: all.
+        rounds: how often questions are drawn about each scene; those that are drawn again count once.
         fps, max_frames: as in `Records`.
     """
 
@@ -63,6 +64,7 @@ class World:
     video: bool | None = None
     questions: int | None = None
     categories: tuple[str, ...] | None = None
+    rounds: int = 1
     fps: float | None = 1.0
     max_frames: int = 768
 
@@ -321,6 +323,7 @@ def _source(keys: _Keys) -> Source:
             video=world.flag("video", None),
             questions=world.optional_integer("questions", 1, 64),
             categories=_checked_categories(world, categories),
+            rounds=world.integer("rounds", 1, 64, 1),
             fps=fps,
             max_frames=max_frames,
         )

@@ -53,7 +53,7 @@ class WorldSource:
         cost = (world.questions or ALL_QUESTIONS) * (QUESTION_TOKENS + marks * mask_num) + (
             150 if kind == "full" else 0
         )
-        self.costs = np.full(world.scenes, cost, np.int64)
+        self.costs = np.full(world.scenes, cost * world.rounds, np.int64)
 
     def __getitem__(self, index: int) -> list[Sample]:
         scene, questions = self.asked(index)
@@ -65,7 +65,9 @@ class WorldSource:
 
         seed = self._world.first_seed + index
         scene = make_scene(seed, self._world.split, self._world.video)
-        return scene, ask_about(scene, seed, self._world.categories, self._world.questions)
+        world = self._world
+        rounds = [ask_about(scene, seed + turn, world.categories, world.questions) for turn in range(world.rounds)]
+        return scene, list({(q.text, q.objects): q for questions in rounds for q in questions}.values())
 
     def malformed(self, index: int, reason: str) -> Malformed:
         return Malformed("world", self._world.first_seed + index, reason)

@@ -326,10 +326,15 @@ def test_an_interrupt_leaves_the_model_usable(
 
 def test_ctrl_c_ends_a_batch(model: Any, asks: list[pf.Ask], expected: list[str]) -> None:
     """The signal itself, while requests are being answered."""
-    signalled = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-    signalled.start()
-    with pytest.raises(KeyboardInterrupt):
-        model.ask_batch(itertools.islice(itertools.cycle(asks), 100_000))
+    # tests that are started in the background of a shell begin with the signal ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        signalled = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+        signalled.start()
+        with pytest.raises(KeyboardInterrupt):
+            model.ask_batch(itertools.islice(itertools.cycle(asks), 100_000))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert texts(model.ask_batch(asks)) == expected
     assert not model.requests._lanes
 

@@ -45,6 +45,9 @@ def test_demo_as_json(run: Callable[..., SimpleNamespace], tmp_path: Path) -> No
     report = json.loads(result.out)
     assert report["seed"] == 3
     assert list(report["models"]) == [EMBEDDED_LITE, EMBEDDED_FULL]
+    asked = sum(len(report[what]["questions"]) for what in ("image", "video"))
+    for name in report["models"]:  # guessing the most frequent answers gives a quarter
+        assert sum(report[what]["right"][name] for what in ("image", "video")) >= 0.4 * asked
     for what in ("image", "video"):
         part = report[what]
         assert part["scene"]["kind"] == what
@@ -55,7 +58,6 @@ def test_demo_as_json(run: Callable[..., SimpleNamespace], tmp_path: Path) -> No
             answers = [entry["answers"][name] for entry in part["questions"]]
             assert all(answer["seconds"] > 0 for answer in answers)
             assert part["right"][name] == sum(answer["right"] for answer in answers)
-            assert part["right"][name] >= len(answers) / 2
         lite, full = part["costs"][EMBEDDED_LITE], part["costs"][EMBEDDED_FULL]
         assert (lite["vision_tokens"], full["vision_tokens"] > 0) == (0, True)
         assert full["prompt_tokens"] > lite["prompt_tokens"]

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from math import comb
+from math import exp, lgamma, log
 
 
 def at_most(right: int, asked: int, accuracy: float) -> float:
     """The probability that of `asked` questions at most `right` are answered right."""
-    return sum(comb(asked, k) * accuracy**k * (1 - accuracy) ** (asked - k) for k in range(right + 1))
+    if right >= asked or accuracy <= 0:
+        return 1.0
+    if accuracy >= 1:
+        return 0.0
+    hit, miss = log(accuracy), log(1 - accuracy)
+
+    def term(k: int) -> float:  # by logarithms: the binomials of thousands overflow
+        ways = lgamma(asked + 1) - lgamma(k + 1) - lgamma(asked - k + 1)
+        return exp(ways + k * hit + (asked - k) * miss)
+
+    return min(1.0, sum(map(term, range(right + 1))))
 
 
 def lower_bound(accuracy: float, asked: int, risk: float) -> float:
