@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from pixelrefer_fast.config import ModelConfig, VisionConfig
 from pixelrefer_fast.model import PixelRefer, PixelReferLite
-from pixelrefer_fast.prompt import build_prompt
 
 NAMES = {"lite": "PixelRefer-Lite-mini", "full": "PixelRefer-mini"}
 VISION = VisionConfig(hidden_size=160, num_layers=4, num_heads=5, intermediate_size=512)
@@ -103,13 +100,3 @@ def fresh_model(config: ModelConfig, tokenizer: Any, seed: int) -> PixelRefer | 
     torch.manual_seed(seed)
     model_class = PixelReferLite if config.kind == "lite" else PixelRefer
     return model_class(config, tokenizer, {"eos_token_id": tokenizer.eos_token_id})
-
-
-def tokenizer_report(tokenizer: Any) -> dict[str, Any]:
-    """Sizes worth knowing before a training."""
-    prompt = build_prompt(tokenizer, "What color is the object?", ())
-    return {"vocabulary": len(tokenizer), "tokens_of_a_question": len(prompt.input_ids)}
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ from mixed_requests import CAT, mixed_requests
 import pixelrefer_fast as pf
 from pixelrefer_fast.batching.preparing import Bound
 from pixelrefer_fast.decoder import Generation
-from pixelrefer_fast.embedded import EMBEDDED_FULL, EMBEDDED_LITE, embedded_folder, is_embedded
+from pixelrefer_fast.embedded import EMBEDDED_FULL, EMBEDDED_LITE, is_embedded
 from pixelrefer_fast.options import EncodeOptions
 from pixelrefer_fast.recorded import Case
 from pixelrefer_fast.request import FrameSource, Request
@@ -30,11 +30,7 @@ def model(request: pytest.FixtureRequest) -> Any:
     """The bundled checkpoints with random weights, and the trained ones."""
     if not is_embedded(request.param):
         return request.getfixturevalue(request.param)
-    try:
-        folder = embedded_folder(request.param)
-    except ValueError as error:
-        pytest.skip(f"the embedded models are not trained yet: {error}")
-    return pf.load(folder, device="cpu", dtype="float32")
+    return pf.load(request.param, device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
