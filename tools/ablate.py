@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,10 +62,7 @@ def build(variant: Variant, start: Path, folder: Path) -> PixelReferLite:
     raw = json.loads((start / "config.json").read_text(encoding="utf-8")) | {"mask_num": variant.tokens}
     changed = folder / "start"
     if not changed.exists():
-        changed.mkdir(parents=True)
-        for path in start.iterdir():
-            if path.name != "config.json":
-                (changed / path.name).symlink_to(path)
+        shutil.copytree(start, changed)
         (changed / "config.json").write_text(json.dumps(raw), encoding="utf-8")
     model = load(changed, device="cpu", dtype="float32")
     assert isinstance(model, PixelReferLite)
