@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from _inputs import VISION
 
-VISION = {"hidden_size": 1152, "num_layers": 27, "num_heads": 16, "intermediate_size": 4304}
+LAYERS = 27  # of the vision encoder
 COMMON = {
     "mm_projector_type": "mlp2x_gelu",
     "use_token_compression": True,
@@ -57,7 +58,8 @@ def load_model(name: str, device: str, dtype: torch.dtype) -> Any:
     if name not in NAMES:
         return pf.load(name, device=device, dtype=dtype)
     kind, size = name.split("-")
-    config = ModelConfig.from_dict({**COMMON, **LLMS[size], "model_type": KINDS[kind]}, VisionConfig(**VISION))
+    vision = VisionConfig.from_dict({**VISION, "num_hidden_layers": LAYERS}, "benchmarks")
+    config = ModelConfig.from_dict({**COMMON, **LLMS[size], "model_type": KINDS[kind]}, vision)
     tokenizer = open_checkpoint(embedded_folder()).tokenizer()
     with torch.device("meta"):
         model = (pf.PixelReferLite if kind == "lite" else pf.PixelRefer)(config, tokenizer, {})

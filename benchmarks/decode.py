@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import _harness
+import _inputs
 import numpy as np
 import torch
 from _models import NAMES, load_model, weight_bytes
@@ -41,16 +42,6 @@ GOALS: dict[str, str | dict[str, str]] = {
     "objects": {"lite-2b": "at least 400 a second"},
     "memory": "at most 1.15x the weights",
 }
-
-
-def picture(height: int, width: int) -> np.ndarray:
-    """(H, W, 3) uint8 of smooth random colours under fine noise."""
-    random = np.random.default_rng(0)
-    coarse = random.integers(0, 255, (height // 60 + 1, width // 60 + 1, 3), dtype=np.uint8)
-    import cv2
-
-    smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.int16)
-    return np.clip(smooth + random.integers(-12, 12, smooth.shape), 0, 255).astype(np.uint8)
 
 
 def boxes(count: int, height: int, width: int) -> list[list[int]]:
@@ -103,7 +94,7 @@ def decode_rows(model: Any, device: str, repeats: int, copy: float | None) -> li
 def pipeline_rows(model: Any, device: str, repeats: int, copy: float | None) -> list[dict[str, Any]]:
     """From pixels to text."""
     everything, read = weight_bytes(model)
-    image, one, many = picture(HEIGHT, WIDTH), boxes(1, HEIGHT, WIDTH), boxes(OBJECTS, HEIGHT, WIDTH)
+    image, one, many = _inputs.picture(HEIGHT, WIDTH, 0), boxes(1, HEIGHT, WIDTH), boxes(OBJECTS, HEIGHT, WIDTH)
 
     def describe(regions: list[list[int]], tokens: int) -> None:
         model.decoder.clear()  # nothing is known of the picture before
