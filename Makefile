@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-interpret test-slow test-oldest compile-check cuda-check extension lint format bench bench-ops \
+.PHONY: demo test test-interpret test-slow test-oldest compile-check cuda-check extension lint format bench bench-ops bench-suite \
 	gpu-check mini mini-pages clean
 
 demo: $(VENV)/.ready
@@ -48,17 +48,24 @@ format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# REFERENCE=DIR compares with the reference's own code from a checkout
+# REFERENCE=DIR compares with the reference's own code from a checkout; QUICK=1, MODEL=... and OUT=... as the command's own
 bench: $(VENV)/.ready
-	$(BIN)/python benchmarks/region_stage.py $(if $(REFERENCE),--reference $(REFERENCE))
+	$(BIN)/pixelrefer-fast bench $(if $(QUICK),--quick) $(if $(MODEL),--model $(MODEL)) --out $(or $(OUT),out/bench) \
+		$(if $(REFERENCE),--against reference --reference $(REFERENCE))
 
-# every operation against its definition: times on a GPU, errors everywhere
+# every operation against its definition: times and errors
 bench-ops: $(VENV)/.ready
 	$(BIN)/python benchmarks/ops_bench.py
 
-# all that wants a GPU, in one go, results under OUT
-gpu-check: $(VENV)/.ready
-	$(BIN)/python benchmarks/gpu_check.py --out $(or $(OUT),out/gpu)
+# the same cases, and stages and whole questions, under pytest-benchmark; SUITE="-k rope2d --benchmark-save=name"
+bench-suite: $(VENV)/.ready
+	$(BIN)/pytest benchmarks/suite $(SUITE)
+
+# all that wants a GPU, in one go of nine minutes at most, results under OUT; it installs nothing, so that a lent machine
+# without network can run it with its own Python (docs/gpu.md)
+gpu-check:
+	$(or $(wildcard $(BIN)/python),python3) benchmarks/gpu_check.py --out $(or $(OUT),out/gpu) \
+		$(if $(REFERENCE),--reference $(REFERENCE)) $(if $(GOLDEN),--golden $(GOLDEN))
 
 # the two embedded models from nothing, into pixelrefer_fast/assets/: about two hours on two cores; an interrupted run is
 # gone on with
@@ -66,6 +73,7 @@ MINI := out/mini
 TORCHRUN := $(BIN)/torchrun --nproc_per_node 2
 mini: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(TORCHRUN) tools/train_mini.py encoder $(MINI)
+	OMP_NUM_THREADS=1 $(TORCHRUN) tools/train_mini.py language $(MINI)
 	$(BIN)/python tools/train_mini.py lite $(MINI) & $(BIN)/python tools/train_mini.py full $(MINI) & wait
 	$(BIN)/python tools/train_mini.py ship $(MINI)
 	for kind in lite full; do $(BIN)/python tools/train_mini.py ask-$$kind $(MINI) || exit 1; done

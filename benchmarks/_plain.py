@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from _inputs import REGION_PREFIX, VISION_PREFIX
 from torch import nn
+
+from pixelrefer_fast.bench.workloads import REGION_PREFIX, VISION_PREFIX
 
 PATCH, PAD, MAX_CELLS, ITERATIONS, HEADS = 14, 28, 50, 3, 8
 Box = tuple[int, int, int, int]
@@ -64,7 +65,7 @@ class Plain:
         context: Sequence[torch.Tensor],
         boxes: Sequence[tuple[Box, int, int]],
     ) -> torch.Tensor:
-        """Features to object tokens (§4, §5): the arguments of `_reference.Reference.region_stage`."""
+        """Features to object tokens (§4, §5): the arguments of `bench.reference.RegionStage`."""
         tokens = []
         for i in range(len(crops)):
             own = self._pool(crops[i], masks[i], boxes[i])

@@ -17,17 +17,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import _harness
-import _inputs
-import numpy as np
 import torch
-from _models import NAMES, load_model, weight_bytes
+
+from pixelrefer_fast.bench import machine, rates, results, tables, timing
+from pixelrefer_fast.bench.workloads import NAMES, boxes, load_model, picture, weight_bytes
 
 HEIGHT, WIDTH = 1080, 1920
 BATCHES = (1, 8, 64)
@@ -42,27 +40,6 @@ GOALS: dict[str, str | dict[str, str]] = {
     "objects": {"lite-2b": "at least 400 a second"},
     "memory": "at most 1.15x the weights",
 }
-
-
-def boxes(count: int, height: int, width: int) -> list[list[int]]:
-    """As many boxes, of about a hundredth of the picture each, from a seed."""
-    random = np.random.default_rng(1)
-    tall, wide = height // 9, width // 12
-    tops = random.integers(0, height - tall, count)
-    lefts = random.integers(0, width - wide, count)
-    return [[int(x), int(y), int(x) + wide, int(y) + tall] for x, y in zip(lefts, tops, strict=True)]
-
-
-def seconds_of(run: Callable[[], Any], device: str, repeats: int) -> list[float]:
-    """Wall-clock seconds of each call, the device's work included, after one that is not counted."""
-    times = []
-    for _ in range(1 + repeats):
-        start = time.perf_counter()
-        run()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return times[1:]
 
 
 def decode_rows(model: Any, device: str, repeats: int, copy: float | None) -> list[dict[str, Any]]:
@@ -80,8 +57,8 @@ def decode_rows(model: Any, device: str, repeats: int, copy: float | None) -> li
             for ticket in tickets:
                 assert len(ticket.result().tokens) == tokens
 
-        long = seconds_of(partial(run, TOKENS + 1), device, repeats)
-        short = seconds_of(partial(run, 1), device, repeats)
+        long = timing.sample(partial(run, TOKENS + 1), device, repeats)
+        short = timing.sample(partial(run, 1), device, repeats)
         steps = [(a - b) / TOKENS for a, b in zip(long, short, strict=True)]
         row = _row(f"decode, {batch}", "ms a step", [1e3 * s for s in steps])
         if copy is not None:
@@ -94,14 +71,14 @@ def decode_rows(model: Any, device: str, repeats: int, copy: float | None) -> li
 def pipeline_rows(model: Any, device: str, repeats: int, copy: float | None) -> list[dict[str, Any]]:
     """From pixels to text."""
     everything, read = weight_bytes(model)
-    image, one, many = _inputs.picture(HEIGHT, WIDTH, 0), boxes(1, HEIGHT, WIDTH), boxes(OBJECTS, HEIGHT, WIDTH)
+    image, one, many = picture(HEIGHT, WIDTH, 0), boxes(1, HEIGHT, WIDTH), boxes(OBJECTS, HEIGHT, WIDTH)
 
     def describe(regions: list[list[int]], tokens: int) -> None:
         model.decoder.clear()  # nothing is known of the picture before
         model.describe(image, regions, max_new_tokens=tokens)
 
     def describe_one(tokens: int) -> list[float]:
-        return seconds_of(lambda: describe(one, tokens), device, repeats)
+        return timing.sample(lambda: describe(one, tokens), device, repeats)
 
     rows: list[dict[str, Any]] = []
     if device == "cuda":
@@ -114,22 +91,20 @@ def pipeline_rows(model: Any, device: str, repeats: int, copy: float | None) -> 
     if device == "cuda":
         peak = torch.cuda.max_memory_allocated()
         rows.append(_row("memory", "x the weights", [peak / everything]) | {"bytes": peak})
-    times = seconds_of(lambda: describe(many, TOKENS), device, max(1, repeats // 2))
+    times = timing.sample(lambda: describe(many, TOKENS), device, max(1, repeats // 2))
     rows.append(_row("objects", "a second", [OBJECTS / s for s in times]))
     return rows
 
 
 def _row(case: str, unit: str, values: list[float]) -> dict[str, Any]:
-    return {"case": case, "unit": unit, "values": _harness.quantiles(values)}
+    return {"case": case, "unit": unit, "values": timing.quantiles(values)}
 
 
 def benchmark(names: Sequence[str], device: str, dtype: torch.dtype, repeats: int, graphs: int) -> dict[str, Any]:
     """All rows of all models."""
     copy = None
     if device == "cuda":
-        import _device
-
-        copy = _device.copy_rate() / 2  # bytes that are read
+        copy = rates.copy_rate(device) / 2  # bytes that are read
     models = []
     for name in names:
         model = load_model(name, device, dtype)
@@ -143,7 +118,7 @@ def benchmark(names: Sequence[str], device: str, dtype: torch.dtype, repeats: in
             torch.cuda.empty_cache()
     return {
         "benchmark": "decode",
-        **_harness.provenance(),
+        **machine.provenance(),
         "measured_on": device,
         "dtype": str(dtype).removeprefix("torch."),
         "graph_bytes": graphs,
@@ -190,8 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     dtype = getattr(torch, options.dtype or ("bfloat16" if options.device == "cuda" else "float32"))
     result = benchmark(options.model, options.device, dtype, options.repeats, options.graph_bytes)
     if options.json:
-        _harness.append_result(options.json, result)
-    _harness.terminal_table("decode", *table(result))
+        results.append(options.json, result)
+    tables.terminal("decode", *table(result))
     return 0
 
 

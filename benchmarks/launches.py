@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import _harness
-import _inputs
 import torch
+
+from pixelrefer_fast.bench import tables, workloads
 
 HEIGHT, WIDTH, SEED = 720, 1280, 11
 SIZES = ((1, 1), (4, 1), (16, 1), (64, 1), (8, 8), (64, 8))  # objects, images
@@ -40,7 +40,7 @@ class Pass:
         return self.tokenizer(self.features, self.selection, self.starts, backend)
 
 
-def tokenizer(device: torch.device, dtype: torch.dtype, width: int = _inputs.WIDTH, n: int = _inputs.TOKENS) -> Any:
+def tokenizer(device: torch.device, dtype: torch.dtype, width: int = workloads.WIDTH, n: int = workloads.TOKENS) -> Any:
     """An object tokenizer of Lite with random weights."""
     from pixelrefer_fast.object_tokenizer import ObjectTokenizer
 
@@ -55,18 +55,20 @@ def config(width: int, n: int) -> Any:
     return ModelConfig("lite", VisionConfig(width, 1, 4, 4 * width), {"hidden_size": 4 * width // 3}, n, 16384, 2, {})
 
 
-def region_pass(module: Any, objects: int, images: int, width: int = _inputs.WIDTH, n: int = _inputs.TOKENS) -> Pass:
+def region_pass(
+    module: Any, objects: int, images: int, width: int = workloads.WIDTH, n: int = workloads.TOKENS
+) -> Pass:
     """Objects spread over images of 720 by 1280, with the views that a request for them gets."""
     from pixelrefer_fast.object_tokenizer import kmeans_starts
     from pixelrefer_fast.selection import select_patches
     from pixelrefer_fast.views import Mark, plan_views
 
-    masks = _inputs.blobs(objects, HEIGHT, WIDTH, SEED)
+    masks = workloads.blobs(objects, HEIGHT, WIDTH, SEED)
     marks = [Mark(i % images, mask, f"region {i}") for i, mask in enumerate(masks)]
     plan = plan_views(config(width, n), [(HEIGHT, WIDTH)] * images, marks, objects)
     like = next(module.parameters())
     selection = select_patches(plan)
-    features = _inputs.normal((selection.first_rows[-1], width), SEED).to(like)
+    features = workloads.normal((selection.first_rows[-1], width), SEED).to(like)
     starts = kmeans_starts(selection.counts, n).to(like.device)
     return Pass(module, features, selection.to(like.device), starts)
 
@@ -122,14 +124,15 @@ def markdown(counted: dict[tuple[int, int], tuple[Any, Any]]) -> str:
 
 Made by `python benchmarks/launches.py --markdown docs/kernels/launches.md`; do not edit.
 
-From features to object tokens, PixelRefer-Lite at full width (D={_inputs.WIDTH}, 8 heads, n={_inputs.TOKENS}, LLM width
-{_inputs.LLM_WIDTH}), bfloat16, marks of {HEIGHT} by {WIDTH} pixel images, with the Triton kernels. Counted by
+From features to object tokens, PixelRefer-Lite at full width (D={workloads.WIDTH}, 8 heads, n={workloads.TOKENS}, \
+LLM width
+{workloads.LLM_WIDTH}), bfloat16, marks of {HEIGHT} by {WIDTH} pixel images, with the Triton kernels. Counted by
 `pixelrefer_fast/counters.py` without a device and not timed: `tests/test_launches.py` holds these numbers. A wait is a
 value that the host reads or a shape that depends on values. FLOPs are what the kernels declare and those of dense
 products; the reference spends {REFERENCE / 1e9:g} GFLOP an object. Bytes are those of each launch's inputs and
 outputs, each once.
 
-{_harness.markdown_table(HEADINGS, table(counted))}
+{tables.markdown(HEADINGS, table(counted))}
 What is launched differs only where an infusion step projects keys and values (`infuse.gather`) instead of folding
 their weights, which its planner decides by FLOPs and bytes; the number does not:
 
@@ -152,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     counted = count_all(torch.device("cpu"))
     if options.markdown:
         options.markdown.write_text(markdown(counted), encoding="utf-8")
-    _harness.terminal_table("region stage", HEADINGS, table(counted))
+    tables.terminal("region stage", HEADINGS, table(counted))
     return 0
 
 

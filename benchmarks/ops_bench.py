@@ -3,42 +3,38 @@
     python benchmarks/ops_bench.py                         all operations
     python benchmarks/ops_bench.py --op rope2d infuse      these
 
-On a CUDA device times are the device's own (events, warm, cold L2, calls in turn), with the percentage of what a copy
-and a matrix product reach in the same run. Without one the definition and providers for the CPU are timed by the wall
-clock, in float32, and the device's columns are empty. Beside every time stands the error of the same call; where it
-exceeds its limit no speed-up is shown and the exit status is 1.
+On a CUDA device times are the device's own (events, warm, cold L2, inputs in turn, calls in turn). Without one the
+definition and providers for the CPU are timed by the wall clock, in float32. Beside every time stands the error of the
+same call, and the percentage of what a copy and a matrix product reach in the same run; where the error exceeds its
+limit there is neither a percentage nor a speed-up, and the exit status is 1.
 
 Every operation's first case comes first, then their second ones and so on: with --seconds what is measured by then is
-kept. The definition compiled by torch (--compiled) takes minutes to compile for all cases.
+kept. The definition compiled by torch (--compiled) takes minutes to compile for all cases. The same cases under
+pytest-benchmark: `pytest benchmarks/suite/test_ops.py`.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib.util
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import _harness
 import torch
 
-HERE = Path(__file__).resolve().parent
-sys.path.append(str(HERE / "ops"))
+from pixelrefer_fast.bench import ops, power, rates, results, tables, timing
+from pixelrefer_fast.bench.cases import Case
 
-from _case import Arguments, Case, Check, call, check, expected, written  # noqa: E402
-
-BUDGET = 2.0  # seconds of one candidate of one case after which it is timed no more
-LEAST = 5
-Candidate = Callable[..., Any]
+CASES = Path(__file__).resolve().parent / "ops"
 
 
 def op_files() -> dict[str, Path]:
-    return {p.stem: p for p in sorted((HERE / "ops").glob("*.py")) if not p.stem.startswith("_")}
+    """The benchmark file of every operation."""
+    return {p.stem: p for p in sorted(CASES.glob("*.py"))}
 
 
 def load_cases(name: str) -> list[Case]:
@@ -51,91 +47,6 @@ def load_cases(name: str) -> list[Case]:
     return list(module.cases())
 
 
-def candidates(op: Any, case: Case, device: torch.device, compiled: bool) -> dict[str, Candidate]:
-    """Who computes the case here, the definition first."""
-    found: dict[str, Candidate] = {"torch": op.definition}
-    others = [name for name, available, _ in op.providers() if available and name != "torch"]
-    if compiled:
-        found["torch.compile"] = torch.compile(op.definition)
-    if not case.smoke and device.type == "cpu":  # in the interpreter, which takes minutes for them
-        others = [name for name in others if name != "triton"]
-    return found | {name: functools.partial(op, backend=name) for name in others}
-
-
-def measure(
-    op: Any, case: Case, dtype: torch.dtype, device: torch.device, repeats: int, clock: Any, compiled: bool = False
-) -> dict[str, Any]:
-    """Errors and times of all candidates on one case in one dtype."""
-    arguments = case.arguments(device, dtype)
-    wanted = expected(op, arguments)
-    checks: dict[str, Check | str] = {}
-    runs: dict[str, Candidate] = {}
-    for name, run in candidates(op, case, device, compiled).items():
-        try:
-            checks[name] = check(op, wanted, call(op, run, arguments))  # the first call warms up
-            runs[name] = run
-        except Exception as error:  # declined or broken: a line in the result, and the others go on
-            checks[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-    rivals = case.rivals(arguments) if device.type == "cuda" else {}
-    runs |= {name: functools.partial(_ignoring, rival) for name, rival in rivals.items()}
-    times = _times(op, arguments, runs, repeats, clock)
-
-    def row(name: str) -> dict[str, Any]:
-        found = checks.get(name)
-        if isinstance(found, str):
-            return {"ok": False, "reason": found}
-        of = {"ok": found is None or found.ok, **times[name]}
-        return of if found is None else {**of, "error": found.error, "limit": found.limit}
-
-    return {
-        "op": case.op,
-        "case": case.name,
-        "dtype": str(dtype).removeprefix("torch."),
-        "flops": case.flops,
-        "moved": case.moved(dtype),
-        "candidates": {name: row(name) for name in (*checks, *rivals)},
-    }
-
-
-def _ignoring(rival: Callable[[], Any], *arguments: Any) -> Any:
-    return rival()
-
-
-def _times(
-    op: Any, arguments: Arguments, runs: dict[str, Candidate], repeats: int, clock: Any
-) -> dict[str, dict[str, Any]]:
-    """Quantiles of each candidate's seconds; calls in turn, so that the machine's noise meets all."""
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            spent = sum(host + device for device, host in seconds[name])
-            if len(seconds[name]) >= LEAST and spent > BUDGET:
-                continue
-            given = functools.partial(_fresh, op, arguments)
-            seconds[name].append(clock(given, lambda values, run=run: run(*values)))
-    return {
-        name: {
-            "seconds": _harness.quantiles([device for device, _ in pairs]),
-            "host_seconds": _harness.quantiles([host for _, host in pairs]),
-            "calls": len(pairs),
-        }
-        for name, pairs in seconds.items()
-    }
-
-
-def _fresh(op: Any, arguments: Arguments) -> Arguments:
-    return tuple(a.clone() if i in written(op) else a for i, a in enumerate(arguments))
-
-
-def wall_clock(prepare: Callable[[], Any], run: Callable[[Any], Any]) -> tuple[float, float]:
-    """Seconds of one call on a CPU, where device and host are one."""
-    given = prepare()
-    start = time.perf_counter()
-    run(given)
-    passed = time.perf_counter() - start
-    return passed, passed
-
-
 def benchmark(
     names: Sequence[str],
     device: torch.device,
@@ -145,74 +56,78 @@ def benchmark(
     seconds: float = math.inf,
 ) -> dict[str, Any]:
     """Measure the smoke cases of these operations or all others; after `seconds` no further case is begun."""
-    from pixelrefer_fast.ops import registry
-
-    clock, rates = wall_clock, {}
-    if device.type == "cuda" and not smoke:
-        import _device
-
-        clock = _device.Clock().time
-        floats = (torch.bfloat16, torch.float16, torch.float32)
-        rates = {"copy": _device.copy_rate()} | {str(d).removeprefix("torch."): _device.matrix_rate(d) for d in floats}
+    clock: timing.Clock = timing.WallClock()
+    reached: dict[str, float] = {}
+    if not smoke:
+        clock = timing.clock(device)
+        reached = rates.measured(device, *([] if device.type == "cuda" else [[torch.float32]]))
     until = time.monotonic() + seconds
-    rows, left_out = [], []
-    cases = {name: [case for case in load_cases(name) if case.smoke == smoke] for name in names}
-    longest = max(map(len, cases.values()))
-    for name, case in ((name, own[i]) for i in range(longest) for name, own in cases.items() if i < len(own)):
-        for dtype in case.dtypes if device.type == "cuda" else (torch.float32,):
-            described = f"{name}: {case.name}, {str(dtype).removeprefix('torch.')}"
-            if time.monotonic() > until:
-                left_out.append(f"{described} (no time)")
-                continue
-            try:
-                with torch.inference_mode():
-                    rows.append(measure(registry()[name], case, dtype, device, repeats, clock, compiled))
-            except torch.OutOfMemoryError:  # of the definition in float64, which all are judged by
-                left_out.append(f"{described} (no memory)")
-            print(described, file=sys.stderr, flush=True)
-    rows.sort(key=lambda row: names.index(row["op"]))
-    return {"benchmark": "ops", **_harness.provenance(), "rates": rates, "rows": rows, "left_out": left_out}
+    rows: list[results.Row] = []
+    left_out: list[str] = []
+    cases: dict[str, list[Case]] = {}
+    for name in names:
+        try:
+            cases[name] = [case for case in load_cases(name) if case.smoke == smoke]
+        except ImportError as error:  # a lent machine: its inputs need what is not there, and the others go on
+            left_out.append(f"{name} ({error})")
+    longest = max(map(len, cases.values()), default=0)
+    with power.watching(device) as watch:
+        for case in (own[i] for i in range(longest) for own in cases.values() if i < len(own)):
+            for dtype in ops.floats(case, device):
+                described = f"{case.op}: {case.name}, {str(dtype).removeprefix('torch.')}"
+                if time.monotonic() > until:
+                    left_out.append(f"{described} (no time)")
+                    continue
+                try:
+                    with torch.inference_mode():
+                        rows += ops.measure(case, dtype, device, repeats, clock, compiled)
+                except torch.OutOfMemoryError:  # of the definition in float64, which all are judged by
+                    left_out.append(f"{described} (no memory)")
+                print(described, file=sys.stderr, flush=True)
+    rows.sort(key=lambda row: names.index(row["extra"]["op"]))
+    more = {"measured_on": device.type, "left_out": left_out, "power": watch.facts()}
+    return results.document("ops", rows, reached, **more)
 
 
-HEADINGS = ("operation", "case", "dtype", "by", "µs", "µs to issue", "speed-up", "error", "copy rate", "matrix rate")
+HEADINGS = ("operation and case", "dtype", "by", "µs", "µs to issue", "speed-up", "error", "copy rate", "matrix rate")
 
 
-def table(result: dict[str, Any]) -> list[list[str]]:
+def table(result: Mapping[str, Any]) -> Iterator[list[str]]:
     """A line for each case and candidate, as text."""
-    lines = []
+    plain = {(r["case"], r["dtype"]): r for r in result["rows"] if r["by"] == ops.DEFINITION}
     for row in result["rows"]:
-        plain = row["candidates"]["torch"].get("seconds")
-        for name, of in row["candidates"].items():
-            start = [row["op"], row["case"], row["dtype"], name]
-            if "reason" in of:
-                lines.append([*start, f"not run: {of['reason']}", "", "", "", "", ""])
-                continue
-            median = of["seconds"]["median"]
-            speed = f"{plain['median'] / median:.1f}x" if plain and of["ok"] else "none: wrong"
-            error = f"{of['error']:.1e}" if "error" in of else "not checked"
-            on_device = bool(result["rates"])
-            issue = f"{of['host_seconds']['median'] * 1e6:.1f}" if on_device else ""
-            rates = [("moved", "copy"), ("flops", row["dtype"])]
-            parts = [f"{row[n] / median / result['rates'][r]:.0%}" if on_device and of["ok"] else "" for n, r in rates]
-            lines.append([*start, _spread(of["seconds"]), issue, "" if name == "torch" else speed, error, *parts])
-    return lines
+        start = [row["case"], row["dtype"], row["by"]]
+        partial = row["extra"].get("partial")
+        if partial:
+            start[-1] += f" ({partial})"
+        if "seconds" not in row:
+            yield [*start, f"not run: {row['reason']}" if "reason" in row else "", "", "", "", "", ""]
+            continue
+        by = results.speedup(row, plain.get((row["case"], row["dtype"]), row))
+        speed = "" if row["by"] == ops.DEFINITION else f"{by:.1f}x" if by else "none: wrong" if not row["ok"] else ""
+        error = "not checked" if "error" not in row else "none" if row["error"] is None else f"{row['error']:.1e}"
+        on_device = result["device"] is not None and "host_seconds" in row
+        issue = f"{row['host_seconds']['median'] * 1e6:.1f}" if on_device else ""
+        parts = [f"{row[name]:.0f} %" if name in row else "" for name in ("percent_copy", "percent_matrix")]
+        yield [*start, _spread(row["seconds"]), issue, speed, error, *parts]
 
 
-def _spread(values: dict[str, float]) -> str:
+def _spread(values: Mapping[str, float]) -> str:
     low, middle, high = (values[key] * 1e6 for key in ("q10", "median", "q90"))
     digits = 1 if middle < 100 else 0
     return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
 
 
-def markdown(result: dict[str, Any]) -> str:
+def markdown(result: Mapping[str, Any]) -> str:
     """The page for docs/, made from a result."""
-    device = result["device"] if result["rates"] else None
-    where = f"{result['cpu']}, {result['threads']} threads; no GPU, so the device's columns are empty"
+    device, reached = result["device"], result["rates"]
+    where = f"{result['cpu']}, {result['threads']} threads, no GPU"
     if device is not None:
-        where = f"{device['name']}, driver {device['driver']}, copy {result['rates']['copy'] / 1e12:.2f} TB/s"
-        where += "".join(
-            f", {name} {rate / 1e12:,.0f} TFLOP/s" for name, rate in result["rates"].items() if name != "copy"
-        )
+        where = f"{device['name']}, driver {device['driver']}"
+    where += "".join(
+        f", copy {rate / 1e9:,.0f} GB/s" if name == "copy" else f", {name} {rate / 1e12:,.2f} TFLOP/s"
+        for name, rate in reached.items()
+    )
     versions = ", ".join(f"{name} {version}" for name, version in result["libraries"].items() if version)
     commit = (result["commit"] or "no commit")[:12]
     return f"""# Operations
@@ -227,7 +142,7 @@ largest difference from the definition in float64; where it exceeds twice the de
 plus the operation's tolerance, no speed-up is shown. The last columns set what the case must move and compute against
 what a copy and a matrix product reached in the same run.
 
-{_harness.markdown_table(HEADINGS, table(result))}"""
+{tables.markdown(HEADINGS, list(table(result)))}"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -243,17 +158,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.repeats < 1:
         parser.error("--repeats: expected at least 1")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device: there is no CUDA device")
+    if options.json:
+        try:
+            results.check_path(options.json)
+        except ValueError as error:
+            parser.error(f"--json: {error}")
     names = options.op or sorted(op_files())
     device = torch.device(options.device)
     result = benchmark(names, device, options.repeats, options.smoke, options.compiled, options.seconds)
     if options.json:
-        _harness.append_result(options.json, result)
+        results.append(options.json, result)
     if options.markdown:
         options.markdown.write_text(markdown(result), encoding="utf-8")
-    _harness.terminal_table("operations", HEADINGS, table(result))
+    tables.terminal("operations", HEADINGS, list(table(result)))
     for described in result["left_out"]:
         print(f"left out: {described}")
-    wrong = [c for row in result["rows"] for c in row["candidates"].values() if "reason" not in c and not c["ok"]]
+    wrong = sum("reason" not in row and not row["ok"] for row in result["rows"])
+    right = sum(row["ok"] for row in result["rows"])
+    not_run = len(result["rows"]) - right - wrong
+    print(f"{right} right, {wrong} wrong, {not_run} not run, {len(result['left_out'])} cases left out")
     return 1 if wrong else 0
 
 

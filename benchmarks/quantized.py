@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import _harness
 import torch
+
+from pixelrefer_fast.bench import machine, results, tables
 
 KINDS = (None, "int8", "fp8", "int4")
 
@@ -51,7 +52,7 @@ def benchmark(name: str, device: str, dtype: str, questions: int) -> dict[str, A
     return {
         "benchmark": "quantized",
         "model": name,
-        **_harness.provenance(),
+        **machine.provenance(),
         "measured_on": device,
         "dtype": dtype,
         "questions": questions,
@@ -86,7 +87,7 @@ Made by `{result["command"]}`; do not edit.
 {result["model"]} on {result["measured_on"]}, {result["questions"]} held-out questions in batches,
 from pixels to text, one run each.
 
-{_harness.markdown_table(*table(result))}"""
+{tables.markdown(*table(result))}"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -104,10 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--device: there is no CUDA device")
     result = benchmark(options.model, options.device, options.dtype, options.questions)
     if options.json:
-        _harness.append_result(options.json, result)
+        results.append(options.json, result)
     if options.markdown:
         options.markdown.write_text(markdown(result))
-    _harness.terminal_table(f"quantised weights, {result['model']}", *table(result))
+    tables.terminal(f"quantised weights, {result['model']}", *table(result))
     return 0
 
 

@@ -25,11 +25,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import _harness
-import _inputs
 import torch
 from _plain import Plain
-from _reference import Reference, recorded_permutations
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from pixelrefer_fast.bench import machine, results, tables, timing, workloads
+from pixelrefer_fast.bench.reference import RegionStage, recorded_permutations
+from pixelrefer_fast.bench.timing import Run
+from pixelrefer_fast.config import VisionConfig
 
 LIMIT = 1e-4
 DTYPES = ("float32", "bfloat16", "float16")
@@ -38,27 +42,63 @@ MAX_LENGTH = 16384
 HEIGHT, WIDTH = 720, 1280
 REGION_OBJECTS, PIXEL_OBJECTS = (1, 4, 16), 8
 SEED = 11
-Runs = dict[str, _harness.Run]
+Runs = dict[str, Run]
 Models = dict[str, Any]  # "ours" and, for 16 bits, "exact": the same weights in float32
 # against the reference, on a CPU and on a GPU
 CPU_GOALS = {"region stage, 16 objects": 5.0, "pixels to tokens, 8 objects": 3.0}
 GPU_GOALS = {"region stage, 16 objects": 100.0, "pixels to tokens, 8 objects": 10.0}
 
 
+class _OpCounter(TorchDispatchMode):
+    """Counts the operations that reach PyTorch's dispatcher."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _cpu_attention_flops(q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> int:
+    return sdpa_flop_count(q, k, v)
+
+
+# PyTorch counts the attention kernels of a GPU only.
+UNCOUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops}
+
+
+def count(run: Run) -> dict[str, int]:
+    """FLOPs (multiply-adds times two, of matrix products, convolutions and attention) and framework operations.
+
+    Launches of Triton kernels count as an operation each, with the FLOPs that they declare.
+    """
+    from pixelrefer_fast.kernels import _launch
+
+    flops, operations = FlopCounterMode(display=False, custom_mapping=UNCOUNTED), _OpCounter()
+    launches: list[_launch.Launch] = []
+    with flops, _launch.listen(launches.append):
+        run()
+    with operations:
+        run()
+    declared = sum(launch.flops for launch in launches)
+    return {"flops": flops.get_total_flops() + declared, "operations": operations.count + len(launches)}
+
+
+def vision_config() -> VisionConfig:
+    """Full width, few layers."""
+    return VisionConfig.from_dict({**workloads.VISION, "num_hidden_layers": LAYERS}, "region_stage")
+
+
 def our_model(weights: dict[str, torch.Tensor], device: torch.device, dtype: torch.dtype) -> Any:
     """A PixelReferLite on these weights, around the smallest LLM of the right width (which is not run)."""
     import pixelrefer_fast as pf
     from pixelrefer_fast.checkpoint import open_checkpoint
-    from pixelrefer_fast.config import ModelConfig, VisionConfig
+    from pixelrefer_fast.config import ModelConfig
 
-    vision = VisionConfig(
-        hidden_size=_inputs.WIDTH,
-        num_layers=LAYERS,
-        num_heads=_inputs.VISION["num_attention_heads"],
-        intermediate_size=_inputs.VISION["intermediate_size"],
-    )
     llm = {
-        "hidden_size": _inputs.LLM_WIDTH,
+        "hidden_size": workloads.LLM_WIDTH,
         "intermediate_size": 8,
         "num_hidden_layers": 1,
         "num_attention_heads": 12,
@@ -67,7 +107,7 @@ def our_model(weights: dict[str, torch.Tensor], device: torch.device, dtype: tor
         "max_position_embeddings": 4096,
         "tie_word_embeddings": True,
     }
-    config = ModelConfig("lite", vision, llm, _inputs.TOKENS, MAX_LENGTH, 2, raw={})
+    config = ModelConfig("lite", vision_config(), llm, workloads.TOKENS, MAX_LENGTH, 2, raw={})
     tokenizer = open_checkpoint(str(files("pixelrefer_fast.assets") / "lite")).tokenizer()
     model = pf.PixelReferLite(config, tokenizer, {})
     slots = model.encoder.checkpoint_slots() | model.object_tokenizer.checkpoint_slots()
@@ -79,19 +119,19 @@ def our_model(weights: dict[str, torch.Tensor], device: torch.device, dtype: tor
     return model.to(device, dtype)
 
 
-def region_case(rival: Reference | Plain, models: Models, objects: int) -> tuple[Runs, dict[str, int]]:
+def region_case(rival: RegionStage | Plain, models: Models, objects: int) -> tuple[Runs, dict[str, int]]:
     """Features to object tokens: what to run on either side, and the sizes."""
     from pixelrefer_fast.object_tokenizer import kmeans_starts
     from pixelrefer_fast.selection import select_patches
     from pixelrefer_fast.transfers import upload
     from pixelrefer_fast.views import Mark, plan_views
 
-    masks = _inputs.blobs(objects, HEIGHT, WIDTH, SEED)
+    masks = workloads.blobs(objects, HEIGHT, WIDTH, SEED)
     marks = [Mark(0, mask, f"region {i}") for i, mask in enumerate(masks)]
     like = models["ours"]
     plan = plan_views(like.config, [(HEIGHT, WIDTH)], marks, objects)
     features = [
-        _inputs.normal((*view.grid, _inputs.WIDTH), 3000 + i).to(like.device, like.dtype)
+        workloads.normal((*view.grid, workloads.WIDTH), 3000 + i).to(like.device, like.dtype)
         for i, view in enumerate(plan.views)
     ]
     packed = torch.cat([f.flatten(0, 1) for f in features])
@@ -111,13 +151,13 @@ def region_case(rival: Reference | Plain, models: Models, objects: int) -> tuple
     starts = _starts(theirs, plan)
     read = packed[select_patches(plan).reads.to(like.device)]  # the encoder makes no other features
 
-    def run_of(model: Any) -> _harness.Run:
+    def run_of(model: Any) -> Run:
         own = read.to(model.dtype)
 
         @torch.inference_mode()
         def run() -> torch.Tensor:
             selection = select_patches(plan)
-            first = kmeans_starts(selection.counts, _inputs.TOKENS, starts)
+            first = kmeans_starts(selection.counts, workloads.TOKENS, starts)
             return model.object_tokenizer(own, selection.to(model.device), *upload([first], model.device))
 
         return _waiting(run, model.device)
@@ -125,25 +165,25 @@ def region_case(rival: Reference | Plain, models: Models, objects: int) -> tuple
     return {"rival": theirs, **{side: run_of(model) for side, model in models.items()}}, _sizes(plan)
 
 
-def pixel_case(rival: Reference | Plain, models: Models) -> tuple[Runs, dict[str, int]]:
+def pixel_case(rival: RegionStage | Plain, models: Models) -> tuple[Runs, dict[str, int]]:
     """Pixels to object tokens: what to run on either side, and the sizes."""
     from pixelrefer_fast.views import Mark, plan_views
 
-    image = _inputs.picture(HEIGHT, WIDTH, SEED)
-    masks = _inputs.blobs(PIXEL_OBJECTS, HEIGHT, WIDTH, SEED)
+    image = workloads.picture(HEIGHT, WIDTH, SEED)
+    masks = workloads.blobs(PIXEL_OBJECTS, HEIGHT, WIDTH, SEED)
     marks = [Mark(0, mask, f"region {i}") for i, mask in enumerate(masks)]
     like = models["ours"]
     plan = plan_views(like.config, [(HEIGHT, WIDTH)], marks, PIXEL_OBJECTS)
     theirs = _seeded(functools.partial(rival.pixels_to_tokens, image, torch.from_numpy(masks)), like.device)
     starts = _starts(theirs, plan)
 
-    def run_of(model: Any) -> _harness.Run:
+    def run_of(model: Any) -> Run:
         return _waiting(lambda: model.encode(image, list(masks), kmeans_start=starts).tokens, model.device)
 
     return {"rival": theirs, **{side: run_of(model) for side, model in models.items()}}, _sizes(plan)
 
 
-def _seeded(run: _harness.Run, device: torch.device) -> _harness.Run:
+def _seeded(run: Run, device: torch.device) -> Run:
     def seeded() -> torch.Tensor:
         torch.manual_seed(SEED)
         # what the rival makes without naming a device belongs where its weights are
@@ -153,7 +193,7 @@ def _seeded(run: _harness.Run, device: torch.device) -> _harness.Run:
     return _waiting(seeded, device)
 
 
-def _waiting(run: _harness.Run, device: torch.device) -> _harness.Run:
+def _waiting(run: Run, device: torch.device) -> Run:
     """The run until its result is there."""
     if device.type == "cpu":
         return run
@@ -166,14 +206,14 @@ def _waiting(run: _harness.Run, device: torch.device) -> _harness.Run:
     return waiting
 
 
-def _starts(theirs: _harness.Run, plan: Any) -> list[list[int] | None]:
+def _starts(theirs: Run, plan: Any) -> list[list[int] | None]:
     """First centroids of each mark as the rival draws them: one permutation for each mark of more than n patches."""
     with recorded_permutations() as drawn:
         theirs()
     selected = [int((m.mask_grid > 0).sum()) for m in plan.marks]
     left = iter(drawn)
-    starts = [next(left)[: _inputs.TOKENS].tolist() if count > _inputs.TOKENS else None for count in selected]
-    if [len(p) for p in drawn] != [count for count in selected if count > _inputs.TOKENS]:
+    starts = [next(left)[: workloads.TOKENS].tolist() if count > workloads.TOKENS else None for count in selected]
+    if [len(p) for p in drawn] != [count for count in selected if count > workloads.TOKENS]:
         raise RuntimeError(f"k-means starts: expected permutations of {selected}, got {[len(p) for p in drawn]}")
     return starts
 
@@ -196,19 +236,19 @@ def measure(name: str, runs: Runs, sizes: dict[str, int], repeats: int) -> dict[
     exact = runs.pop("exact", None)
     for run in runs.values():
         run()
-    counted = {side: _harness.count(run) for side, run in runs.items()}
-    seconds, outputs = _harness.interleaved(runs, repeats)
-    error, limit = _harness.relative_error(outputs["ours"], outputs["rival"]), LIMIT
+    counted = {side: count(run) for side, run in runs.items()}
+    seconds, outputs = timing.interleaved(runs, repeats)
+    error, limit = results.relative_error(outputs["ours"], outputs["rival"]), LIMIT
     if exact is not None:
         wanted = exact()
-        error, theirs = (_harness.relative_error(outputs[side].float(), wanted) for side in ("ours", "rival"))
+        error, theirs = (results.relative_error(outputs[side].float(), wanted) for side in ("ours", "rival"))
         limit = LIMIT + 2 * theirs
     row: dict[str, Any] = {"case": name, **sizes, "repeats": repeats, "error": error, "ok": error <= limit}
     for side in runs:
-        row[side] = {"seconds": _harness.quantiles(seconds[side]), **counted[side]}
+        row[side] = {"seconds": timing.quantiles(seconds[side]), **counted[side]}
     if row["ok"]:
         rounds = [a / b for a, b in zip(seconds["rival"], seconds["ours"], strict=True)]
-        row["speedup"] = _harness.quantiles(rounds)
+        row["speedup"] = timing.quantiles(rounds)
     return row
 
 
@@ -216,15 +256,14 @@ def benchmark(
     reference: Path | None, repeats: int, pixel_repeats: int, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Any]:
     """Measure every case."""
-    weights = {k: w.to(dtype) for k, w in (_inputs.region_weights() | _inputs.vision_weights(LAYERS)).items()}
-    heads = _inputs.VISION["num_attention_heads"]
-    rival: Reference | Plain
+    weights = {k: w.to(dtype) for k, w in (workloads.region_weights() | workloads.vision_weights(LAYERS)).items()}
+    heads = workloads.VISION["num_attention_heads"]
+    rival: RegionStage | Plain
     if reference is None:
         there = {name: weight.to(device) for name, weight in weights.items()}
-        rival = Plain(there, heads, _inputs.TOKENS, MAX_LENGTH)
+        rival = Plain(there, heads, workloads.TOKENS, MAX_LENGTH)
     else:
-        vision = _inputs.VISION | {"num_hidden_layers": LAYERS}
-        rival = Reference(reference, weights, vision, _inputs.TOKENS, MAX_LENGTH, device, dtype)
+        rival = RegionStage(reference, weights, vision_config(), workloads.TOKENS, MAX_LENGTH, device, dtype)
     models = {"ours": our_model(weights, device, dtype)}
     if dtype != torch.float32:
         models["exact"] = our_model(weights, device, torch.float32)
@@ -239,8 +278,8 @@ def benchmark(
     return {
         "benchmark": "region_stage",
         "rival": "reference" if reference else "plain PyTorch",
-        "rival_commit": None if reference is None else _harness.git(reference, "rev-parse", "HEAD") or None,
-        **_harness.provenance(),
+        "rival_commit": None if reference is None else machine.git(reference, "rev-parse", "HEAD") or None,
+        **machine.provenance(),
         "measured_on": device.type,
         "dtype": str(dtype).removeprefix("torch."),
         "rows": rows,
@@ -314,7 +353,7 @@ quantiles, the speed-up is taken round by round. The error is the {judged}. FLOP
 convolutions and attention (a k-means that computes its distances without matrix products has none) and what Triton
 kernels declare, operations those that reach PyTorch's dispatcher and launches of Triton kernels.
 
-{_harness.markdown_table(*table(result))}"""
+{tables.markdown(*table(result))}"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -340,7 +379,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
 
     if options.render:
-        result = _harness.latest_result(options.json)
+        result = results.latest(options.json)
     else:
         try:
             where = torch.device(options.device), getattr(torch, dtype)
@@ -348,8 +387,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except FileNotFoundError as error:
             parser.error(f"--reference: {error}")
         if options.json:
-            _harness.append_result(options.json, result)
-    _harness.terminal_table(f"ours against the {result['rival']}", *table(result))
+            results.append(options.json, result)
+    tables.terminal(f"ours against the {result['rival']}", *table(result))
     if options.markdown:
         options.markdown.write_text(markdown(result))
     return 0 if all(row["ok"] for row in result["rows"]) else 1

@@ -21,8 +21,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import _harness
 import torch
+
+from pixelrefer_fast.bench import machine, results, tables, timing
 
 SIZES = (1, 8, 32, 128)
 GOAL_SIZE, GOAL = 32, 3.0  # on a CPU, the embedded model
@@ -90,7 +91,7 @@ def measure(model: Any, load: str, count: int, tokens: int, repeats: int, sizes:
     runs = {str(size): run_of(size) for size in sizes}
     for run in runs.values():  # warm
         run()
-    seconds, _ = _harness.interleaved(runs, repeats)
+    seconds, _ = timing.interleaved(runs, repeats)
     alone = outputs[str(sizes[0])]
     equal = {size: sum(a == b for a, b in zip(own, alone, strict=True)) for size, own in outputs.items()}
     return {
@@ -101,9 +102,9 @@ def measure(model: Any, load: str, count: int, tokens: int, repeats: int, sizes:
         "repeats": repeats,
         "equal": equal,
         "ok": model.dtype != torch.float32 or set(equal.values()) == {len(asks)},
-        "seconds": {size: _harness.quantiles(own) for size, own in seconds.items()},
+        "seconds": {size: timing.quantiles(own) for size, own in seconds.items()},
         "speedup": {
-            size: _harness.quantiles([a / b for a, b in zip(seconds[str(sizes[0])], own, strict=True)])
+            size: timing.quantiles([a / b for a, b in zip(seconds[str(sizes[0])], own, strict=True)])
             for size, own in seconds.items()
         },
     }
@@ -125,7 +126,7 @@ def benchmark(
         "model": name,
         "kind": model.kind,
         "parameters": sum(p.numel() for p in model.parameters()),
-        **_harness.provenance(),
+        **machine.provenance(),
         "measured_on": device,
         "dtype": dtype,
         "sizes": list(sizes),
@@ -171,7 +172,7 @@ Made by `{result["command"]}`; do not edit.
 text; tokens of an answer on average: {lengths}. Medians of {first["repeats"]} rounds, calls in turn; the ratio is taken
 round by round, with its 10 % and 90 % quantiles. Answers are compared with those of one at a time, token for token.
 
-{_harness.markdown_table(*table(result))}"""
+{tables.markdown(*table(result))}"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -202,13 +203,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.render:
-        result = _harness.latest_result(options.json)
+        result = results.latest(options.json)
     else:
         numbers = (options.requests, options.tokens, options.repeats)
         result = benchmark(options.model, options.device, dtype, *numbers, sizes)
         if options.json:
-            _harness.append_result(options.json, result)
-    _harness.terminal_table(f"throughput, {result['model']}", *table(result))
+            results.append(options.json, result)
+    tables.terminal(f"throughput, {result['model']}", *table(result))
     if options.markdown:
         options.markdown.write_text(markdown(result))
     return 0 if all(row["ok"] for row in result["rows"]) else 1

@@ -25,12 +25,20 @@ OPTIONS = ("num_warps", "num_stages")
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch, as a counter sees it: `flops` and `moved` (bytes to and from device memory) are its formulas'."""
+    """One launch, as a counter sees it.
+
+    Attributes:
+        kernel: `file.kernel`.
+        grid: of programs.
+        flops, moved: what its formulas say that it computes, and the bytes to and from device memory.
+        function: the compiled kernel's name, which profilers show; several kernels may share a function.
+    """
 
     kernel: str
     grid: tuple[int, ...]
     flops: int
     moved: int
+    function: str
 
 
 @dataclass(frozen=True)
@@ -116,7 +124,7 @@ def launch(
         return
     device = next(a.device for a in args if isinstance(a, torch.Tensor))
     for listener in _listeners:
-        listener(Launch(name, tuple(grid), flops, moved))
+        listener(Launch(name, tuple(grid), flops, moved, kernel.fn.__name__))
     if _dry:
         return
     if interpreted():

@@ -6,10 +6,12 @@ long as the same code runs.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -36,6 +38,11 @@ QUIET = {
 }
 # read at most as much of their source as they give
 GATHERS = {aten.index, aten.index_select, aten.gather, aten.embedding, aten.take}
+# write as much of their target as they are given, and read none of it
+SCATTERS = {aten.index_copy_, aten.index_put_, aten.index_fill_, aten.scatter_}
+OVERWRITES = {aten.copy_, aten.fill_, aten.zero_}
+# take no more of their argument than its shape
+SHAPED = {aten.new_zeros, aten.new_ones, aten.new_full, aten.zeros_like, aten.ones_like, aten.full_like}
 # Python methods that bring a tensor's values to the host; on a CPU they never reach the dispatcher
 READS = (torch.Tensor.cpu, torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__)
 # values of the host that become a tensor: on a device a copy that the host waits for
@@ -61,14 +68,25 @@ class Counts:
             values, copies between host and device.
         flops: a multiply-add is two. Of torch's operations those of matrix products, convolutions and attention; of
             a kernel what its launch declares.
-        moved: bytes. Of torch's operations each input read once and each output written once; of a kernel what its
-            launch declares.
+        moved: bytes. Of torch's operations each input read once and each output written once, of gathers and
+            scatters what is taken and put; of a kernel what its launch declares.
+        flops_by, moved_by: the same by name, as `launches` has them.
     """
 
     launches: Counter[str] = field(default_factory=Counter)
     waits: Counter[str] = field(default_factory=Counter)
     flops: int = 0
     moved: int = 0
+    flops_by: Counter[str] = field(default_factory=Counter)
+    moved_by: Counter[str] = field(default_factory=Counter)
+
+    def launched(self, name: str, flops: int, moved: int) -> None:
+        """One launch more."""
+        self.launches[name] += 1
+        self.flops += flops
+        self.moved += moved
+        self.flops_by[name] += flops
+        self.moved_by[name] += moved
 
 
 @contextmanager
@@ -85,12 +103,10 @@ def counting(device: str = "cpu", dry: bool = False) -> Iterator[Counts]:
     counts = Counts()
 
     def launched(launch: _launch.Launch) -> None:
-        counts.launches[launch.kernel] += 1
-        counts.flops += launch.flops
-        counts.moved += launch.moved
+        counts.launched(launch.kernel, launch.flops, launch.moved)
 
     skipped = _launch.dry_run() if dry else nullcontext()
-    with skipped, _launch.listen(launched), _Reads(counts), _Operations(counts, device):
+    with skipped, _launch.listen(launched), _Reads(counts, device), _Operations(counts, device):
         yield counts
 
 
@@ -124,32 +140,29 @@ class _Operations(TorchDispatchMode):
         packet = func._overloadpacket
         if func.is_view or packet in QUIET or not any(t.numel() for t in made):
             return
-        self.counts.launches[name] += 1
-        if packet in FORMULAS:
-            self.counts.flops += FORMULAS[packet](*args, **kwargs, out_val=result)
-        written = sum(map(_bytes, made))
-        if packet in GATHERS:
-            self.counts.moved += written + sum(min(_bytes(t), written) for t in given[:1]) + sum(map(_bytes, given[1:]))
-        else:
-            self.counts.moved += written + sum(map(_bytes, given))
+        flops = FORMULAS[packet](*args, **kwargs, out_val=result) if packet in FORMULAS else 0
+        self.counts.launched(name, flops, _moved(packet, args, given, made))
 
 
 class _Reads(TorchFunctionMode):
     """Reads and uploads of values that the dispatcher does not see where host and device are one."""
 
-    def __init__(self, counts: Counts) -> None:
+    def __init__(self, counts: Counts, device: str) -> None:
         super().__init__()
         self.counts = counts
+        self.device = device
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        result = func(*args, **kwargs)
         if not _launch.launching():
             values = (*args[1:], *kwargs.values())
             to_host = func is torch.Tensor.to and any(isinstance(a, str) and a == "cpu" for a in values)
             uploaded = func in UPLOADS and not isinstance(args[0], torch.Tensor)
-            if func in READS or to_host or uploaded:
+            crossing = args[0] if func in READS or to_host else result if uploaded else None
+            if crossing is not None and crossing.device.type == self.device:
                 self.counts.waits[func.__name__] += 1
-        return func(*args, **kwargs)
+        return result
 
 
 def _waits(func: Any, args: Any, kwargs: Any) -> bool:
@@ -166,6 +179,28 @@ def _copies(func: Any, args: Any, kwargs: Any, given: list[torch.Tensor], made: 
     """Whether host and device must meet for a copy between them (a single number travels with the launch)."""
     unhurried = kwargs.get("non_blocking") or (func._overloadpacket is aten.copy_ and len(args) > 2 and args[2])
     return not unhurried and len({t.device.type for t in (*given, *made) if t.ndim}) > 1
+
+
+def _moved(packet: Any, args: Any, given: list[torch.Tensor], made: list[torch.Tensor]) -> int:
+    """Bytes that an operation reads and writes."""
+    written = sum(map(_bytes, made))
+    if packet in GATHERS:
+        return written + sum(min(_bytes(t), written) for t in given[:1]) + sum(map(_bytes, given[1:]))
+    if packet in SCATTERS:
+        target, *others = given
+        return _put(packet, args, target, others) * target.element_size() + sum(map(_bytes, others))
+    return written + sum(map(_bytes, given[1:] if packet in OVERWRITES | SHAPED else given))
+
+
+def _put(packet: Any, args: Any, target: torch.Tensor, others: list[torch.Tensor]) -> int:
+    """Elements of its target that a scatter writes."""
+    if packet is aten.index_fill_:
+        return target.numel() // max(1, target.size(args[1])) * args[2].numel()
+    if packet is aten.index_put_ and all(i is None or i.dtype == torch.int64 for i in args[1]):
+        places = torch.broadcast_shapes(*(i.shape for i in args[1] if i is not None)).numel()
+        kept = [n for n, i in zip_longest(target.shape, args[1]) if i is None]
+        return places * math.prod(kept)
+    return others[-1].numel()
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pixelrefer_fast.config import ModelConfig
+from pixelrefer_fast.ops.view_patches import BLACK
 from pixelrefer_fast.request import FrameSource, Request
-from pixelrefer_fast.views import Mark, ViewPlan, plan_views
+from pixelrefer_fast.views import ViewPlan, plan_views
 
 
 @dataclass(frozen=True)
@@ -48,33 +49,62 @@ def join(config: ModelConfig, requests: Sequence[Request]) -> Joint:
     Raises:
         ValueError: naming the mark that cannot be planned (as the request's regions name it).
     """
-    sources: dict[int, FrameSource] = {id(r.source): r.source for r in requests}
+    return merge(requests, [plan_request(config, request) for request in requests])
+
+
+def plan_request(config: ModelConfig, request: Request) -> ViewPlan:
+    """The views of one request.
+
+    Raises:
+        ValueError: naming the mark that cannot be planned.
+    """
+    source = request.source
+    scene_merge = config.spatial_merge_size if source.video else 1
+    return plan_views(config, source.sizes, request.marks(), request.num_marks, request.scene, scene_merge)
+
+
+def merge(requests: Sequence[Request], plans: Sequence[ViewPlan], with_scene: Sequence[bool] | None = None) -> Joint:
+    """Plans of single requests as one: views that several of them need are in it once.
+
+    Args:
+        requests: of any images and videos; those with one and the same `FrameSource` object share its frames.
+        plans: of each.
+        with_scene: whether the views of a request's scene are wanted; None: all are.
+    """
+    sources = list({id(r.source): r.source for r in requests}.values())
     first: dict[int, int] = {}
     frames = 0
-    for key, own in sources.items():
-        first[key] = frames
-        frames += len(own.sizes)
-    source = together(list(sources.values()), list(first.values()))
-    plan = ViewPlan()
+    for source in sources:
+        first[id(source)] = frames
+        frames += len(source.sizes)
+    merged = ViewPlan()
     parts = []
-    for request in requests:
+    wanted = with_scene or [True] * len(requests)
+    for request, plan, whole in zip(requests, plans, wanted, strict=True):
         offset = first[id(request.source)]
-        scene, marks = len(plan.scene), len(plan.marks)
-        plan_views(
-            config,
-            source.sizes,
-            _marks(request, offset),
-            request.num_marks,
-            [offset + frame for frame in request.scene],
-            config.spatial_merge_size if request.source.video else 1,
-            into=plan,
-        )
-        parts.append(Part(range(marks, len(plan.marks)), tuple(plan.scene[scene:])))
-    return Joint(plan, source, tuple(parts))
+        places: dict[int, int] = {}
 
+        def place(number: int, plan: ViewPlan = plan, places: dict[int, int] = places, offset: int = offset) -> int:
+            if number not in places:
+                view = plan.views[number]
+                places[number] = merged.add(view if view.image == BLACK else replace(view, image=view.image + offset))
+            return places[number]
 
-def _marks(request: Request, offset: int) -> Iterator[Mark]:
-    return (replace(mark, image=mark.image + offset) for mark in request.marks())
+        scene = tuple(place(v) for v in plan.scene) if whole else ()
+        merged.scene += scene
+        start = len(merged.marks)
+        for mark in plan.marks:
+            merged.marks.append(
+                replace(
+                    mark,
+                    image=mark.image + offset,
+                    crop=place(mark.crop),
+                    global_view=None if mark.global_view is None else place(mark.global_view),
+                    local_view=None if mark.local_view is None else place(mark.local_view),
+                )
+            )
+        parts.append(Part(range(start, len(merged.marks)), scene))
+    return Joint(merged, together(sources, list(first.values())), tuple(parts))
 
 
 def together(sources: Sequence[FrameSource], first: Sequence[int]) -> FrameSource:

@@ -23,6 +23,7 @@ from pixelrefer_fast.checks import labelled, plain_list
 from pixelrefer_fast.config import ModelConfig
 from pixelrefer_fast.decoder import Decoder, Generation
 from pixelrefer_fast.encoder import VisionEncoder
+from pixelrefer_fast.joint import plan_request
 from pixelrefer_fast.media import Video
 from pixelrefer_fast.object_tokenizer import ObjectTokenizer, kmeans_starts
 from pixelrefer_fast.objects import Objects, Scene
@@ -34,7 +35,7 @@ from pixelrefer_fast.regions import as_regions
 from pixelrefer_fast.request import FrameSource, Request, bind_regions
 from pixelrefer_fast.selection import Selection, select_patches
 from pixelrefer_fast.transfers import upload
-from pixelrefer_fast.views import ViewPlan, plan_views
+from pixelrefer_fast.views import ViewPlan
 
 
 class _Model(BatchCalls, nn.Module):
@@ -321,9 +322,7 @@ class _Model(BatchCalls, nn.Module):
                 f"regions: expected fewer than {self.decoder.context_length} tokens in one request, got "
                 f"{request.num_marks} marks that take at least {least}; ask about fewer, or describe them one by one"
             )
-        source = request.source
-        merge = self.config.spatial_merge_size if source.video else 1
-        plan = plan_views(self.config, source.sizes, request.marks(), request.num_marks, request.scene, merge)
+        plan = plan_request(self.config, request)
         for mark in plan.marks:
             if not mark.tokens:
                 warnings.warn(f"{mark.name}: too small for this model, which sees no token of it", stacklevel=2)

@@ -87,8 +87,15 @@ class ObjectTokenizer(nn.Module):
         Returns:
             (T, C): n tokens a mark in Lite, min(n, selected patches) in Full.
         """
+        pooled, normed = self.pool(features, selection, starts, backend)
+        return self.project(self.infuse(pooled, normed, features, selection, backend), selection)
+
+    def pool(
+        self, features: torch.Tensor, selection: Selection, starts: torch.Tensor, backend: str = "auto"
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(M, n, D) pooled tokens of all marks and, in Lite, the first infusion step's norm of them, else (0,)."""
         norm = None if self.infusion is None else self.infusion.local_step.norm
-        pooled, normed = ops.object_pool(
+        return ops.object_pool(
             features,
             selection.index,
             selection.weights,
@@ -103,17 +110,29 @@ class ObjectTokenizer(nn.Module):
             max((0, *selection.counts)),  # torch.compile knows no max(default=)
             backend=backend,
         )
+
+    def infuse(
+        self,
+        pooled: torch.Tensor,
+        normed: torch.Tensor,
+        features: torch.Tensor,
+        selection: Selection,
+        backend: str = "auto",
+    ) -> torch.Tensor:
+        """(M, n, D) pooled tokens with the context of their views, in Lite; in Full as they are."""
+        return pooled if self.infusion is None else self.infusion(pooled, normed, features, selection, backend)
+
+    def project(self, pooled: torch.Tensor, selection: Selection) -> torch.Tensor:
+        """(M, n, D) tokens to (T, C), packed: those of marks with fewer patches than n are left out in Full."""
         if self.infusion is not None:
-            tokens = self.infusion(pooled, normed, features, selection, backend).flatten(0, 1)
-        else:
-            # made of what lies on the device: an upload could not be captured
-            clusters = pooled.shape[1]
-            own = selection.offsets.diff().clamp(max=clusters)  # tokens of each mark
-            total = sum(min(count, clusters) for count in selection.counts)
-            mark = torch.repeat_interleave(own, output_size=total)
-            rank = torch.arange(total, device=pooled.device) - (own.cumsum(0) - own)[mark]
-            tokens = pooled[mark, rank]
-        return self.feat_linear(tokens)
+            return self.feat_linear(pooled.flatten(0, 1))
+        # made of what lies on the device: an upload could not be captured
+        clusters = pooled.shape[1]
+        own = selection.offsets.diff().clamp(max=clusters)  # tokens of each mark
+        total = sum(min(count, clusters) for count in selection.counts)
+        mark = torch.repeat_interleave(own, output_size=total)
+        rank = torch.arange(total, device=pooled.device) - (own.cumsum(0) - own)[mark]
+        return self.feat_linear(pooled[mark, rank])
 
     def checkpoint_slots(self) -> dict[str, torch.Tensor]:
         """Where each tensor of a released checkpoint goes, by checkpoint key."""

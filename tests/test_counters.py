@@ -150,3 +150,38 @@ def test_a_kernel_is_one_launch_with_its_own_numbers(kernel_device: torch.device
     assert torch.equal(out, 2 * x)
     assert dry.launches == {"scratch.double": 1}
     assert (dry.flops, dry.moved) == (32, 256)
+
+
+def test_a_scatter_moves_what_it_puts() -> None:
+    table, rows, values, zero = torch.ones(100, 8), torch.tensor([1, 5]), torch.ones(2, 8), torch.zeros(())
+    whole = rows[:, None].repeat(1, 8)
+    put = 2 * 2 * 8 * 4  # values read and written
+    assert counted(lambda: table.index_copy_(0, rows, values)).moved == put + 8 * 2
+    assert counted(lambda: table.index_put_((rows,), values)).moved == put + 8 * 2
+    assert counted(lambda: table.scatter_(0, whole, values)).moved == put + 8 * 16
+    assert counted(lambda: table.index_fill_(0, rows, 3.0)).moved == 2 * 8 * 4 + 8 * 2
+    assert counted(lambda: table.index_put_((rows,), zero)).moved == 2 * 8 * 4 + 4 + 8 * 2
+
+
+def test_what_is_overwritten_or_only_measured_is_not_read() -> None:
+    table, other = torch.ones(100, 8), torch.ones(100, 8)
+    assert counted(lambda: table.copy_(other)).moved == 2 * 3200
+    assert counted(lambda: table.zero_()).moved == 3200
+    assert counted(lambda: table.new_zeros(4)).moved == 16
+    assert counted(lambda: torch.zeros_like(table)).moved == 3200
+
+
+def test_names_add_up() -> None:
+    x = torch.ones(4, 4)
+    counts = counted(lambda: (x @ x, x + x))
+    assert counts.flops_by == {"aten.mm": 128, "aten.add": 0}
+    assert sum(counts.moved_by.values()) == counts.moved
+    assert set(counts.moved_by) == set(counts.launches)
+
+
+def test_what_the_host_reads_of_its_own_is_no_wait_for_another_device() -> None:
+    with counting("meta") as counts:
+        torch.tensor([1, 2]).tolist()
+        torch.ones(3, device="meta") + 1
+    assert counts.waits == {}
+    assert counts.launches == {"aten.ones": 1, "aten.add": 1}

@@ -10,6 +10,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from pixelrefer_fast.bench import workloads
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 ASSETS = Path(__file__).parents[1] / "pixelrefer_fast" / "assets"
 
@@ -36,11 +38,10 @@ def test_a_small_run_writes_every_row(decode, tmp_path, capsys):
     assert "objects" in capsys.readouterr().out
 
 
-def test_random_models_are_of_the_released_sizes(decode):
-    models = importlib.import_module("_models")
+def test_random_models_are_of_the_released_sizes():
     sizes = {"2b": 1.54e9, "7b": 7.61e9}  # Qwen2.5-1.5B and -7B
     for name, wanted in sizes.items():
-        config = {**models.COMMON, **models.LLMS[name]}
+        config = {**workloads.COMMON, **workloads.LLMS[name]}
         width, wide, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
         narrow = width * config["num_key_value_heads"] // config["num_attention_heads"]
         tables = 1 if config["tie_word_embeddings"] else 2
@@ -50,9 +51,8 @@ def test_random_models_are_of_the_released_sizes(decode):
         assert abs(count / wanted - 1) < 0.01
 
 
-def test_weights_that_a_step_reads_leave_out_an_untied_table(decode, lite):
-    models = importlib.import_module("_models")
-    everything, read = models.weight_bytes(lite)
+def test_weights_that_a_step_reads_leave_out_an_untied_table(lite):
+    everything, read = workloads.weight_bytes(lite)
     table = lite.llm.get_input_embeddings().weight
     llm = sum(p.numel() * p.element_size() for p in lite.llm.parameters())
     assert everything > llm > read

@@ -29,9 +29,6 @@ def launches() -> Iterator[ModuleType]:
     import importlib.util
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
-        for name in ("_harness", "_inputs"):
-            patch.delitem(sys.modules, name, raising=False)
         spec = importlib.util.spec_from_file_location("launches", BENCHMARKS / "launches.py")
         assert spec is not None
         assert spec.loader is not None

@@ -30,20 +30,19 @@ import json
 import multiprocessing
 import os
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pixelrefer_fast.bench.resources import compile_case
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 KERNELS = REPOSITORY / "kernels"
 BASELINE = REPOSITORY / "docs" / "kernels" / "resources.json"
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes that one block may have
-MATRIX = {"wgmma": r"wgmma\.mma_async", "tcgen05": r"tcgen05\.mma", "mma": r"\bmma\.sync"}
 EXPECTED_MATRIX = {80: ("mma",), 90: ("wgmma",), 100: ("tcgen05", "mma")}
 REGISTER_UNIT = 8
 
@@ -141,46 +140,20 @@ def source_hash(case: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def compile_case(case: Any, arch: int) -> Row:
-    """Compile with pointers aligned to 16 bytes, as torch allocates, and read what it takes."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    names = case.kernel.arg_names
-    unknown = [n for n in names if (n in case.constants) == (n in case.signature)]
-    if unknown:
-        raise SystemExit(
-            f"{case.name} ({case.shape}): expected each argument in one of signature and constants: {unknown}"
-        )
-    signature = {n: "constexpr" if n in case.constants else case.signature[n] for n in names}
-    aligned = [p.num for p in case.kernel.params if signature[p.name].startswith("*") and not p.do_not_specialize]
-    source = ASTSource(case.kernel, signature, case.constants, {(n,): [["tt.divisibility", 16]] for n in aligned})
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=case.options)
-    ptx = compiled.asm["ptx"]
+def compile_row(case: Any, arch: int) -> Row:
+    """Compile, and read what it takes."""
+    compiled = compile_case(case, arch)
     return Row(
         kernel=case.name,
         shape=case.shape,
         configuration=configuration(case),
         arch=arch,
         source=source_hash(case),
-        shared=compiled.metadata.shared,
-        matrix=next((name for name, pattern in MATRIX.items() if re.search(pattern, ptx)), ""),
-        **_resources(compiled.asm["cubin"]),
+        registers=compiled.registers,
+        local=compiled.local,
+        shared=compiled.shared,
+        matrix=compiled.matrix,
     )
-
-
-def _resources(cubin: bytes) -> dict[str, int]:
-    """Registers and bytes of local memory a thread, as the assembler wrote them into its output."""
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        printed = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
-    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", printed.stdout)}
-    return {"registers": found["REG"], "local": found["STACK"] + found["LOCAL"]}
 
 
 def faults(row: Row, case: Any) -> Iterator[str]:
@@ -328,7 +301,7 @@ _jobs: Sequence[tuple[Any, int]] = ()
 def _compile_job(i: int) -> Row:
     case, arch = _jobs[i]
     try:
-        return compile_case(case, arch)
+        return compile_row(case, arch)
     except Exception as error:
         raise RuntimeError(f"{case.name} ({case.shape}; {configuration(case)}) on sm_{arch}: {error}") from None
 

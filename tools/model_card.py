@@ -108,9 +108,7 @@ def _data() -> str:
 
 
 def _training(training: dict[str, Any], kind: str) -> str:
-    rows = [
-        (f"encoder, {name}", str(part["steps"]), "", "", "") for name, part in training.get("pretraining", {}).items()
-    ]
+    rows = [(name, str(part["steps"]), "", "", "") for name, part in training["pretraining"].items()]
     for stage in training["stages"]:
         rows.append(
             (

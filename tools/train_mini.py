@@ -1,7 +1,12 @@
-"""Makes the two embedded models from nothing: tokenizer, pretrained encoder, and the stages of training/mini-*.yaml.
+"""Makes the two embedded models from nothing: tokenizer, pretrained parts, and the stages of training/mini-*.yaml.
 
     python tools/train_mini.py encoder OUT        # `torchrun --nproc_per_node 2` instead of python shares the work
-    python tools/train_mini.py lite OUT           # and full: after the encoder, each by itself or both at once
+    python tools/train_mini.py language OUT       # of both models
+    python tools/train_mini.py lite OUT           # and full: after these, each by itself or both at once
+
+The parts of a model are pretrained: the vision encoder that both begin with, the language model (told in symbols what
+is marked; Full's goes on from Lite's with what is seen), and then the vision side, which learns to say the same.
+
     python tools/train_mini.py ship OUT           # into pixelrefer_fast/assets/
     python tools/train_mini.py ask-lite OUT       # and ask-full: held-out questions to the shipped model
 
@@ -25,7 +30,12 @@ import torch
 
 from pixelrefer_fast._version import __version__
 from pixelrefer_fast.loading import load
-from pixelrefer_fast.train.config import load_config
+from pixelrefer_fast.model import PixelRefer, PixelReferLite
+from pixelrefer_fast.train.alignment import VISION as VISION_FILE
+from pixelrefer_fast.train.alignment import align, load_vision
+from pixelrefer_fast.train.config import World, load_config
+from pixelrefer_fast.train.language import LANGUAGE as LANGUAGE_FILE
+from pixelrefer_fast.train.language import Asked, load_language, pretrain_language
 from pixelrefer_fast.train.mini import NAMES, fresh_model, make_tokenizer, mini_config, world_texts
 from pixelrefer_fast.train.pretrain import ENCODER, load_encoder, pretrain
 from pixelrefer_fast.train.run import LOG, train
@@ -41,8 +51,61 @@ PRETRAINING = {
     "close-ups": {"steps": 900, "scenes": 0, "close": 64, "learning_rate": 3e-3},
     "views-1": {"steps": 420, "scenes": 6, "close": 12, "learning_rate": 2e-3, "first_seed": 1_000_000},
     "views-2": {"steps": 650, "scenes": 6, "close": 12, "learning_rate": 2.5e-3, "first_seed": 1_500_000},
+    "views-3": {"steps": 1400, "scenes": 6, "close": 12, "learning_rate": 2.5e-3, "first_seed": 1_700_000},
+    "views-4": {"steps": 900, "scenes": 6, "close": 12, "learning_rate": 2e-3, "first_seed": 1_800_000},
 }
-LAST = "views-2"
+LAST = "views-4"
+MANY = 10**5
+MOVING = ("motion", "relation", "selection", "description", "context", "counting")
+ALL = Asked(World(MANY, 30_000_000, video=False, questions=12), 2)
+
+
+def _compared(first_seed: int, scenes: int, category: str, kinds: tuple[str, ...] | None = None) -> Asked:
+    return Asked(World(MANY, first_seed, video=False, rounds=8, categories=(category,)), scenes, kinds)
+
+
+# the first step of each lesson, and what is asked in its batches
+LESSONS = (
+    (0, (_compared(20_000_000, 9, "relation", ("where", "side")),)),
+    (100, (_compared(40_000_000, 4, "relation"), _compared(60_000_000, 3, "relation", ("where", "side")), ALL)),
+    (
+        210,
+        (
+            _compared(80_000_000, 3, "relation"),
+            _compared(100_000_000, 4, "selection"),
+            _compared(120_000_000, 2, "counting"),
+            _compared(140_000_000, 2, "context"),
+            ALL,
+        ),
+    ),
+    (
+        400,
+        (
+            _compared(160_000_000, 2, "relation"),
+            _compared(180_000_000, 2, "selection"),
+            _compared(200_000_000, 3, "counting"),
+            _compared(240_000_000, 2, "context"),
+            Asked(World(MANY, 260_000_000, video=False, questions=14), 5),
+            Asked(World(MANY, 220_000_000, video=True, rounds=2, categories=MOVING), 2),
+        ),
+    ),
+)
+# what was learnt least, once more; an alignment may run beside it
+AGAIN = (
+    _compared(280_000_000, 5, "selection"),
+    _compared(300_000_000, 4, "counting"),
+    _compared(320_000_000, 2, "relation", ("larger", "same", "extreme")),
+    Asked(World(MANY, 340_000_000, video=False, questions=14), 1),
+    Asked(World(MANY, 360_000_000, video=True, questions=14, categories=MOVING), 1),
+)
+LANGUAGE = {
+    "lite": {"steps": 700, "learning_rate": 3e-3, "lessons": LESSONS},
+    "lite-again": {"steps": 400, "learning_rate": 2.5e-3, "lessons": ((0, AGAIN),), "fixed_symbols": True},
+    "full": {"steps": 220, "learning_rate": 2e-3, "lessons": ((0, LESSONS[-1][1]),)},
+}
+LAST_LANGUAGE = {"lite": "lite-again", "full": "full"}
+ALIGNMENT = {"steps": 400, "learning_rate": 2e-3}
+SEEN = ((World(MANY, 500_000_000, video=False), 5), (World(MANY, 600_000_000, video=True), 3))
 
 
 def make_encoder(out: Path) -> None:
@@ -51,20 +114,58 @@ def make_encoder(out: Path) -> None:
     for name, settings in PRETRAINING.items():
         folder = out / f"encoder-{name}"
         if not (folder / ENCODER).exists():
-            pretrain(mini_config("lite"), mini_config("full"), folder, seed=SEED, start=start, **settings)
+            configs = mini_config("lite"), mini_config("full")
+            pretrain(*configs, folder, seed=SEED, start=start, resume=_begun(folder), **settings)
         start = folder / ENCODER
 
 
-def make_model(kind: str, out: Path) -> None:
-    """A fresh model around the pretrained encoder, then the stages of its config."""
-    encoder = out / f"encoder-{LAST}" / ENCODER
-    if not encoder.is_file():
-        raise SystemExit(f"{encoder}: make the encoder first (tools/train_mini.py encoder {out})")
+def make_language(out: Path) -> None:
+    """Pretrain the language models."""
+    start: Path | None = None
+    for name, settings in LANGUAGE.items():
+        folder = out / f"language-{name}"
+        if not (folder / LANGUAGE_FILE).is_file():
+            pretrain_language(
+                _fresh(name.removesuffix("-again")),
+                folder=folder,
+                seed=SEED,
+                start=start,
+                resume=_begun(folder),
+                **settings,
+            )
+        start = folder / LANGUAGE_FILE
+
+
+def make_start(kind: str, out: Path) -> None:
+    """A model of pretrained parts."""
     start = out / f"start-{kind}"
-    if not start.exists():
-        model = fresh_model(mini_config(kind), make_tokenizer(world_texts(TOKENIZER_SCENES)), SEED)
+    if start.exists():
+        return
+    encoder, language = out / f"encoder-{LAST}" / ENCODER, out / f"language-{LAST_LANGUAGE[kind]}" / LANGUAGE_FILE
+    for part, file in (("encoder", encoder), ("language", language)):
+        if not file.is_file():
+            raise SystemExit(f"{file}: make it first (tools/train_mini.py {part} {out})")
+    model = _fresh(kind)
+    symbols = load_language(model, language)
+    seen = out / f"vision-{kind}"
+    if not (seen / VISION_FILE).is_file():
         load_encoder(model.encoder, encoder)
-        model.save(start)
+        align(model, symbols, SEEN, seen, seed=SEED, resume=_begun(seen), **ALIGNMENT)
+    load_vision(model, seen / VISION_FILE)
+    model.save(start)
+
+
+def _fresh(kind: str) -> PixelRefer | PixelReferLite:
+    return fresh_model(mini_config(kind), make_tokenizer(world_texts(TOKENIZER_SCENES)), SEED)
+
+
+def _begun(folder: Path) -> bool:
+    return any(folder.glob("checkpoint-*"))
+
+
+def make_model(kind: str, out: Path) -> None:
+    """A model of pretrained parts, then the stages of its config."""
+    make_start(kind, out)
     written = out / f"mini-{kind}.yaml"
     shutil.copyfile(ROOT / "training" / written.name, written)
     config = load_config(written)
@@ -76,7 +177,15 @@ def make_model(kind: str, out: Path) -> None:
         "commit": _commit(),
         "seed": SEED,
         "config": (ROOT / "training" / written.name).read_text(encoding="utf-8"),
-        "pretraining": PRETRAINING,
+        "pretraining": {
+            **{f"encoder, {name}": settings for name, settings in PRETRAINING.items()},
+            **{
+                f"language model, in symbols, {name}": {"steps": settings["steps"]}
+                for name, settings in LANGUAGE.items()
+                if kind == "full" or name.startswith("lite")
+            },
+            "alignment of the vision side": ALIGNMENT,
+        },
         "tokenizer_scenes": TOKENIZER_SCENES,
         "stages": stages_of(config.output / LOG),
         "minutes_of_the_last_run": round((time.time() - began) / 60, 1),
@@ -105,6 +214,9 @@ def ship(out: Path) -> None:
         shutil.copytree(out / f"out-{kind}" / "model", target)
         shutil.copyfile(out / f"training-{kind}.json", target / "training.json")
         shutil.copyfile(out / f"out-{kind}" / LOG, ROOT / "training" / f"log-{kind}.jsonl")
+        shutil.copyfile(out / f"vision-{kind}" / LOG, ROOT / "training" / f"log-vision-{kind}.jsonl")
+    for part in LANGUAGE:
+        shutil.copyfile(out / f"language-{part}" / LOG, ROOT / "training" / f"log-language-{part}.jsonl")
     for part in PRETRAINING:
         shutil.copyfile(out / f"encoder-{part}" / LOG, ROOT / "training" / f"log-encoder-{part}.jsonl")
 
@@ -140,13 +252,15 @@ def _commit() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("encoder", "lite", "full", "ship", "ask-lite", "ask-full"))
+    parser.add_argument("what", choices=("encoder", "language", "lite", "full", "ship", "ask-lite", "ask-full"))
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     if options.what == "encoder":
         make_encoder(options.out)
+    elif options.what == "language":
+        make_language(options.out)
     elif options.what == "ship":
         ship(options.out)
     elif options.what.startswith("ask-"):

@@ -51,7 +51,7 @@ def smooth(values: list[float], width: int = 9) -> list[float]:
 
 
 def draw_curves() -> None:
-    """Loss and accuracy of both models' stages, and what the encoder learnt to tell before."""
+    """Loss and accuracy of both models' stages, and what their parts learnt before."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -82,7 +82,7 @@ def draw_curves() -> None:
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True, sharey=True)
     for axis, parts, heads in (
         (axes[0], ("close-ups",), ("color", "shape", "pattern")),
-        (axes[1], ("views-1", "views-2"), ("color", "shape", "pattern", "size", "touched_color")),
+        (axes[1], tuple(f"views-{i}" for i in range(1, 5)), ("color", "shape", "pattern", "size", "touched_color")),
     ):
         entries, begun = [], 0
         for part in parts:
@@ -96,6 +96,26 @@ def draw_curves() -> None:
         axis.legend(frameon=False, loc="lower right")
     axes[0].set_ylabel("patches told right")
     figure.savefig(PICTURES / "encoder.png", dpi=110)
+    plt.close(figure)
+
+    # of models whose language model was pretrained in symbols
+    kinds = [kind for kind in MODELS if (ROOT / "training" / f"log-language-{kind}.jsonl").is_file()]
+    figure, axes = plt.subplots(1, len(kinds) + 1, figsize=(4.5 * (len(kinds) + 1), 4), constrained_layout=True)
+    for axis, kind in zip(axes, kinds, strict=False):
+        entries = [e for e in read_lines(ROOT / "training" / f"log-language-{kind}.jsonl") if "loss" in e]
+        for color, category in zip(COLORS, ("relation", "counting", "context", "motion", "selection"), strict=True):
+            values = smooth([e[f"accuracy/{category}"] for e in entries])
+            axis.plot([e["step"] for e in entries], values, color=color, label=category)
+        axis.set(xlabel="step", title=f"{MODELS[kind]}, language model", ylim=(0, 1))
+    axes[0].set_ylabel("answer tokens foretold")
+    axes[0].legend(frameon=False, loc="lower right")
+    for color, kind in zip(COLORS, kinds, strict=False):
+        entries = [e for e in read_lines(ROOT / "training" / f"log-vision-{kind}.jsonl") if "loss" in e]
+        values = smooth([e["accuracy/objects"] for e in entries])
+        axes[-1].plot([e["step"] for e in entries], values, color=color, label=MODELS[kind])
+    axes[-1].set(xlabel="step", title="alignment: object tokens explained", ylim=(0, 1))
+    axes[-1].legend(frameon=False, loc="lower right")
+    figure.savefig(PICTURES / "parts.png", dpi=110)
     plt.close(figure)
 
 
@@ -166,6 +186,8 @@ def main() -> None:
         "![loss and accuracy of the stages](training/stages.png)",
         "",
         "![what the encoder learnt to tell before](training/encoder.png)",
+        "",
+        "![what the language models learnt from symbols, and the vision sides from them](training/parts.png)",
         "",
     ]
     if ablations:

@@ -115,8 +115,7 @@ class Tuner:
                 module.configuration = _launch.configuration
 
     def workloads(self, cases: Iterable[Any], device: Any) -> list[Workload]:
-        from _case import call, check, expected
-
+        from pixelrefer_fast.bench.cases import call, check, expected
         from pixelrefer_fast.ops import registry
 
         op = registry()[self.name]
@@ -137,7 +136,7 @@ class Tuner:
 
     def uses(self, workload: Workload) -> set[tuple[str, int]]:
         """(kernel, size) of every configuration that a workload asks for."""
-        from _case import call
+        from pixelrefer_fast.bench.cases import call
 
         self.used.clear()
         call(workload.op, self.run_of(workload.op), workload.arguments)
@@ -145,7 +144,7 @@ class Tuner:
 
     def seconds(self, kernel: str, entry: Entry, workloads: Sequence[Workload]) -> float:
         """Geometric mean of the timed workloads' seconds; infinite where the entry fails or changes a result."""
-        from _case import call, written
+        from pixelrefer_fast.bench.cases import call, written
 
         self.tried[kernel] = entry
         logs = []
@@ -242,12 +241,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("tune: there is no CUDA device", file=sys.stderr)
         return 1
-    from _device import Clock
     from ops_bench import load_cases
+
+    from pixelrefer_fast.bench.timing import DeviceClock
 
     chosen = options.files or names
     gpu = torch.cuda.get_device_name().replace(" ", "_")
-    clock = Clock().time
+    clock = DeviceClock().time
     for name in chosen:
         cases = [case for case in load_cases(name) if not case.smoke]
         with torch.inference_mode():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
-import torch
-from _case import Arguments, Case, normal
+from pixelrefer_fast.bench import arguments as makers
+from pixelrefer_fast.bench.cases import Case
 
 WIDTH = 1152
 
@@ -22,14 +22,8 @@ def _case(name: str, rows: int, width: int, smoke: bool = False) -> Case:
     return Case(
         "add_norm",
         name,
-        functools.partial(_arguments, rows, width),
+        functools.partial(makers.add_norm, rows=rows, width=width),
         flops=9 * rows * width,
         moved=lambda dtype: (4 * rows + 2) * width * dtype.itemsize,
         smoke=smoke,
     )
-
-
-def _arguments(rows: int, width: int, device: torch.device, dtype: torch.dtype) -> Arguments:
-    draw = functools.partial(normal, device=device, dtype=dtype)
-    weight, bias = draw((width,), 2) * 0.1 + 1, draw((width,), 3) * 0.1
-    return draw((rows, width), 0), draw((rows, width), 1), weight, bias, 1e-6

@@ -6,9 +6,10 @@ import functools
 from collections.abc import Iterator
 
 import torch
-from _case import Arguments, Case, Rivals, normal
 
-from pixelrefer_fast.ops.infuse import Groups, folded_work, is_projected, plan_groups, projected_work
+from pixelrefer_fast.bench import arguments as makers
+from pixelrefer_fast.bench.cases import Arguments, Case, Rival
+from pixelrefer_fast.ops.infuse import folded_work, is_projected, plan_groups, projected_work
 
 TOKENS, WIDTH, HEADS = 32, 1152, 8
 LOCAL, GLOBAL = 256, 576
@@ -39,41 +40,25 @@ def _case(
     return Case(
         "infuse",
         f"{name}, {'projected' if projected else 'folded'}",
-        functools.partial(_arguments, plan, max(first + rows for first, rows in context), tokens, width, projected),
+        functools.partial(
+            makers.infuse,
+            objects=len(context),
+            first=[first for first, _ in context],
+            rows=[rows for _, rows in context],
+            tokens=tokens,
+            width=width,
+            heads=HEADS,
+        ),
         # beside the attention the query and the output product, the residual sum and the LayerNorm
         flops=attention + 4 * queries * width**2 + 9 * queries * width,
         # tokens, normed and both results; the feature rows that a group has; weights and vectors
         moved=lambda dtype: (4 * queries + used + 4 * width + 4) * width * dtype.itemsize,
         smoke=smoke,
-        rivals=_rivals,
+        rivals={"nn.MultiheadAttention": _multihead_attention},
     )
 
 
-def _arguments(
-    plan: Groups, rows: int, tokens: int, width: int, projected: bool, device: torch.device, dtype: torch.dtype
-) -> Arguments:
-    draw = functools.partial(normal, device=device, dtype=dtype)
-    objects = len(plan.order)
-    return (
-        draw((objects, tokens, width), 0),
-        draw((objects, tokens, width), 1),
-        draw((rows, width), 2),
-        plan.order.to(device),
-        plan.groups.to(device),
-        draw((3 * width, width), 3) * width**-0.5,
-        draw((width,), 4) * 0.1,
-        draw((width, width), 5) * width**-0.5,
-        draw((width,), 6) * 0.1,
-        draw((width,), 7) * 0.1 + 1,
-        draw((width,), 8) * 0.1,
-        HEADS,
-        plan.max_members,
-        plan.max_rows,
-        projected,
-    )
-
-
-def _rivals(arguments: Arguments) -> Rivals:
+def _multihead_attention(arguments: Arguments) -> Rival:
     """PyTorch's own module, an object at a time as the reference calls it."""
     tokens, normed, features, order, groups, in_weight, query_bias, out_weight, out_bias, *_ = arguments
     width = tokens.shape[2]
@@ -87,9 +72,13 @@ def _rivals(arguments: Arguments) -> Rivals:
     for place, members, first, rows in groups.tolist():
         contexts |= dict.fromkeys(order[place : place + members].tolist(), (first, rows))
 
-    def run() -> None:
+    def run() -> dict[int, torch.Tensor]:
+        mixed = {}
         for i, (first, rows) in contexts.items():
             shared = features[first : first + rows]
-            tokens[i] + attention(normed[i], shared, shared, need_weights=False)[0]
+            mixed[i] = tokens[i] + attention(normed[i], shared, shared, need_weights=False)[0]
+        return mixed
 
-    return {"nn.MultiheadAttention": run}
+    return Rival(
+        run, lambda mixed: [torch.stack([mixed[i] for i in range(len(tokens))]), None], "without the next LayerNorm"
+    )

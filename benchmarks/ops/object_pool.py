@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Iterator
 
 import torch
-from _case import Arguments, Case, Rivals, normal
+
+from pixelrefer_fast.bench import arguments as makers
+from pixelrefer_fast.bench.cases import Arguments, Case, Rival
 
 TOKENS, WIDTH, ITERATIONS = 32, 1152, 3
 PATCHES = 150  # selected ones of an ordinary object
@@ -27,10 +28,19 @@ def _case(
 ) -> Case:
     rows, pooled = sum(counts), len(counts) * tokens
     clustered = [count for count in counts if count > tokens]
+    equal = len(set(counts)) == 1
     return Case(
         "object_pool",
         name,
-        functools.partial(_arguments, counts, tokens, width, corners),
+        functools.partial(
+            makers.object_pool,
+            objects=len(counts),
+            patches=counts,
+            tokens=tokens,
+            width=width,
+            corners=corners,
+            iterations=ITERATIONS,
+        ),
         # tokens, means and LayerNorm; inner products (half of a symmetric matrix), sums of its rows in each iteration
         flops=(2 * corners + 6) * rows * width
         + 8 * pooled * width
@@ -42,45 +52,21 @@ def _case(
             + 8 * (pooled + len(counts) + 1)
         ),
         smoke=smoke,
-        rivals=_rivals,
+        # it takes objects of one size
+        rivals={"flash-kmeans": _flash_kmeans} if equal and clustered and corners == 1 else {},
     )
 
 
-def _arguments(
-    counts: list[int], tokens: int, width: int, corners: int, device: torch.device, dtype: torch.dtype
-) -> Arguments:
-    """Patches in well-parted heaps: which centroid is nearest is then the same in every dtype."""
-    generator = torch.Generator().manual_seed(0)
-    rows = sum(counts)
-    # the corners of a patch lie in its own heap
-    heaps = torch.cat([torch.arange(count) % tokens + i * tokens for i, count in enumerate(counts)])
-    centres = 8 * torch.randn(len(counts) * tokens, width, generator=generator)
-    features = centres[heaps].repeat(corners, 1) + torch.randn(corners * rows, width, generator=generator)
-    index = torch.arange(rows)[:, None] + rows * torch.arange(corners)
-    weights = torch.rand(rows, corners, generator=generator) + 0.1
-    weights /= weights.sum(1, keepdim=True)
-    positions = torch.rand(rows, 2, generator=generator)
-    offsets = torch.tensor([0, *counts]).cumsum(0)
-    starts = torch.arange(tokens).expand(len(counts), tokens)
-    draw = functools.partial(normal, device=device, dtype=dtype)
-    given = (x.to(device).contiguous() for x in (index, weights, positions, offsets, starts))
-    shapes = ((width, 2), (width,), (width,), (width,))
-    parameters = (draw(shape, seed) * 0.1 for seed, shape in enumerate(shapes))
-    return features.to(device, dtype), *given, *parameters, ITERATIONS, max(counts)
-
-
-def _rivals(arguments: Arguments) -> Rivals:
-    """The clustering alone, of tokens that are already made, by a library that takes objects of one size."""
-    features, index, _, _, offsets, starts, *_, iterations, most = arguments
-    equal = offsets.diff().eq(most).all().item()
-    if not equal or most <= starts.shape[1] or importlib.util.find_spec("flash_kmeans") is None:
-        return {}
+def _flash_kmeans(arguments: Arguments) -> Rival:
+    """A library for batches of equal size, on tokens that are already made."""
     from flash_kmeans import batch_kmeans_Euclid
 
-    tokens = features[index[:, 0]].unflatten(0, (-1, most))
+    features, index, _, positions, _, starts, weight, bias, _, _, iterations, most = arguments
+    tokens = features[index[:, 0]] + torch.nn.functional.linear(positions.to(features.dtype), weight, bias)
+    tokens = tokens.unflatten(0, (-1, most))
     first = torch.gather(tokens, 1, starts[:, :, None].expand(-1, -1, tokens.shape[2]))
 
-    def run() -> None:
-        batch_kmeans_Euclid(tokens, starts.shape[1], max_iters=iterations, tol=0.0, init_centroids=first)
+    def run() -> torch.Tensor:
+        return batch_kmeans_Euclid(tokens, starts.shape[1], max_iters=iterations, tol=0.0, init_centroids=first)[1]
 
-    return {"flash-kmeans (clustering alone)": run}
+    return Rival(run, lambda centroids: [centroids.to(features.dtype), None], "clustering alone")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
-from _case import Arguments, Case, Rivals
 
-ROWS, COLUMNS = 16, 17
+from pixelrefer_fast.bench import arguments as makers
+from pixelrefer_fast.bench.cases import Arguments, Case, Rival
+
+ROWS, COLUMNS = makers.CELLS
 CELLS = ROWS * COLUMNS
 
 
@@ -19,35 +21,26 @@ def cases() -> Iterator[Case]:
 
 
 def _case(objects: int, smoke: bool = False) -> Case:
-    selected = int((_masks(objects) > 0).sum())
+    arguments = functools.partial(makers.pack_objects, objects=objects)
+    *_, selected = arguments(torch.device("cpu"), torch.float32)
     return Case(
         "pack_objects",
         f"{objects:,} object{'s' * (objects > 1)} of {ROWS} by {COLUMNS} patches",
-        functools.partial(_arguments, objects),
+        arguments,
         flops=0,
         # masks and shapes in; cell, row and column of each selected patch, counts and offsets out
         moved=lambda dtype: 4 * objects * CELLS + 16 * objects + 16 * selected + 16 * objects + 8,
         dtypes=(torch.float32,),
         smoke=smoke,
-        rivals=_rivals,
+        rivals={"a loop over objects": _loop},
     )
 
 
-def _masks(objects: int) -> torch.Tensor:
-    return torch.rand(objects * CELLS, generator=torch.Generator().manual_seed(0)) - 0.5
-
-
-def _arguments(objects: int, device: torch.device, dtype: torch.dtype) -> Arguments:
-    masks = _masks(objects)
-    shapes = torch.tensor([[ROWS, COLUMNS]] * objects)
-    return masks.to(device), shapes.to(device), int((masks > 0).sum())
-
-
-def _rivals(arguments: Arguments) -> Rivals:
+def _loop(arguments: Arguments) -> Rival:
     """As the reference does it: a loop over objects, boolean indexing, one wait each."""
     masks, shapes, _ = arguments
 
-    def loop() -> list[torch.Tensor]:
+    def run() -> list[torch.Tensor]:
         found = []
         start = 0
         for rows, columns in shapes.tolist():
@@ -56,5 +49,8 @@ def _rivals(arguments: Arguments) -> Rivals:
             start += rows * columns
         return found
 
-    rivals: dict[str, Callable[[], object]] = {"a loop over objects": loop}
-    return rivals
+    def results(found: list[torch.Tensor]) -> list[torch.Tensor | None]:
+        row, column = torch.cat(found).int().unbind(1)
+        return [None, row, column, torch.tensor(list(map(len, found)), device=masks.device), None]
+
+    return Rival(run, results, "without cells and offsets")

@@ -6,10 +6,11 @@ import functools
 from collections.abc import Iterator
 
 import torch
-from _case import Arguments, Case
 
-VIEWS = ((16, 17, 1), (14, 20, 2), (18, 32, 2))  # rows, columns, merge
-PATCHES = sum(rows * columns for rows, columns, _ in VIEWS)
+from pixelrefer_fast.bench import arguments as makers
+from pixelrefer_fast.bench.cases import Case
+
+PATCHES = sum(rows * columns for rows, columns, _ in makers.VIEWS)
 
 
 def cases() -> Iterator[Case]:
@@ -19,18 +20,14 @@ def cases() -> Iterator[Case]:
 
 
 def _case(objects: int, smoke: bool = False) -> Case:
-    views = objects * len(VIEWS)
+    views = objects * len(makers.VIEWS)
     return Case(
         "pack_views",
         f"{objects:,} object{'s' * (objects > 1)}: {views:,} views, {objects * PATCHES:,} patches",
-        functools.partial(_arguments, objects),
+        functools.partial(makers.pack_views, objects=objects),
         flops=0,
         # the grids in; row, column and sequence of each patch, and the bounds out
         moved=lambda dtype: 24 * views + 12 * objects * PATCHES + 4 * (views + 2),
         dtypes=(torch.float32,),
         smoke=smoke,
     )
-
-
-def _arguments(objects: int, device: torch.device, dtype: torch.dtype) -> Arguments:
-    return torch.tensor(VIEWS * objects).to(device), objects * PATCHES

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 
-import torch
-from _case import Arguments, Case, normal
+from pixelrefer_fast.bench import arguments as makers
+from pixelrefer_fast.bench.cases import Case
 
-HEADS, GROUPS, HEAD, SIZE = 12, 2, 128, 64
+HEADS, GROUPS, HEAD = 12, 2, 128
 
 
 def cases() -> Iterator[Case]:
@@ -23,19 +23,9 @@ def _case(name: str, lengths: Sequence[int], smoke: bool = False) -> Case:
     return Case(
         "paged_attention",
         name,
-        functools.partial(_arguments, list(lengths)),
+        functools.partial(makers.paged_attention, sequences=len(lengths), lengths=lengths),
         flops=4 * sum(lengths) * HEADS * HEAD,
         # keys and values once, queries and results
         moved=lambda dtype: 2 * (sum(lengths) * GROUPS + len(lengths) * HEADS) * HEAD * dtype.itemsize,
         smoke=smoke,
     )
-
-
-def _arguments(lengths: list[int], device: torch.device, dtype: torch.dtype) -> Arguments:
-    needed = [-(-n // SIZE) for n in lengths]
-    q = normal((len(lengths), HEADS, HEAD), 0, device, dtype)
-    keys, values = (normal((sum(needed) + 1, SIZE, GROUPS, HEAD), seed, device, dtype) for seed in (1, 2))
-    table = torch.zeros(len(lengths), max(needed), dtype=torch.int32)
-    for i, count in enumerate(needed):
-        table[i, :count] = torch.arange(count) + 1 + sum(needed[:i])
-    return q, keys, values, table.to(device), torch.tensor(lengths, dtype=torch.int32, device=device)

@@ -5,13 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
-import torch
-from _case import Arguments, Case, normal
-
-from pixelrefer_fast.ops.rope2d import rope2d_table
+from pixelrefer_fast.bench import arguments as makers
+from pixelrefer_fast.bench.cases import Case
 
 HEADS, HEAD = 16, 72
-PLACES = 64  # rows and columns of a table that all of these requests' grids fit
 
 
 def cases() -> Iterator[Case]:
@@ -26,17 +23,12 @@ def _case(name: str, patches: int, smoke: bool = False) -> Case:
     return Case(
         "rope2d",
         name,
-        functools.partial(_arguments, patches),
+        functools.partial(makers.rope2d, patches=patches),
         # the bias on q, k and v; two products and a sum for each element of q and k
         flops=elements * (3 + 2 * 3),
         # every element read and written, a row and a column a patch, the bias and the table
-        moved=lambda dtype: (2 * patches + 1) * 3 * HEADS * HEAD * dtype.itemsize + 8 * patches + 2 * PLACES * HEAD,
+        moved=lambda dtype: (
+            (2 * patches + 1) * 3 * HEADS * HEAD * dtype.itemsize + 8 * patches + 2 * makers.PLACES * HEAD
+        ),
         smoke=smoke,
     )
-
-
-def _arguments(patches: int, device: torch.device, dtype: torch.dtype) -> Arguments:
-    qkv = normal((patches, 3, HEADS, HEAD), 0, device, dtype)
-    bias = normal((3, HEADS, HEAD), 1, device, dtype)
-    place = torch.arange(patches, dtype=torch.int32, device=device)
-    return qkv, bias, place // PLACES % PLACES, place % PLACES, *rope2d_table(PLACES, HEAD, device)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
-import torch
-from _case import Arguments, Case, normal
+from pixelrefer_fast.bench import arguments as makers
+from pixelrefer_fast.bench.cases import Case
 
 TOKENS = 32  # of one object
 OBJECTS = 16  # of one prompt
@@ -25,18 +25,9 @@ def _case(objects: int, smoke: bool = False) -> Case:
     return Case(
         "scatter_tokens",
         f"{objects:,} object{'s' * (objects > 1)}: {tokens:,} tokens of {WIDTH:,}",
-        functools.partial(_arguments, objects),
+        functools.partial(makers.scatter_tokens, objects=objects),
         flops=0,
         # each token read and written, and its slot
         moved=lambda dtype: 2 * tokens * WIDTH * dtype.itemsize + 8 * tokens,
         smoke=smoke,
     )
-
-
-def _arguments(objects: int, device: torch.device, dtype: torch.dtype) -> Arguments:
-    prompts = -(-objects // OBJECTS)
-    length = objects * TOKENS + prompts * TEXT
-    place = torch.arange(objects * TOKENS)
-    slots = place + TEXT * (1 + place // (OBJECTS * TOKENS))  # each prompt's text comes first
-    embeds = normal((length, WIDTH), 0, device, dtype)
-    return embeds, normal((objects * TOKENS, WIDTH), 1, device, dtype), slots.to(device)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 
-import torch
-from _case import Arguments, Case, normal
+from pixelrefer_fast.bench import arguments as makers
+from pixelrefer_fast.bench.cases import Case
 
 HEADS, HEAD = 16, 72
 LLM = 12, 2, 128
@@ -37,7 +37,7 @@ def _case(name: str, keys: Sequence[int], skipped: int = 1, smoke: bool = False)
     return Case(
         "varlen_attention",
         name,
-        functools.partial(_arguments, queries, list(keys)),
+        functools.partial(makers.varlen_attention, queries=queries, keys=keys, heads=HEADS, head=HEAD),
         # two products over every pair of a query and a key of its view
         flops=sum(4 * a * b for a, b in zip(queries, keys, strict=True)) * HEADS * HEAD,
         moved=lambda dtype: 2 * (sum(queries) + sum(keys)) * HEADS * HEAD * dtype.itemsize + 8 * (len(keys) + 1),
@@ -51,26 +51,12 @@ def _prompts(name: str, queries: Sequence[int], keys: Sequence[int], smoke: bool
     return Case(
         "varlen_attention",
         name,
-        functools.partial(_prompt_arguments, list(queries), list(keys)),
+        functools.partial(
+            makers.varlen_attention, queries=queries, keys=keys, heads=heads, groups=groups, head=head, causal=1
+        ),
         flops=4 * pairs * heads * head,
         moved=lambda dtype: (
             2 * (sum(queries) * heads + sum(keys) * groups) * head * dtype.itemsize + 8 * (len(keys) + 1)
         ),
         smoke=smoke,
     )
-
-
-def _prompt_arguments(queries: list[int], keys: list[int], device: torch.device, dtype: torch.dtype) -> Arguments:
-    heads, groups, head = LLM
-    q = normal((sum(queries), heads, head), 0, device, dtype)
-    k, v = (normal((sum(keys), groups, head), seed, device, dtype) for seed in (1, 2))
-    offsets = [torch.tensor([0, *x]).cumsum(0, dtype=torch.int32).to(device) for x in (queries, keys)]
-    return q, k, v, *offsets, max(queries), max(keys), True
-
-
-def _arguments(queries: list[int], keys: list[int], device: torch.device, dtype: torch.dtype) -> Arguments:
-    q, k, v = normal((sum(keys), 3, HEADS, HEAD), 0, device, dtype).unbind(1)
-    offsets = [torch.tensor([0, *x]).cumsum(0, dtype=torch.int32).to(device) for x in (queries, keys)]
-    if queries != keys:
-        q = q[: sum(queries)].contiguous()
-    return q, k, v, *offsets, max(queries), max(keys)

@@ -5,15 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
-import numpy as np
 import torch
-from _case import Arguments, Case, moved
 
-from pixelrefer_fast.config import ModelConfig, VisionConfig
-from pixelrefer_fast.ops.view_patches import pack_pixels
-from pixelrefer_fast.views import Mark, ViewPlan, plan_views
-
-MAX_LENGTH = 16384  # the pixel budget of the released models, in patches
+from pixelrefer_fast.bench import arguments as makers
+from pixelrefer_fast.bench.cases import Case, moved
+from pixelrefer_fast.views import ViewPlan
 
 
 def cases() -> Iterator[Case]:
@@ -25,8 +21,11 @@ def cases() -> Iterator[Case]:
 
 
 def _case(name: str, kind: str, objects: int, size: tuple[int, int], frames: int = 1, smoke: bool = False) -> Case:
-    plan = _plan(kind, objects, size, frames)
-    arguments = functools.partial(_arguments, plan, size, frames)
+    plan = makers.view_plan(kind, objects, size, frames)
+    height, width = size
+    arguments = functools.partial(
+        makers.view_patches, kind=kind, objects=objects, height=height, width=width, frames=frames
+    )
     *inputs, patches = arguments(torch.device("cpu"), torch.float32)
     total = moved(*inputs) + 4 * 588 * patches
     return Case(
@@ -38,32 +37,6 @@ def _case(name: str, kind: str, objects: int, size: tuple[int, int], frames: int
         dtypes=(torch.float32,),
         smoke=smoke,
     )
-
-
-def _plan(kind: str, objects: int, size: tuple[int, int], frames: int) -> ViewPlan:
-    """Boxes of all sizes from an eighth to a half of the frame's sides."""
-    config = ModelConfig(
-        "full" if kind == "full" else "lite", VisionConfig(1152, 27, 16, 4304), {}, 32, MAX_LENGTH, 2, {}
-    )
-    rng = np.random.default_rng(0)
-    marks = []
-    for i in range(objects):
-        height, width = (int(rng.integers(side // 8, side // 2)) for side in size)
-        top, left = (int(rng.integers(0, side - own)) for side, own in zip(size, (height, width), strict=True))
-        mask = np.zeros(size, dtype=np.uint8)
-        mask[top : top + height, left : left + width] = 1
-        marks.append(Mark(i % frames, mask, f"object {i}"))
-    scene = range(frames) if kind == "full" else []
-    return plan_views(config, [size] * frames, marks, objects, scene=scene, scene_merge=2 if frames > 1 else 1)
-
-
-def _arguments(
-    plan: ViewPlan, size: tuple[int, int], frames: int, device: torch.device, dtype: torch.dtype
-) -> Arguments:
-    rng = np.random.default_rng(1)
-    pixels, images = pack_pixels([rng.integers(0, 256, (*size, 3), dtype=np.uint8) for _ in range(frames)])
-    first = plan.first_rows
-    return (*(t.to(device) for t in (pixels, images, plan.table(), torch.tensor(first))), first[-1])
 
 
 def _flops(plan: ViewPlan) -> int:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from pixelrefer_fast.decoding import Generation, PromptEmbeds, prefix_boundaries
-from pixelrefer_fast.joint import Joint, Part, together
+from pixelrefer_fast.joint import merge
 from pixelrefer_fast.object_tokenizer import kmeans_starts
 from pixelrefer_fast.objects import Objects, Scene
-from pixelrefer_fast.ops.view_patches import BLACK
 from pixelrefer_fast.options import EncodeOptions
 from pixelrefer_fast.request import FrameSource, Request
 from pixelrefer_fast.views import View, ViewPlan
@@ -97,52 +95,6 @@ class SceneCache:
         return id(request.source), tuple(request.scene)
 
 
-def merge_plans(requests: Sequence[Request], plans: Sequence[ViewPlan], with_scene: Sequence[bool]) -> Joint:
-    """Plans of single requests as one: views that several of them need are in it once.
-
-    Args:
-        requests: of any images and videos; those with one and the same `FrameSource` object share its frames.
-        plans: of each.
-        with_scene: whether the views of a request's scene are wanted.
-
-    Returns:
-        What `joint.join` makes of the requests, their order of views aside.
-    """
-    sources = list({id(r.source): r.source for r in requests}.values())
-    first: dict[int, int] = {}
-    frames = 0
-    for source in sources:
-        first[id(source)] = frames
-        frames += len(source.sizes)
-    merged = ViewPlan()
-    parts = []
-    for request, plan, whole in zip(requests, plans, with_scene, strict=True):
-        offset = first[id(request.source)]
-        places: dict[int, int] = {}
-
-        def place(number: int, plan: ViewPlan = plan, places: dict[int, int] = places, offset: int = offset) -> int:
-            if number not in places:
-                view = plan.views[number]
-                places[number] = merged.add(view if view.image == BLACK else replace(view, image=view.image + offset))
-            return places[number]
-
-        scene = tuple(place(v) for v in plan.scene) if whole else ()
-        merged.scene += scene
-        start = len(merged.marks)
-        for mark in plan.marks:
-            merged.marks.append(
-                replace(
-                    mark,
-                    image=mark.image + offset,
-                    crop=place(mark.crop),
-                    global_view=None if mark.global_view is None else place(mark.global_view),
-                    local_view=None if mark.local_view is None else place(mark.local_view),
-                )
-            )
-        parts.append(Part(range(start, len(merged.marks)), scene))
-    return Joint(merged, together(sources, list(first.values())), tuple(parts))
-
-
 def encode_prepared(model: Any, batch: Sequence[Prepared], scenes: SceneCache | None = None) -> list[Objects]:
     """The objects of each request of a batch, in one packed pass; those that are encoded already come as they are.
 
@@ -173,7 +125,7 @@ def embedded_prompt(model: Any, question: str, objects: Objects) -> PromptEmbeds
 def _encode(model: Any, batch: Sequence[Prepared], scenes: SceneCache) -> list[Objects]:
     requests = [p.request for p in batch if p.request is not None]
     known = [scenes.get(r) if r.scene else None for r in requests]
-    joint = merge_plans(requests, [p.plan for p in batch if p.plan is not None], [scene is None for scene in known])
+    joint = merge(requests, [p.plan for p in batch if p.plan is not None], [scene is None for scene in known])
 
     def starts(counts: Sequence[int]) -> torch.Tensor:
         clusters = model.config.mask_num

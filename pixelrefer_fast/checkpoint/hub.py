@@ -13,12 +13,13 @@ from pixelrefer_fast.embedded import embedded_folder, is_embedded
 from pixelrefer_fast.safe_files import brief
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*/[A-Za-z0-9][A-Za-z0-9_.\-]*")
-_SMALL_FILES = ("config.json", "generation_config.json", "vision_encoder/config.json", *TOKENIZER_FILES)
+_SIZES = ("config.json", "vision_encoder/config.json")
+_SMALL_FILES = (*_SIZES, "generation_config.json", *TOKENIZER_FILES)
 _SAFETENSORS = ("model*.safetensors", "model.safetensors.index.json")
 _PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
-def checkpoint_folder(path_or_hub_id: str | Path, *, progress: bool | None = None) -> Path:
+def checkpoint_folder(path_or_hub_id: str | Path, *, progress: bool | None = None, sizes_only: bool = False) -> Path:
     """The resolved folder of a checkpoint; what is no folder but looks like a hub id is downloaded first.
 
     Only weights, configuration and tokenizer are downloaded: no code, and no pickle where there are safetensors.
@@ -26,6 +27,7 @@ def checkpoint_folder(path_or_hub_id: str | Path, *, progress: bool | None = Non
     Args:
         path_or_hub_id: a folder, an id such as Alibaba-DAMO-Academy/PixelRefer-Lite-2B, or one of `embedded.TITLES`.
         progress: whether to show bars while downloading; None shows them when stderr is a terminal.
+        sizes_only: whether to download nothing but the configuration.
 
     Raises:
         ValueError: in one line, why there is no such folder or download.
@@ -39,14 +41,14 @@ def checkpoint_folder(path_or_hub_id: str | Path, *, progress: bool | None = Non
         return Path(text).resolve()
     if not isinstance(path_or_hub_id, str) or os.path.exists(text) or not _HUB_ID.fullmatch(text):
         raise ValueError(f"{brief(text)}: expected a checkpoint folder or a hub id (owner/name), found no such folder")
-    return _download(path_or_hub_id, _on_terminal() if progress is None else progress)
+    return _download(path_or_hub_id, _on_terminal() if progress is None else progress, sizes_only)
 
 
 def _on_terminal() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()  # None where it was closed before Python started
 
 
-def _download(hub_id: str, progress: bool) -> Path:
+def _download(hub_id: str, progress: bool, sizes_only: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -57,8 +59,9 @@ def _download(hub_id: str, progress: bool) -> Path:
 
     bars = None if progress else _silent_bars()
     try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=[*_SMALL_FILES, *_SAFETENSORS], tqdm_class=bars))
-        if not any(folder.glob("model*.safetensors")):
+        files = list(_SIZES) if sizes_only else [*_SMALL_FILES, *_SAFETENSORS]
+        folder = Path(snapshot_download(hub_id, allow_patterns=files, tqdm_class=bars))
+        if not sizes_only and not any(folder.glob("model*.safetensors")):
             folder = Path(snapshot_download(hub_id, allow_patterns=[*_SMALL_FILES, *_PICKLES], tqdm_class=bars))
     except GatedRepoError:
         reason = "the hub asks you to accept its terms and to log in"

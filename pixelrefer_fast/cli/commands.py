@@ -11,6 +11,8 @@ import typer
 
 from pixelrefer_fast._version import __version__
 from pixelrefer_fast.cli.batch_options import BATCH_HELP, BatchFile, BatchOut, BatchSize, check_batch_options
+from pixelrefer_fast.cli.estimate_command import EXAMPLES as ESTIMATE_EXAMPLES
+from pixelrefer_fast.cli.estimate_command import estimate
 from pixelrefer_fast.cli.interrupts import clean_end
 from pixelrefer_fast.cli.options import (
     MODEL_VARIABLE,
@@ -388,6 +390,175 @@ def evaluate(
             print_eval(report, out)
 
 
+@app.command(
+    epilog=examples(
+        "bench --quick",
+        "bench --model lite-2b --device cuda --out results/",
+        "bench --model ./PixelRefer-Lite-2B --against ./PixelRefer-2B",
+        "bench --against reference --reference ../PixelRefer --json",
+    )
+)
+def bench(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="NAME|FOLDER|ID",
+            help="lite-2b, lite-7b, full-2b, full-7b (random weights, no download; lite-2b is the default on a GPU), "
+            "embedded:lite (the default on a CPU), embedded:full, or a checkpoint.",
+            show_default=False,
+        ),
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--against",
+            metavar="WHAT",
+            help="full: the model's Full (the default where that needs no download), another model's name, none, "
+            "reference: the authors' code. May be given twice.",
+            show_default=False,
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option("--reference", metavar="DIR", help="A checkout of the authors' code.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer points and calls: a minute or two.")] = False,
+    curves: Annotated[
+        bool, typer.Option("--curves/--no-curves", help="Whether time is measured against each size, too.")
+    ] = True,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--seconds", metavar="N", help="Begin nothing that would end later. Default: 1200, quick: 120.", min=0.0
+        ),
+    ] = None,
+    graph_bytes: Annotated[
+        int, typer.Option("--graph-bytes", metavar="N", min=0, help="On a GPU: memory for CUDA graphs.")
+    ] = 0,
+    folder: Annotated[
+        str, typer.Option("--out", metavar="DIR", help="Where results and pictures go; made if missing.")
+    ] = "out/bench",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Measure whole questions, Full against Lite, the authors' code if given, and how time grows with each size."""
+    from pixelrefer_fast.cli import bench as benchmark
+
+    with reserved_stdout() as out:
+        plan = benchmark.planned(
+            model, against or [], reference, device, dtype, graph_bytes, quick, curves, seconds, folder
+        )
+        with benchmark.telling(plan) as told:
+            document = benchmark.run_bench(plan, told)
+        pictures = benchmark.draw(document, plan.folder)
+        if as_json:
+            write_json(document | {"saved": [str(path) for path in pictures]}, out)
+        else:
+            benchmark.print_bench(document, plan, pictures, out)
+    if wrong := benchmark.wrong(document):
+        print(f"failed: the check of {', '.join(wrong)}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+app.command(epilog=ESTIMATE_EXAMPLES)(estimate)
+
+
+@app.command(
+    cls=InOrder,
+    epilog=examples(
+        "profile",
+        "profile street.jpg --objects 8 --model lite-2b --device cuda --trace trace.json",
+        "profile clip.mp4 --frame 0 --box 10,20,90,180 --model ./PixelRefer-2B --json",
+        "profile --model lite-2b --kernel infuse.scores --calls calls.safetensors",
+    ),
+)
+def profile(
+    ctx: typer.Context,
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="IMAGE_OR_VIDEO", help="Default: a picture from a seed.", show_default=False),
+    ] = None,
+    boxes: Boxes = None,
+    sized_boxes: SizedBoxes = None,
+    masks: Masks = None,
+    rles: RLEs = None,
+    polygons: Polygons = None,
+    scribbles: Scribbles = None,
+    region_files: RegionFiles = None,
+    frame: FrameNumber = None,
+    objects: Annotated[
+        int | None,
+        typer.Option("--objects", metavar="N", min=1, help="Boxes from a seed instead of marks. Default: 1."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="NAME|FOLDER|ID",
+            envvar=MODEL_VARIABLE,
+            help="lite-2b, lite-7b, full-2b, full-7b (random weights, no download), embedded:lite (the default), "
+            "embedded:full, or a checkpoint.",
+            show_default=False,
+        ),
+    ] = None,
+    question: Annotated[
+        str | None, typer.Option("--question", metavar="Q", help="With a <region> for each object.", show_default=False)
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Longest answer.")] = 64,
+    repeats: Annotated[int, typer.Option("--repeats", metavar="N", min=1, help="Timed runs of each stage.")] = 5,
+    trace: Annotated[
+        str | None, typer.Option("--trace", metavar="OUT.json", help="A trace for Perfetto or chrome://tracing.")
+    ] = None,
+    calls: Annotated[
+        str | None,
+        typer.Option("--calls", metavar="OUT.safetensors", help="The operations' calls, for bench.run_kernel."),
+    ] = None,
+    kernel: Annotated[
+        str | None,
+        typer.Option("--kernel", metavar="NAME", help="All about one, with commands for ncu and nsys: infuse.scores."),
+    ] = None,
+    once: Annotated[
+        bool, typer.Option("--once", help="Measure nothing: each stage once, in NVTX ranges, under ncu or nsys.")
+    ] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    backend: Backend = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Show where the time of one question goes: stages, operations and kernels."""
+    from pixelrefer_fast.cli import profile as profiling
+
+    profiling.quiet_profiler()
+    with reserved_stdout() as out:
+        for option, path, suffix in (("--trace", trace, ".json"), ("--calls", calls, ".safetensors")):
+            if path is not None:
+                check_target(ctx, option, path, (suffix,))
+        if kernel is not None:
+            profiling.check_kernel(kernel)
+        media, regions = _marks_or_boxes(ctx, source, frame, objects)
+        name = _model_name(model)
+        asked = profiling.Asked(
+            media,
+            regions,
+            question if question is not None else profiling.default_question(len(regions)),
+            source or profiling.OWN_PICTURE,
+            name,
+            profiling.command_of(sys.argv),
+        )
+        loaded = profiling.load_model(name, device, dtype, backend)
+        if once:
+            from pixelrefer_fast.bench.profile import once as run_once
+
+            run_once(loaded, media, asked.question, regions, max_new_tokens)
+            return
+        found = profiling.run_profile(asked, loaded, max_new_tokens, repeats, trace, calls)
+        if as_json:
+            write_json(profiling.to_json(asked, found, trace, calls, kernel), out)
+        else:
+            profiling.print_profile(asked, found, trace, calls, kernel, out)
+
+
 @app.command(epilog=examples("train lite.yaml", "train lite.yaml --check", "train lite.yaml --resume --json"))
 def train(
     config: Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="What to train; docs/training.md has the keys.")],
@@ -465,6 +636,20 @@ def _marked_media(ctx: typer.Context, source: str, frame: int | None) -> tuple[A
             if ctx.params.get(option) is not None:
                 raise ValueError(f"--{option.replace('_', '-')}: expected a video, got the image {source}")
     return media, regions
+
+
+def _marks_or_boxes(
+    ctx: typer.Context, source: str | None, frame: int | None, objects: int | None
+) -> tuple[Any, list[Any]]:
+    """The media, or a picture from a seed, and what is marked on the command line, else boxes from a seed."""
+    from pixelrefer_fast.cli.profile import own_picture, seeded_boxes
+    from pixelrefer_fast.media import open_media
+
+    media = own_picture() if source is None else open_media(source)
+    marked = given_regions(ctx, media, frame)
+    if marked and objects is not None:
+        raise ValueError(f"--objects {objects}: expected without marks, got {len(marked)}")
+    return media, [one.region for one in marked] if marked else seeded_boxes(media, objects or 1)
 
 
 def _encoded(ctx: typer.Context, source: str) -> Any:

@@ -16,6 +16,7 @@ import inspect
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -37,6 +38,7 @@ log = logging.getLogger("pixelrefer_fast")
 library = torch.library.Library("pixelrefer_fast", "DEF")
 _OPS: dict[str, Op] = {}
 _WARNED: set[str] = set()  # "backend: reason"
+_LISTENERS: list[Callable[[Op, tuple[Any, ...]], None]] = []
 
 
 class BackendError(ValueError):
@@ -113,6 +115,8 @@ class Op(Generic[P, R]):
             bound = inspect.signature(definition).bind(*args, **kwargs)
             bound.apply_defaults()
             args = bound.args
+        for listener in _LISTENERS:
+            listener(self, args)
         if backend == "torch":
             return definition(*args)
         if backend != "auto" and backend not in BACKENDS and backend not in [p.backend for p in self._providers]:
@@ -195,6 +199,16 @@ def register_op(
         return op
 
     return register
+
+
+@contextmanager
+def listen(listener: Callable[[Op, tuple[Any, ...]], None]) -> Iterator[None]:
+    """Call `listener` with the operation and its arguments before every call within the block."""
+    _LISTENERS.append(listener)
+    try:
+        yield
+    finally:
+        _LISTENERS.remove(listener)
 
 
 def registry() -> dict[str, Op]:

@@ -84,7 +84,7 @@ class PackedBatch:
 
 
 @dataclass(frozen=True)
-class _Text:
+class Text:
     """One sample's tokens, dropped vision tokens left out."""
 
     ids: torch.Tensor  # (l,)
@@ -124,7 +124,7 @@ def collate(
         ]
     )
     patches = pack_patches(joint.plan, joint.source)
-    scenes = _Scenes(joint, requests, patches)
+    scenes, views = _scenes(joint, requests, patches)
     counts = [mark.tokens for mark in joint.plan.marks]
     first_token = [0, *accumulate(counts)]
     texts = []
@@ -132,55 +132,79 @@ def collate(
         number = place[id(sample.request)]
         marks = joint.parts[number].marks
         texts.append(
-            _text(sample, tokenizer, counts[marks.start : marks.stop], first_token[marks.start], scenes, number)
+            write_text(sample, tokenizer, counts[marks.start : marks.stop], first_token[marks.start], scenes, number)
         )
-    packed = _pack(texts, [scenes.of[place[id(s.request)]] for s in samples], first_token[-1])
+    packed = pack_texts(texts, [scenes.of[place[id(s.request)]] for s in samples], first_token[-1])
     batch = PackedBatch(
         patches=patches,
         grids=joint.plan.grids,
         selection=selection,
         starts=starts,
-        scene_rows=[
-            (selection.first_rows[v], selection.first_rows[v + 1], joint.plan.views[v].merge) for v in scenes.views
-        ],
-        kept=scenes.kept_rows,
+        scene_rows=[(selection.first_rows[v], selection.first_rows[v + 1], joint.plan.views[v].merge) for v in views],
+        kept=torch.cat(list(scenes.kept)).nonzero().flatten() if views else torch.zeros(0, dtype=torch.int64),
         **packed,
     )
     return {"batch": batch, "labels": batch.targets}
 
 
-class _Scenes:
-    """Full: the whole images and frames of a batch, each request's scene; equal ones are one."""
+@dataclass(frozen=True)
+class Scenes:
+    """Full: the whole images and frames of a batch.
 
-    def __init__(self, joint: Joint, requests: Sequence[Request], patches: torch.Tensor) -> None:
-        keys = {part.scene: i for i, part in reversed(list(enumerate(joint.parts))) if part.scene}
-        distinct = list(dict.fromkeys(part.scene for part in joint.parts if part.scene))
-        self.of = [distinct.index(part.scene) if part.scene else None for part in joint.parts]
-        self.views = [v for scene in distinct for v in scene]
-        self.counts: list[tuple[int, ...]] = []  # vision tokens of each frame of each scene
-        self.kept: list[torch.Tensor] = []  # (Z,) bool of each scene
-        self.first: list[int] = []  # first row of each scene among the kept vision tokens
-        self.times: list[tuple[float, ...] | None] = []
-        first_rows, total, all_kept = joint.plan.first_rows, 0, []
-        for scene in distinct:
-            request = requests[keys[scene]]
-            times, merge = request.source.times, joint.plan.views[scene[0]].merge
-            self.times.append(None if times is None else tuple(times[f] for f in request.scene))
-            self.counts.append(tuple(joint.plan.views[v].patches // merge**2 for v in scene))
-            kept = torch.ones(sum(self.counts[-1]), dtype=torch.bool)
-            if merge > 1 and len(scene) > 1:
-                kept = kept_cells([patches[first_rows[v] : first_rows[v + 1]] for v in scene], merge)
-            self.kept.append(kept)
-            self.first.append(total)
-            total += int(kept.sum())
-            all_kept.append(kept)
-        self.kept_rows = torch.cat(all_kept).nonzero().flatten() if all_kept else torch.zeros(0, dtype=torch.int64)
+    Attributes:
+        of: of each request the number of its scene, None in Lite.
+        counts: of each scene the vision tokens of its frames.
+        kept: (Z,) bool, which of them are kept.
+        times: seconds of its frames, None for images.
+    """
+
+    of: Sequence[int | None]
+    counts: Sequence[tuple[int, ...]]
+    kept: Sequence[torch.Tensor]
+    times: Sequence[tuple[float, ...] | None]
+
+    @property
+    def first(self) -> list[int]:
+        """First row of each scene among the kept vision tokens."""
+        return [0, *accumulate(int(kept.sum()) for kept in self.kept)][:-1]
 
 
-def _text(
-    sample: Sample, tokenizer: Any, counts: Sequence[int], first_token: int, scenes: _Scenes, number: int
-) -> _Text:
-    """Tokens of a whole conversation."""
+def _scenes(joint: Joint, requests: Sequence[Request], patches: torch.Tensor) -> tuple[Scenes, list[int]]:
+    """Each request's scene, equal ones as one, and the views that they are."""
+    keys = {part.scene: i for i, part in reversed(list(enumerate(joint.parts))) if part.scene}
+    distinct = list(dict.fromkeys(part.scene for part in joint.parts if part.scene))
+    counts: list[tuple[int, ...]] = []
+    all_kept: list[torch.Tensor] = []
+    all_times: list[tuple[float, ...] | None] = []
+    first_rows = joint.plan.first_rows
+    for scene in distinct:
+        request = requests[keys[scene]]
+        times, merge = request.source.times, joint.plan.views[scene[0]].merge
+        all_times.append(None if times is None else tuple(times[f] for f in request.scene))
+        counts.append(tuple(joint.plan.views[v].patches // merge**2 for v in scene))
+        kept = torch.ones(sum(counts[-1]), dtype=torch.bool)
+        if merge > 1 and len(scene) > 1:
+            kept = kept_cells([patches[first_rows[v] : first_rows[v + 1]] for v in scene], merge)
+        all_kept.append(kept)
+    of = [distinct.index(part.scene) if part.scene else None for part in joint.parts]
+    return Scenes(of, counts, all_kept, all_times), [v for scene in distinct for v in scene]
+
+
+def write_text(
+    sample: Sample, tokenizer: Any, counts: Sequence[int], first_token: int, scenes: Scenes, number: int
+) -> Text:
+    """Tokens of a whole conversation.
+
+    Args:
+        sample: what is said.
+        tokenizer: the model's.
+        counts: object tokens of each mark of its request.
+        first_token: row of their first.
+        scenes, number: the batch's scenes, and the number of its request.
+
+    Raises:
+        ValueError: a conversation that cannot be written.
+    """
     objects = sample.request.object_tokens(counts)
     scene = scenes.of[number]
     ids: list[torch.Tensor] = []
@@ -213,11 +237,11 @@ def _text(
         keep.append(torch.ones(len(said), dtype=torch.bool))
         labels.append(said)
     kept = torch.cat(keep)
-    return _Text(torch.cat(ids)[kept], torch.cat(source)[kept], torch.cat(labels)[kept], prefix)
+    return Text(torch.cat(ids)[kept], torch.cat(source)[kept], torch.cat(labels)[kept], prefix)
 
 
-def _sources(prompt: Prompt, token: int, scenes: _Scenes, scene: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """What stands at each place of a prompt (as `_Text.source`), and which places are kept."""
+def _sources(prompt: Prompt, token: int, scenes: Scenes, scene: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """What stands at each place of a prompt (as `Text.source`), and which places are kept."""
     rows = torch.full_like(prompt.input_ids, NO_ROW)
     rows[prompt.region_slots] = torch.arange(token, token + len(prompt.region_slots))
     kept = torch.ones(len(rows), dtype=torch.bool)
@@ -228,8 +252,17 @@ def _sources(prompt: Prompt, token: int, scenes: _Scenes, scene: int | None) -> 
     return rows, kept
 
 
-def _pack(texts: Sequence[_Text], scenes: Sequence[int | None], object_tokens: int) -> dict[str, Any]:
-    """Text of all samples, one sequence after the other; a scene's prefix before the first sample that has it."""
+def pack_texts(texts: Sequence[Text], scenes: Sequence[int | None], object_tokens: int) -> dict[str, Any]:
+    """Text of all samples, one sequence after the other; a scene's prefix before the first sample that has it.
+
+    Args:
+        texts: of the samples.
+        scenes: of each sample the number of its scene, None in Lite.
+        object_tokens: of the batch.
+
+    Returns:
+        `PackedBatch`'s tensors from `input_ids` on, by name.
+    """
     ids: list[torch.Tensor] = []
     sources: list[torch.Tensor] = []
     labels: list[torch.Tensor] = []
@@ -238,7 +271,7 @@ def _pack(texts: Sequence[_Text], scenes: Sequence[int | None], object_tokens: i
     length = 0
     prefixes: dict[int, range] = {}
 
-    def add(text: _Text, start: int, stop: int, before: range) -> range:
+    def add(text: Text, start: int, stop: int, before: range) -> range:
         nonlocal length
         own = range(length, length + stop - start)
         ids.append(text.ids[start:stop])

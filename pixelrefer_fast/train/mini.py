@@ -13,6 +13,7 @@ from pixelrefer_fast.model import PixelRefer, PixelReferLite
 NAMES = {"lite": "PixelRefer-Lite-mini", "full": "PixelRefer-mini"}
 VISION = VisionConfig(hidden_size=160, num_layers=4, num_heads=5, intermediate_size=512)
 VOCABULARY = 1024
+PLACE_GAIN = 6.0
 # in the order of the released tokenizers: text, then these
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<|stream_start|>", "<|stream_end|>", "<REGION>")
 MODEL_TYPES = {"lite": "pixelreferlite_qwen2", "full": "pixelrefer_qwen2"}
@@ -96,7 +97,14 @@ def world_texts(scenes: int, first_seed: int = 0) -> Iterable[str]:
 
 
 def fresh_model(config: ModelConfig, tokenizer: Any, seed: int) -> PixelRefer | PixelReferLite:
-    """A model of these sizes with weights to start a training from, float32."""
+    """A model of these sizes with weights to start a training from, float32.
+
+    The position term begins as large as the features that it is added to: smaller, it is learnt last.
+    """
     torch.manual_seed(seed)
     model_class = PixelReferLite if config.kind == "lite" else PixelRefer
-    return model_class(config, tokenizer, {"eos_token_id": tokenizer.eos_token_id})
+    model = model_class(config, tokenizer, {"eos_token_id": tokenizer.eos_token_id})
+    with torch.no_grad():
+        model.object_tokenizer.pos_linear.weight *= PLACE_GAIN
+        model.object_tokenizer.pos_linear.bias.zero_()
+    return model

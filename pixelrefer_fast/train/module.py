@@ -65,6 +65,11 @@ class TrainingModel(nn.Module):
 
     def embeds(self, batch: PackedBatch) -> torch.Tensor:
         """(L, C) embeddings of the packed text with object and vision tokens in their places."""
+        embeds = self.model.llm.get_input_embeddings()(batch.input_ids)
+        return embeds.index_copy(0, batch.slots, self.tokens(batch)[batch.rows].to(embeds.dtype))
+
+    def tokens(self, batch: PackedBatch) -> torch.Tensor:
+        """(T + Z, C) object tokens and after them the kept vision tokens."""
         model = self.model
         features = model.encoder(batch.patches, batch.grids, batch.selection.reads, model.backend)
         with torch.autocast(features.device.type, enabled=False):
@@ -72,8 +77,7 @@ class TrainingModel(nn.Module):
             tokens = [model.object_tokenizer(exact, batch.selection, batch.starts, model.backend)]
             if batch.scene_rows:
                 tokens.append(self._vision_tokens(exact, batch)[batch.kept])
-        embeds = model.llm.get_input_embeddings()(batch.input_ids)
-        return embeds.index_copy(0, batch.slots, torch.cat(tokens)[batch.rows].to(embeds.dtype))
+        return torch.cat(tokens)
 
     def _vision_tokens(self, features: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         """(Z, C) vision tokens of all scenes; frames of one merge lie side by side and are projected together."""

@@ -2,22 +2,20 @@
 
 Released models begin with a pretrained encoder; one made from scratch begins here. The synthetic world knows the truth
 of every pixel, so that each patch of the very views that a model looks at (crops, context views, whole frames) has
-labels: colour, shape, pattern and size of its object, what that object touches, and in whole images how many objects
-are like it. The linear heads are thrown away afterwards.
+labels: colour, shape, pattern, size and angle of its object, what that object touches, and in whole images how many
+objects are like it and where the patch itself lies. The linear heads are thrown away afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import IterableDataset
 
 from pixelrefer_fast import ops
 from pixelrefer_fast.config import ModelConfig
@@ -26,14 +24,17 @@ from pixelrefer_fast.joint import Joint, join, together
 from pixelrefer_fast.ops.view_patches import LINEAR
 from pixelrefer_fast.patches import pack_patches
 from pixelrefer_fast.request import FrameSource, Request
+from pixelrefer_fast.train.pretraining import EndlessBatches
 from pixelrefer_fast.views import View, ViewPlan
 from pixelrefer_fast.world import Scene, make_scene
 from pixelrefer_fast.world.marked import scene_media, scene_region
-from pixelrefer_fast.world.things import COLORS, PATTERNS, SHAPES, SIZES
+from pixelrefer_fast.world.things import COLORS, PATTERNS, SHAPES, SIZES, SYMMETRY
 
 IGNORED = -100
 COVERED = 0.15  # part of a patch that an object covers, from which the patch shows it
 MOST_ALIKE = 6
+PLACES = 6  # into which each side of a whole image is parted
+ANGLES = 8  # into which a turn is parted, as far as a shape shows it
 HEADS = {
     "color": len(COLORS) + 1,  # the last: no object
     "shape": len(SHAPES),
@@ -43,7 +44,11 @@ HEADS = {
     "touched_shape": len(SHAPES) + 1,
     "same_color": MOST_ALIKE,  # objects of its colour in the image, less one
     "same_shape": MOST_ALIKE,
+    "angle": ANGLES,
+    "row": PLACES,
+    "column": PLACES,
 }
+COLUMN = {name: i for i, name in enumerate(HEADS)}  # of the labels
 
 
 @dataclass(frozen=True)
@@ -83,8 +88,8 @@ class PerceptionModel(nn.Module):
         return {"loss": torch.stack(losses).sum(), "accuracy": torch.stack(right)}
 
 
-class PerceptionData(IterableDataset[dict[str, PerceptionBatch]]):
-    """Batches of training scenes without end, half seen as Lite sees them and half as Full does.
+class PerceptionData(EndlessBatches):
+    """Batches of training scenes, half seen as Lite sees them and half as Full does.
 
     Args:
         lite, full: configs whose views are made.
@@ -92,35 +97,19 @@ class PerceptionData(IterableDataset[dict[str, PerceptionBatch]]):
         close: further scenes of a batch, of whose objects only close-ups are shown: a tenth of the patches of the views
             that models look at, so that shapes and patterns are learnt from many more objects.
         first_seed: of the first scene.
-        process, processes: each process of a training, and each worker of a process, takes every n-th batch.
     """
 
-    def __init__(
-        self,
-        lite: ModelConfig,
-        full: ModelConfig,
-        scenes: int,
-        close: int = 0,
-        first_seed: int = 0,
-        process: int = 0,
-        processes: int = 1,
-    ) -> None:
+    def __init__(self, lite: ModelConfig, full: ModelConfig, scenes: int, close: int = 0, first_seed: int = 0) -> None:
         self.configs = (lite, full)
         self.scenes, self.close = scenes, close
         self.first_seed = first_seed
-        self.process, self.processes = process, processes
 
-    def __iter__(self) -> Iterator[dict[str, PerceptionBatch]]:
-        worker = torch.utils.data.get_worker_info()
-        number, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        number, step = self.process + number * self.processes, step * self.processes
-        while True:
-            first = self.first_seed + number * (self.scenes + self.close)
-            scenes = [make_scene(seed) for seed in range(first, first + self.scenes)]
-            more = range(first + self.scenes, first + self.scenes + self.close)
-            close = [make_scene(seed, video=False) for seed in more]
-            yield {"batch": perception_batch(scenes, self.configs, close)}
-            number += step
+    def make(self, number: int) -> dict[str, PerceptionBatch]:
+        first = self.first_seed + number * (self.scenes + self.close)
+        scenes = [make_scene(seed) for seed in range(first, first + self.scenes)]
+        more = range(first + self.scenes, first + self.scenes + self.close)
+        close = [make_scene(seed, video=False) for seed in more]
+        return {"batch": perception_batch(scenes, self.configs, close)}
 
 
 def perception_batch(
@@ -166,7 +155,8 @@ def _close_ups(scenes: Sequence[Scene]) -> PerceptionBatch:
             plan.add(View(image, *box, side, side, LINEAR, side, side, 1))
     joint = Joint(plan, together(sources, list(range(len(scenes)))), ())
     labels = _labels(joint, scenes)
-    labels[:, 3:] = IGNORED  # sizes and neighbours are lost
+    for name in ("size", "touched_color", "touched_shape"):
+        labels[:, COLUMN[name]] = IGNORED  # lost, as nothing else is seen
     return PerceptionBatch(pack_patches(plan, joint.source), plan.grids, labels)
 
 
@@ -178,11 +168,14 @@ def _labels(joint: Joint, scenes: Sequence[Scene]) -> torch.Tensor:
     for view in joint.plan.views:
         scene, frame = owner[view.image]
         table = known[id(scene)][frame]
-        whole = (view.top, view.left, view.bottom, view.right) == (0, 0, *scene.size)
-        if not whole:
-            table = table.copy()
-            table[:, -2:] = IGNORED  # how many are alike shows in whole images only
-        found.append(table[_shown(view, scene.masks[:, frame])])
+        own = table[_shown(view, scene.masks[:, frame])]
+        if (view.top, view.left, view.bottom, view.right) == (0, 0, *scene.size):
+            high, wide = view.grid
+            own[:, COLUMN["row"]] = np.repeat(np.arange(high) * PLACES // high, wide)
+            own[:, COLUMN["column"]] = np.tile(np.arange(wide) * PLACES // wide, high)
+        else:  # how many are alike shows in whole images only
+            own[:, [COLUMN["same_color"], COLUMN["same_shape"]]] = IGNORED
+        found.append(own)
     grids = torch.tensor(joint.plan.grids, dtype=torch.int64).reshape(-1, 3)
     packed = ops.pack_views(grids, int((grids[:, 0] * grids[:, 1]).sum()))
     # patches of a merged view come in 2x2 order
@@ -217,6 +210,9 @@ def _object_labels(scene: Scene) -> list[np.ndarray]:
             table[i, 1:3] = shapes.index(thing.shape), patterns.index(thing.pattern)
             if scene.motions is None or scene.motions[i] not in ("growing", "shrinking"):
                 table[i, 3] = sizes.index(thing.size)
+            if thing.shape in SYMMETRY:
+                turn = scene.angles[i, frame] * SYMMETRY[thing.shape] / 360 % 1
+                table[i, COLUMN["angle"]] = int(turn * ANGLES) % ANGLES
             near = [j for j in range(len(things)) if j != i and not facts.apart[frame, i, j]]
             if not near:
                 table[i, 4:6] = len(colors), len(shapes)
@@ -235,8 +231,3 @@ def _object_labels(scene: Scene) -> list[np.ndarray]:
 def without_budget(config: ModelConfig) -> ModelConfig:
     """The config with a pixel budget that nothing here reaches, so that labels lie on the grids they are made for."""
     return replace(config, mm_max_length=1 << 20)
-
-
-def unwrap(batch: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the Trainer's loader makes of an item that is a whole batch already."""
-    return batch[0]

@@ -2,77 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
 
 from pixelrefer_fast.config import ModelConfig
 from pixelrefer_fast.encoder import EncoderLayer, VisionEncoder
-from pixelrefer_fast.train.optimizer import MuonAdamW, is_hidden_matrix
-from pixelrefer_fast.train.perception import HEADS, PerceptionData, PerceptionModel, unwrap, without_budget
-from pixelrefer_fast.train.processes import gradient_backend
+from pixelrefer_fast.train.perception import HEADS, PerceptionData, PerceptionModel, without_budget
+from pixelrefer_fast.train.pretraining import run_pretraining
+from pixelrefer_fast.train.processes import processes, wait
 
 ENCODER = "encoder.safetensors"
-LOG = "log.jsonl"
 FLOOR = 1e-4  # of the largest component's variance: what varies less is noise
 WHITENED = 8  # batches whose patches are looked at before the training
-
-
-class _PerceptionTrainer(Trainer):
-    """Logs the accuracy of each head with the loss."""
-
-    accuracy: torch.Tensor | None = None
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            assert self.model is not None
-            named = list(self.model.named_parameters())
-            matrices = [p for n, p in named if is_hidden_matrix(n, p)]
-            others = [p for n, p in named if not is_hidden_matrix(n, p)]
-            rate, decay = self.args.learning_rate, self.args.weight_decay
-            self.optimizer = MuonAdamW(
-                [
-                    {"params": matrices, "lr": rate, "weight_decay": decay, "muon": True},
-                    {"params": others, "lr": rate, "weight_decay": 0.0, "muon": False},
-                ],
-                (0.9, 0.98),
-            )
-        return self.optimizer
-
-    def get_train_dataloader(self) -> DataLoader:
-        # accelerate's loader asks each batch for a size, and ours has none
-        assert isinstance(self.train_dataset, PerceptionData)
-        return DataLoader(self.train_dataset, batch_size=1, collate_fn=unwrap, num_workers=1)
-
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        outputs = model(**inputs)
-        self.accuracy = outputs["accuracy"]
-        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self.accuracy is not None:
-            logs |= {f"accuracy/{name}": float(value) for name, value in zip(HEADS, self.accuracy, strict=True)}
-        super().log(logs, start_time)
-
-
-class _JsonLog(TrainerCallback):
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
 
 
 def pretrain(
@@ -107,54 +50,17 @@ def pretrain(
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
     model = PerceptionModel(VisionEncoder(lite.vision))
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=1,
-        learning_rate=learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=max(1, steps // 20),
-        weight_decay=0.01,
-        max_grad_norm=1.0,
-        bf16=True,
-        use_cpu=not torch.cuda.is_available(),
-        logging_steps=20,
-        save_steps=400,
-        save_total_limit=1,
-        seed=seed,
-        report_to=[],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        log_level="error",
-        ddp_backend=gradient_backend("auto"),
-    )
-    processes = arguments.world_size
-    data = PerceptionData(
-        without_budget(lite),
-        without_budget(full),
-        scenes // processes,
-        close // processes,
-        first_seed,
-        arguments.process_index,
-        processes,
-    )
-    trainer = _PerceptionTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=data,
-        callbacks=[_JsonLog(folder / LOG)],
-    )
-    trainer.remove_callback(PrinterCallback)
+    configs = without_budget(lite), without_budget(full)
     if start is None:
         look_around(model.encoder, lite.vision.num_layers - 1)
-        some = PerceptionData(data.configs[0], data.configs[1], scenes, close, first_seed)  # the same in all processes
-        whiten(model.encoder, torch.cat([item["batch"].patches for item in islice(some, WHITENED)]))
+        some = PerceptionData(*configs, scenes, close, first_seed)  # the same in all processes
+        whiten(model.encoder, torch.cat([some.make(i)["batch"].patches for i in range(WHITENED)]))
     else:
         load_encoder(model.encoder, start)
-    trainer.train(resume_from_checkpoint=resume)
-    if trainer.is_world_process_zero():
+    data = PerceptionData(*configs, scenes // processes(), close // processes(), first_seed)
+    if run_pretraining(model, data, list(HEADS), folder, steps, learning_rate, seed, resume):
         save_file({k: v.contiguous() for k, v in model.encoder.state_dict().items()}, folder / ENCODER)
-    trainer.accelerator.wait_for_everyone()  # nobody reads the file before it is written
+    wait()  # nobody reads the file before it is written
     return folder / ENCODER
 
 

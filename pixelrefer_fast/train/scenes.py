@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -59,15 +59,20 @@ class WorldSource:
         scene, questions = self.asked(index)
         return scene_samples(scene, questions, self._kind, self._world.fps, self._world.max_frames)
 
-    def asked(self, index: int) -> tuple[Any, list[Any]]:
+    def asked(self, index: int) -> tuple[Scene, list[Question]]:
         """Scene and questions of an item."""
-        from pixelrefer_fast.world import ask_about, make_scene
+        from pixelrefer_fast.world import ask_about
 
-        seed = self._world.first_seed + index
-        scene = make_scene(seed, self._world.split, self._world.video)
-        world = self._world
+        world, scene = self._world, self.scene(index)
+        seed = world.first_seed + index
         rounds = [ask_about(scene, seed + turn, world.categories, world.questions) for turn in range(world.rounds)]
         return scene, list({(q.text, q.objects): q for questions in rounds for q in questions}.values())
+
+    def scene(self, index: int) -> Scene:
+        """Scene of an item."""
+        from pixelrefer_fast.world import make_scene
+
+        return make_scene(self._world.first_seed + index, self._world.split, self._world.video)
 
     def malformed(self, index: int, reason: str) -> Malformed:
         return Malformed("world", self._world.first_seed + index, reason)

@@ -24,6 +24,9 @@ CATEGORIES = (
     "motion",
     "selection",
 )
+RELATIONS = ("side", "where", "larger", "touch", "same", "extreme")
+SELECTIONS = ("by look", "by color", "by shape", "by pattern", "by size", "by motion")
+KINDS = (*(c for c in CATEGORIES if c not in ("relation", "selection")), *RELATIONS, *SELECTIONS)
 REGION = "<region>"
 ORDINALS = ("the first", "the second", "the third", "the fourth")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
@@ -58,12 +61,14 @@ class Question:
         text: English with one `<region>` for each of `objects`, in their order.
         objects: numbers of the objects it is about, each once.
         answer: the one right answer, short and in lower case.
+        kind: what of its category it asks for: one of KINDS.
     """
 
     category: str
     text: str
     objects: tuple[int, ...]
     answer: str
+    kind: str
 
 
 def normalise(answer: str) -> str:
@@ -181,7 +186,9 @@ class _Asker:
     def _one(self, options: Sequence[int]) -> int:
         return options[int(self.rng.integers(len(options)))]
 
-    def _put(self, category: str, texts: Sequence[str], objects: Sequence[int], answer: str, **words: str) -> Question:
+    def _put(
+        self, category: str, texts: Sequence[str], objects: Sequence[int], answer: str, kind: str = "", **words: str
+    ) -> Question:
         """The question in one of its wordings; the wording may name a pair as {other} and {one}."""
         text = texts[int(self.rng.integers(len(texts)))]
         order = tuple(int(i) for i in objects)
@@ -193,7 +200,7 @@ class _Asker:
         asked = text.format(*regions, list=listed, **words)
         if self._chance(_NAMED):
             asked = name_objects(asked, self.scene.times is not None)
-        return Question(category, asked, order, answer)
+        return Question(category, asked, order, answer, kind or category)
 
     def _pairs(self, among: Sequence[int]) -> list[tuple[int, int]]:
         """All ordered pairs, in random order."""
@@ -278,7 +285,7 @@ class _Asker:
                 word = (("left of", "right of"), ("above", "below"))[axis][said > 0]
                 if axis == 0 and self._chance(0.4):
                     word = f"to the {word}"
-                return self._put("relation", wordings.SIDE, [a, b], _yes(said == side), word=word)
+                return self._put("relation", wordings.SIDE, [a, b], _yes(said == side), "side", word=word)
         return None
 
     def _where(self) -> Question | None:
@@ -288,7 +295,7 @@ class _Asker:
                 side = self._side(a, b, axis)
                 if side and (offset[:, axis] >= 2 * offset[:, 1 - axis]).all():
                     answer = (("left", "right"), ("above", "below"))[axis][side > 0]
-                    return self._put("relation", wordings.WHERE, [a, b], answer)
+                    return self._put("relation", wordings.WHERE, [a, b], answer, "where")
         return None
 
     def _compare(self) -> Question | None:
@@ -297,7 +304,7 @@ class _Asker:
                 word = "larger" if self._chance(0.5) else "smaller"
                 first = self._chance(0.5)
                 order = [a, b] if first == (word == "larger") else [b, a]
-                return self._put("relation", wordings.LARGER, order, ORDINALS[not first], word=word)
+                return self._put("relation", wordings.LARGER, order, ORDINALS[not first], "larger", word=word)
         return None
 
     def _touch(self) -> Question | None:
@@ -305,17 +312,17 @@ class _Asker:
         pairs = self._pairs(self.placed)
         yes = [p for p in pairs if touching[p]]
         no = [p for p in pairs if apart[p] and apart[p[::-1]]]
-        return self._yes_or_no(wordings.TOUCH, yes, no)
+        return self._yes_or_no("touch", wordings.TOUCH, yes, no)
 
     def _yes_or_no(
-        self, texts: Sequence[str], yes: list[tuple[int, int]], no: list[tuple[int, int]], **words: str
+        self, kind: str, texts: Sequence[str], yes: list[tuple[int, int]], no: list[tuple[int, int]], **words: str
     ) -> Question | None:
         """About a pair of those of which it holds, or of the others: as often a yes as a no, over many scenes."""
         wanted = self._chance(0.5)
         pairs = yes if wanted else no
         if not pairs or (not yes and self._chance(_NO_LEFT_OUT)):
             return None
-        return self._put("relation", texts, pairs[0], _yes(wanted), **words)
+        return self._put("relation", texts, pairs[0], _yes(wanted), kind, **words)
 
     def _same(self) -> Question | None:
         word = ("color", "shape", "pattern")[int(self.rng.integers(3))]
@@ -323,7 +330,7 @@ class _Asker:
         pairs = self._pairs(self.colored if word == "color" else self.clear)
         yes = [(a, b) for a, b in pairs if value[a] == value[b]]
         no = [(a, b) for a, b in pairs if value[a] != value[b]]
-        return self._yes_or_no(wordings.SAME, yes, no, word=word)
+        return self._yes_or_no("same", wordings.SAME, yes, no, word=word)
 
     def _extreme(self) -> Question | None:
         if len(self.placed) < 3:
@@ -334,7 +341,7 @@ class _Asker:
             chosen = [among[i] for i in self.rng.permutation(len(among))[:3]]
             best = self._best(chosen, word) if len(chosen) == 3 else None
             if best is not None:
-                return self._put("relation", wordings.EXTREME, chosen, ORDINALS[best], word=word)
+                return self._put("relation", wordings.EXTREME, chosen, ORDINALS[best], "extreme", word=word)
         return None
 
     def _best(self, chosen: Sequence[int], word: str) -> int | None:
@@ -421,7 +428,7 @@ class _Asker:
             target = int(self.rng.integers(many))
             what = self._phrase(kind, chosen, target)
             if what is not None:
-                return self._put("selection", wordings.SELECT, chosen, ORDINALS[target], what=what)
+                return self._put("selection", wordings.SELECT, chosen, ORDINALS[target], SELECTIONS[kind], what=what)
         return None
 
     def _phrase(self, kind: int, chosen: Sequence[int], target: int) -> str | None:

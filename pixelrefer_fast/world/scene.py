@@ -59,6 +59,7 @@ class Scene:
         whole: likewise, with what later objects cover; objects are in the order they were drawn, the first behind all.
         things: what each object is; a size is that of the first frame.
         motions: of each object of a video one of `motion.MOTIONS`, None for an image.
+        angles: (objects, frames), degrees by which each is turned clockwise from upright.
         seed: what it was made from.
         split: likewise.
     """
@@ -69,6 +70,7 @@ class Scene:
     whole: np.ndarray
     things: tuple[Thing, ...]
     motions: tuple[str, ...] | None
+    angles: np.ndarray
     seed: int
     split: str
 
@@ -120,11 +122,12 @@ class Scene:
 
 @dataclass(frozen=True)
 class _Sprite:
-    """One object as drawn about its own centre: a picture and a shift (x, y) of each frame."""
+    """One object as drawn about its own centre: a picture, a shift (x, y) and an angle in degrees of each frame."""
 
     thing: Thing
     drawn: tuple[Drawn, ...]
     shifts: tuple[tuple[int, int], ...]
+    angles: tuple[float, ...]
     edged: bool
 
     def room(self, height: int, width: int) -> tuple[int, int, int, int] | None:
@@ -253,6 +256,7 @@ def make_scene(seed: int, split: str = "train", video: bool | None = None) -> Sc
         canvas.whole(),
         placed,
         tuple(moves) if video else None,
+        np.array([s.angles for s in canvas.sprites]),
         int(seed),
         split,
     )
@@ -382,7 +386,7 @@ def _draw_sprite(
             continue
         pose = Pose(0.0, 0.0, across * path.factors[f], angle + path.angles[f])
         drawn.append(draw(thing, look, pose, unit, path.angles[f]))
-    return _Sprite(thing, tuple(drawn), path.shifts, look.edge is not None)
+    return _Sprite(thing, tuple(drawn), path.shifts, tuple(angle + a for a in path.angles), look.edge is not None)
 
 
 def _inside(rng: np.random.Generator, room: tuple[int, int, int, int]) -> tuple[int, int]:

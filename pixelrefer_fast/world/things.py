@@ -33,7 +33,10 @@ COLORS: dict[str, tuple[int, int, int]] = {
 }
 """RGB of each colour before its jitter."""
 
-TURNABLE = frozenset({"triangle", "star", "cross", "heart", "crescent", "arrow"})
+SYMMETRY: dict[str, int] = {"triangle": 3, "star": 5, "cross": 4, "heart": 1, "crescent": 1, "arrow": 1}
+"""Of the shapes that may be turned: in how many positions of a full turn each looks the same."""
+
+TURNABLE = frozenset(SYMMETRY)
 """Shapes whose name survives any rotation and on which rotation shows."""
 
 _TILT = 30.0  # degrees either way, of shapes that any rotation would leave their name

@@ -16,15 +16,13 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 @pytest.fixture
 def throughput(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    modules = {}
-    for name in ("_harness", "throughput"):
-        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        modules[name] = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, modules[name])
-        spec.loader.exec_module(modules[name])
-    return modules["throughput"]
+    spec = importlib.util.spec_from_file_location("throughput", BENCHMARKS / "throughput.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "throughput", module)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.parametrize("load", ["many masks", "mixed"])
@@ -50,7 +48,7 @@ def _result(throughput: ModuleType, ok: bool, seconds: float) -> dict[str, Any]:
         "kind": "lite",
         "parameters": 7_000_000,
     }
-    return {**throughput._harness.provenance(), **where, "sizes": [1, 32], "rows": [row]}
+    return {**throughput.machine.provenance(), **where, "sizes": [1, 32], "rows": [row]}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,21 @@ import pytest
 
 import pixelrefer_fast
 
-COMMANDS = ("describe", "ask", "encode", "convert", "verify", "doctor", "demo", "eval", "train", "world")
+COMMANDS = (
+    "describe",
+    "ask",
+    "encode",
+    "convert",
+    "verify",
+    "doctor",
+    "demo",
+    "eval",
+    "bench",
+    "profile",
+    "estimate",
+    "train",
+    "world",
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

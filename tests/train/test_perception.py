@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,10 +13,13 @@ from pixelrefer_fast.encoder import VisionEncoder
 from pixelrefer_fast.ops.rope2d import rope2d, rope2d_table
 from pixelrefer_fast.train.mini import VISION, make_tokenizer, mini_config, world_texts
 from pixelrefer_fast.train.perception import (
+    COLUMN,
     HEADS,
     IGNORED,
+    PLACES,
     PerceptionData,
     PerceptionModel,
+    _object_labels,
     perception_batch,
     without_budget,
 )
@@ -54,13 +58,38 @@ def test_labels_lie_where_the_patches_do(batch):
 def test_background_has_no_shape_and_objects_have_colors(batch):
     empty = batch.labels[:, 0] == NOTHING
     assert 0.2 < empty.float().mean() < 0.9
-    assert (batch.labels[empty, 1:] == IGNORED).all()
+    assert (batch.labels[empty, 1 : COLUMN["row"]] == IGNORED).all()
     assert (batch.labels[:, 0] != IGNORED).all()
     for i, size in enumerate(HEADS.values()):
         told = batch.labels[:, i][batch.labels[:, i] != IGNORED]
         assert len(told)
         assert told.min() >= 0
         assert told.max() < size
+
+
+def test_patches_of_whole_images_know_where_they_lie(batch):
+    whole = [i for i, grid in enumerate(batch.grids) if grid[2] == 2]  # Full's images and frames, in 2x2 order
+    first = np.cumsum([0, *(rows * columns for rows, columns, _ in batch.grids)])
+    for i in whole:
+        rows, columns, _ = batch.grids[i]
+        own = batch.labels[first[i] : first[i + 1]]
+        corner = own[[0, -1]]  # the first patch and the last
+        assert corner[:, COLUMN["row"]].tolist() == [0, (rows - 1) * PLACES // rows]
+        assert corner[:, COLUMN["column"]].tolist() == [0, (columns - 1) * PLACES // columns]
+        # the third patch of the 2x2 order stands below the first
+        assert own[2, COLUMN["row"]] == PLACES // rows
+        assert own[2, COLUMN["column"]] == 0
+
+
+def test_angles_are_told_as_far_as_shapes_show_them():
+    scenes = [s for s in map(make_scene, range(100)) if "star" in [t.shape for t in s.things]]
+    star = next(s for s in scenes if s.facts.visible.min() > 0.9)
+    i = [t.shape for t in star.things].index("star")
+    turned = replace(star, angles=star.angles + 72.0)
+    other = replace(star, angles=star.angles + 40.0)
+    tables = [_object_labels(scene)[0][i, COLUMN["angle"]] for scene in (star, turned, other)]
+    assert IGNORED not in tables
+    assert tables[0] == tables[1] != tables[2]
 
 
 def test_loss_falls():
@@ -120,9 +149,11 @@ def test_a_pretraining_writes_what_an_encoder_takes(tmp_path):
     assert 0 < moved < 0.01  # a step from where the first ended
 
 
-def test_processes_and_workers_share_the_scenes():
+def test_processes_and_workers_share_the_scenes(monkeypatch):
     def first(process: int) -> np.ndarray:
-        return next(iter(PerceptionData(*CONFIGS, 1, 0, 0, process, 2)))["batch"].patches.numpy()
+        monkeypatch.setenv("RANK", str(process))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        return next(iter(PerceptionData(*CONFIGS, 1)))["batch"].patches.numpy()
 
     assert not np.array_equal(first(0)[:50], first(1)[:50])
     assert np.array_equal(first(1), perception_batch([make_scene(1)], CONFIGS).patches.numpy())

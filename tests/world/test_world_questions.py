@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pixelrefer_fast.model import DESCRIBE_IMAGE, DESCRIBE_VIDEO
-from pixelrefer_fast.world import CATEGORIES, Question, Scene, ask_about, make_scene, normalise, wordings
+from pixelrefer_fast.world import CATEGORIES, Question, Scene, ask_about, make_scene, normalise, questions, wordings
 from pixelrefer_fast.world.things import COLORS, PATTERNS, SHAPES
 
 SEEDS = range(130)
@@ -301,6 +301,16 @@ def test_categories_are_the_agreed_ones():
     agreed = "name color pattern description relation counting context motion selection"
     assert " ".join(CATEGORIES) == agreed
     assert {q.category for _, q in asked()} == set(CATEGORIES)
+
+
+def test_every_kind_is_asked_and_belongs_to_one_category():
+    of = {q.kind: q.category for _, q in asked()}
+    assert set(of) == set(questions.KINDS)
+    assert len(set(questions.KINDS)) == len(questions.KINDS)
+    for _, q in asked():
+        assert of[q.kind] == q.category
+        if q.category == "relation":
+            assert wording(q.category, q.text)[0] == q.kind.upper()
 
 
 def test_texts_and_objects():

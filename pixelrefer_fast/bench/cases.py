@@ -1,31 +1,45 @@
 """What a benchmark of an operation declares: `benchmarks/ops/<op>.py` has `def cases() -> Iterator[Case]`.
 
-    from _case import Case, normal
+    from pixelrefer_fast.bench.cases import Case, normal
 
     def cases() -> Iterator[Case]:
         yield Case("rope2d", "5 patches", _arguments(5), flops=..., moved=..., smoke=True)
         yield Case("rope2d", "982 patches", _arguments(982), flops=..., moved=...)
 
-`benchmarks/ops_bench.py` measures them; `tests/test_benchmarks.py` runs every operation's smoke cases on the CPU, with
-the kernels in Triton's interpreter.
+`benchmarks/ops_bench.py` and `benchmarks/suite/test_ops.py` measure them (`bench.ops`); `tests/test_op_benchmarks.py`
+runs every operation's smoke cases on the CPU, with the kernels in Triton's interpreter.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 Arguments = tuple[Any, ...]
-Rivals = Mapping[str, Callable[[], Any]]
 
 
-def _no_rivals(arguments: Arguments) -> Rivals:
-    return {}
+@dataclass(frozen=True)
+class Rival:
+    """Other code for the same work, on arguments that it was made for.
+
+    Attributes:
+        run: does it.
+        results: of what `run` gives, the tensors that the operation gives, None for one that the rival does not make;
+            without it the rival's results are not checked.
+        partial: which part of the operation it does, where that is not all.
+    """
+
+    run: Callable[[], Any]
+    results: Callable[[Any], Sequence[torch.Tensor | None]] | None = None
+    partial: str = ""
+
+
+Rivals = Mapping[str, Callable[[Arguments], Rival]]
 
 
 @dataclass(frozen=True)
@@ -41,8 +55,9 @@ class Case:
         moved: bytes that the call must move, given the dtype: each input read once, each output written once.
         dtypes: float dtypes to measure; one entry for an operation on integers.
         smoke: small enough for Triton's interpreter (a second or two); not timed on a device.
-        rivals: other code for the same work, by name, on the same arguments; what it returns is not checked, None
-            apart. Imports what it needs itself and leaves out what is not installed.
+        rivals: other code for the same work, by name: what makes it for given arguments. That imports what it needs
+            itself, and raises where something is not installed.
+        owner: what computes it, with what is asked of an operation here; None: the operation of that name.
     """
 
     op: str
@@ -52,7 +67,14 @@ class Case:
     moved: Callable[[torch.dtype], int]
     dtypes: tuple[torch.dtype, ...] = FLOATS
     smoke: bool = False
-    rivals: Callable[[Arguments], Rivals] = _no_rivals
+    rivals: Rivals = field(default_factory=dict)
+    owner: Any = None
+
+    def operation(self) -> Any:
+        """What computes the case."""
+        from pixelrefer_fast.ops import registry
+
+        return registry()[self.op] if self.owner is None else self.owner
 
 
 def normal(shape: tuple[int, ...], seed: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
@@ -91,6 +113,8 @@ def call(op: Any, run: Callable[..., Any], arguments: Arguments) -> list[torch.T
 
 def written(op: Any) -> set[int]:
     """Places of the arguments that the operation writes to."""
+    if not op.mutates:
+        return set()
     names = [a.name for a in op.operator._schema.arguments]
     return {names.index(name) for name in op.mutates}
 
@@ -109,10 +133,12 @@ def expected(op: Any, arguments: Arguments) -> Expected:
     return Expected(exact, call(op, op.definition, arguments))
 
 
-def check(op: Any, wanted: Expected, results: Iterable[torch.Tensor]) -> Check:
-    """Judge the tensors of a `call`."""
-    checks = [Check(0.0, 0.0)]
+def check(op: Any, wanted: Expected, results: Iterable[torch.Tensor | None]) -> Check:
+    """Judge the tensors of a `call`, or of a rival: None where it makes none."""
+    checks = []
     for result, exact, own in zip(results, wanted.exact, wanted.plain, strict=True):
+        if result is None:
+            continue
         if result.shape != own.shape or result.dtype != own.dtype:
             checks.append(Check(math.inf, 0.0))
         elif not result.is_floating_point():
@@ -120,7 +146,8 @@ def check(op: Any, wanted: Expected, results: Iterable[torch.Tensor]) -> Check:
         elif result.numel():
             limit = 2 * _difference(own, exact) + op.tolerance[result.dtype]
             checks.append(Check(_difference(result, exact), limit))
-    return max(checks, key=lambda c: c.error - c.limit)
+    # one that is too large before all others, however small another's limit makes it look
+    return max(checks, key=lambda c: (not c.ok, c.error), default=Check(0.0, 0.0))
 
 
 def tensors(value: Any) -> Iterator[torch.Tensor]:

@@ -1,14 +1,109 @@
-"""Weights and pictures of the CPU benchmarks: full width, random, from seeds."""
+"""What is measured on: models of the released sizes with random weights, pictures, videos, masks, boxes."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
 
 WIDTH, LLM_WIDTH, TOKENS = 1152, 1536, 32  # D, C and n of the released 2B models
+LAYERS = 27  # of the vision encoder
 VISION = {"hidden_size": WIDTH, "num_attention_heads": 16, "intermediate_size": 4304}
 REGION_PREFIX = "model.region_encoder."
 VISION_PREFIX = "model.vision_encoder.vision_encoder."
+COMMON = {
+    "mm_projector_type": "mlp2x_gelu",
+    "use_token_compression": True,
+    "spatial_merge_size": 2,
+    "mask_num": TOKENS,
+    "mm_max_length": 16384,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "hidden_act": "silu",
+}
+# Qwen2.5-1.5B-Instruct and Qwen2.5-7B-Instruct
+LLMS = {
+    "2b": {
+        "hidden_size": LLM_WIDTH,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+    },
+    "7b": {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+        "tie_word_embeddings": False,
+    },
+}
+KINDS = {"lite": "pixelreferlite_qwen2", "full": "pixelrefer_qwen2"}
+NAMES = tuple(f"{kind}-{size}" for kind in KINDS for size in LLMS)
+
+
+def model_config(name: str) -> Any:
+    """The `ModelConfig` of one of NAMES.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    from pixelrefer_fast.config import ModelConfig, VisionConfig
+
+    if name not in NAMES:
+        raise ValueError(f"model: expected one of {', '.join(NAMES)}, got {name!r}")
+    kind, size = name.split("-")
+    vision = VisionConfig.from_dict({**VISION, "num_hidden_layers": LAYERS}, "benchmarks")
+    return ModelConfig.from_dict({**COMMON, **LLMS[size], "model_type": KINDS[kind]}, vision)
+
+
+def load_model(name: str, device: str | torch.device, dtype: torch.dtype) -> Any:
+    """One of NAMES with random weights, or whatever `pixelrefer_fast.load` takes.
+
+    The tokenizer of a random model is the embedded model's: its few ids lie within the large embedding table.
+    """
+    import pixelrefer_fast as pf
+
+    if name not in NAMES:
+        return pf.load(name, device=device, dtype=dtype)
+    return random_model(model_config(name), device, dtype)
+
+
+def random_model(config: Any, device: str | torch.device, dtype: torch.dtype) -> Any:
+    """A model of this `ModelConfig` with weights from a seed, made on the device."""
+    import pixelrefer_fast as pf
+    from pixelrefer_fast.checkpoint import open_checkpoint
+    from pixelrefer_fast.embedded import embedded_folder
+    from pixelrefer_fast.loading import restore_buffers
+
+    tokenizer = open_checkpoint(embedded_folder()).tokenizer()
+    with torch.device("meta"):
+        model = (pf.PixelReferLite if config.kind == "lite" else pf.PixelRefer)(config, tokenizer, {})
+    model.to(dtype).to_empty(device=device)
+    restore_buffers(model, torch.device(device))
+    generator = torch.Generator(device).manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(1.0).add_(0.1 * torch.randn(parameter.shape, generator=generator, device=device))
+            else:
+                parameter.normal_(0, 0.02, generator=generator)
+    return model.eval()
+
+
+def weight_bytes(model: Any) -> tuple[int, int]:
+    """(of the whole model, of what a decode step reads: the LLM without the rows of its embedding table)."""
+    everything = sum(p.numel() * p.element_size() for p in model.parameters())
+    llm = sum(p.numel() * p.element_size() for p in model.llm.parameters())
+    table = model.llm.get_input_embeddings().weight
+    tied = model.llm.lm_head.weight is table
+    return everything, llm - (0 if tied else table.numel() * table.element_size())
 
 
 def normal(shape: tuple[int, ...], seed: int) -> torch.Tensor:
@@ -86,6 +181,13 @@ def picture(height: int, width: int, seed: int) -> np.ndarray:
     return pixels.permute(1, 2, 0).round().to(torch.uint8).contiguous().numpy()
 
 
+def video(frames: int, height: int, width: int, seed: int) -> np.ndarray:
+    """(frames, H, W, 3) uint8: a window that moves over one large picture, four pixels a frame each way."""
+    step = 4
+    scene = picture(height + step * (frames - 1), width + step * (frames - 1), seed)
+    return np.stack([scene[step * i : step * i + height, step * i : step * i + width] for i in range(frames)])
+
+
 def blobs(count: int, height: int, width: int, seed: int) -> np.ndarray:
     """(count, H, W) uint8 of 0 and 1: wavy ellipses of varied size, each wholly inside the picture."""
     random = np.random.default_rng(seed)
@@ -100,3 +202,12 @@ def blobs(count: int, height: int, width: int, seed: int) -> np.ndarray:
         edge = 1 + sum(random.uniform(-0.08, 0.08) * np.sin(k * angle + random.uniform(0, 6)) for k in range(2, 6))
         masks[i] = ((y - centre_y) / radius_y) ** 2 + ((x - centre_x) / radius_x) ** 2 <= edge**2
     return masks
+
+
+def boxes(count: int, height: int, width: int, seed: int = 1) -> list[list[int]]:
+    """As many boxes (x0, y0, x1, y1), of about a hundredth of the picture each, from a seed."""
+    random = np.random.default_rng(seed)
+    tall, wide = max(1, height // 9), max(1, width // 12)
+    tops = random.integers(0, height - tall, count)
+    lefts = random.integers(0, width - wide, count)
+    return [[int(x), int(y), int(x) + wide, int(y) + tall] for x, y in zip(lefts, tops, strict=True)]

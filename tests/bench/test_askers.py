@@ -1,0 +1,129 @@
+"""Who is asked: answers of a fixed length, counts by stage, and a check that finds what is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pixelrefer_fast import ops
+from pixelrefer_fast.bench import whole
+from pixelrefer_fast.bench.askers import (
+    Ours,
+    answer_all,
+    as_measured,
+    check,
+    counted,
+    definitions,
+    object_tokens,
+    stage_counts,
+)
+from pixelrefer_fast.costs import measure
+
+
+@pytest.fixture(scope="module")
+def load() -> whole.Load:
+    return whole.image_load("two objects", (112, 140), 2)
+
+
+def test_answers_have_the_length_that_is_asked_for(small_lite: Any, load: whole.Load) -> None:
+    ends, prefixes = small_lite.decoder.end_ids, small_lite.decoder.prefix_bytes
+    ours = Ours(small_lite)
+    with as_measured(small_lite):
+        answers = answer_all(ours, load.requests, 30)
+        assert [len(own) for own in answers] == [30, 30]
+        first = load.requests[0]
+        assert ours.ask(first.media, first.question, first.regions, 30) == answers[0]
+        assert small_lite.decoder.memory()["prefixes"] == 0  # the next call finds nothing computed
+    assert (small_lite.decoder.end_ids, small_lite.decoder.prefix_bytes) == (ends, prefixes)
+    text = small_lite.ask(first.media, first.question, list(first.regions), max_new_tokens=30)
+    given = small_lite.decoder.text(answers[0])
+    assert given.startswith(text)
+
+
+def test_bad_requests_raise_what_is_wrong_with_them(small_lite: Any, load: whole.Load) -> None:
+    bad = whole.Request(load.requests[0].media, "no tag", load.requests[0].regions)
+    with pytest.raises(ValueError, match="region"):
+        Ours(small_lite).answers([load.requests[0], bad], 2)
+
+
+@pytest.mark.parametrize("kind", ["lite", "full"])
+def test_stages_count_what_the_costs_of_a_question_are(
+    kind: str, load: whole.Load, request: pytest.FixtureRequest
+) -> None:
+    model: Any = request.getfixturevalue(f"small_{kind}")
+    ours, one = Ours(model), load.requests[:1]
+    with as_measured(model):
+        counts = stage_counts(ours, lambda tokens: ours.answers(one, tokens), 4)
+        costs = measure(model, one[0].media, one[0].question, list(one[0].regions), max_new_tokens=4, repeats=1)
+    assert counts["encoder"].flops == costs.encoder_flops
+    assert counts["region"].flops + counts["projector"].flops == costs.region_flops
+    assert (counts["projector"].flops > 0) == (kind == "full")
+    assert counts["prefill"].flops == costs.prefill_flops
+    assert counts["decode"].flops == costs.decode_flops
+    assert all(own.launches.total() > 0 for name, own in counts.items() if name != "projector" or kind == "full")
+
+
+def test_counting_leaves_the_model_as_it_was(small_lite: Any) -> None:
+    from pixelrefer_fast import model as module
+
+    pack = module.pack_patches
+    with counted(small_lite) as counts:
+        assert module.pack_patches is not pack
+    assert counts.keys() == {"views", "encoder", "region", "projector", "prompt", "decoder"}
+    assert module.pack_patches is pack
+    for owner, name in ((small_lite.encoder, "forward"), (small_lite.decoder, "advance"), (small_lite, "embed_prompt")):
+        assert name not in vars(owner)
+
+
+def test_another_number_of_object_tokens(small_lite: Any, load: whole.Load) -> None:
+    before = small_lite.config.mask_num
+    with object_tokens(small_lite, before + 3):
+        assert len(Ours(small_lite).encode(load.requests[0].media, load.requests[0].regions)) == before + 3
+    assert small_lite.config.mask_num == before
+
+
+def test_the_definitions_compute_while_they_are_asked_to(small_lite: Any) -> None:
+    language = small_lite.decoder.language_model
+    parts = small_lite.encoder, small_lite.object_tokenizer
+    with definitions(small_lite, torch.float64):
+        assert (small_lite.backend, language.backend) == ("torch", "torch")
+        assert small_lite.dtype == torch.float64
+        assert next(small_lite.llm.parameters()).dtype == torch.float32
+    assert (small_lite.backend, language.backend) == ("auto", "auto")
+    assert (small_lite.encoder, small_lite.object_tokenizer) == parts
+    assert small_lite.dtype == torch.float32
+
+
+def test_what_is_right_is_found_right(small_lite: Any, load: whole.Load) -> None:
+    ours = Ours(small_lite)
+    with as_measured(small_lite):
+        found = check(ours, load.requests, answer_all(ours, load.requests, 3), 3)
+    assert found.ok
+    assert (found.equal, found.asked) == (2, 2)
+    assert found.error <= found.limit == 1e-4
+
+
+def test_wrong_answers_are_found(small_lite: Any, load: whole.Load) -> None:
+    ours = Ours(small_lite)
+    with as_measured(small_lite):
+        answers = answer_all(ours, load.requests, 3)
+        found = check(ours, load.requests, [answers[0], (0, 0, 0)], 3)
+    assert not found.ok
+    assert (found.equal, found.asked) == (1, 2)
+
+
+def test_wrong_object_tokens_are_found(small_lite: Any, load: whole.Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = ops.object_pool
+
+    def wrong(*args: Any, backend: str = "auto") -> Any:
+        pooled, normed = right(*args, backend=backend)
+        return pooled + (0.0 if backend == "torch" else 0.01), normed
+
+    monkeypatch.setattr(ops, "object_pool", wrong)
+    ours = Ours(small_lite)
+    with as_measured(small_lite):
+        found = check(ours, load.requests[:1], answer_all(ours, load.requests[:1], 1), 1)
+    assert not found.ok
+    assert found.error > found.limit
