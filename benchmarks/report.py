@@ -298,14 +298,8 @@ def page(documents: Sequence[Document]) -> str:
     ]
     for document in latest(documents, "bench"):
         lines += _section(document)
-    for document in latest(documents, "estimate"):
-        headings, rows = tables.estimate_table(document)
-        lines += [
-            f"## What `pixelrefer-fast estimate` says, against what was measured: {tables.machine_name(document)}",
-            f"`{document['command']}`; {tables.provenance_line(document)}. Estimated / measured (error).",
-            "",
-            tables.markdown(headings, rows),
-        ]
+    for place in ("cuda", "cpu"):
+        lines += _estimates([d for d in documents if d["benchmark"] == "estimate" and measured_on(d) == place])
     lines += [
         "## Elsewhere",
         "[Region stage and pixels to tokens against the reference's code](region_stage.md), [objects a second in "
@@ -315,6 +309,20 @@ def page(documents: Sequence[Document]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _estimates(documents: Sequence[Document]) -> list[str]:
+    """What was estimated for one kind of machine beside what was measured there, each case as it was measured last."""
+    last = {(row["case"], row.get("model"), row.get("dtype")): row for d in documents for row in d["rows"]}
+    if not last:
+        return []
+    headings, rows = tables.estimate_table(list(last.values()))
+    return [
+        f"## What `pixelrefer-fast estimate` says, against what was measured: {tables.machine_name(documents[-1])}",
+        f"`{documents[-1]['command']}`; {tables.provenance_line(documents[-1])}. Estimated / measured (error).",
+        "",
+        tables.markdown(headings, rows),
+    ]
 
 
 def _section(document: Document) -> list[str]:

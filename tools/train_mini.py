@@ -98,12 +98,13 @@ AGAIN = (
     Asked(World(MANY, 340_000_000, video=False, questions=14), 1),
     Asked(World(MANY, 360_000_000, video=True, questions=14, categories=MOVING), 1),
 )
+# each with the one it goes on from
 LANGUAGE = {
-    "lite": {"steps": 700, "learning_rate": 3e-3, "lessons": LESSONS},
-    "lite-again": {"steps": 400, "learning_rate": 2.5e-3, "lessons": ((0, AGAIN),), "fixed_symbols": True},
-    "full": {"steps": 220, "learning_rate": 2e-3, "lessons": ((0, LESSONS[-1][1]),)},
+    "lite": (None, {"steps": 700, "learning_rate": 3e-3, "lessons": LESSONS}),
+    "lite-again": ("lite", {"steps": 400, "learning_rate": 2.5e-3, "lessons": ((0, AGAIN),), "fixed_symbols": True}),
+    "full": ("lite-again", {"steps": 220, "learning_rate": 2e-3, "lessons": ((0, LESSONS[-1][1]),)}),
 }
-LAST_LANGUAGE = {"lite": "lite-again", "full": "full"}
+SPOKEN = {"lite": ("lite", "lite-again"), "full": ("lite", "lite-again", "full")}
 ALIGNMENT = {"steps": 400, "learning_rate": 2e-3}
 SEEN = ((World(MANY, 500_000_000, video=False), 5), (World(MANY, 600_000_000, video=True), 3))
 
@@ -121,19 +122,12 @@ def make_encoder(out: Path) -> None:
 
 def make_language(out: Path) -> None:
     """Pretrain the language models."""
-    start: Path | None = None
-    for name, settings in LANGUAGE.items():
+    for name, (earlier, settings) in LANGUAGE.items():
         folder = out / f"language-{name}"
         if not (folder / LANGUAGE_FILE).is_file():
-            pretrain_language(
-                _fresh(name.removesuffix("-again")),
-                folder=folder,
-                seed=SEED,
-                start=start,
-                resume=_begun(folder),
-                **settings,
-            )
-        start = folder / LANGUAGE_FILE
+            start = None if earlier is None else out / f"language-{earlier}" / LANGUAGE_FILE
+            model = _fresh(name.partition("-")[0])
+            pretrain_language(model, folder=folder, seed=SEED, start=start, resume=_begun(folder), **settings)
 
 
 def make_start(kind: str, out: Path) -> None:
@@ -141,7 +135,7 @@ def make_start(kind: str, out: Path) -> None:
     start = out / f"start-{kind}"
     if start.exists():
         return
-    encoder, language = out / f"encoder-{LAST}" / ENCODER, out / f"language-{LAST_LANGUAGE[kind]}" / LANGUAGE_FILE
+    encoder, language = out / f"encoder-{LAST}" / ENCODER, out / f"language-{SPOKEN[kind][-1]}" / LANGUAGE_FILE
     for part, file in (("encoder", encoder), ("language", language)):
         if not file.is_file():
             raise SystemExit(f"{file}: make it first (tools/train_mini.py {part} {out})")
@@ -179,11 +173,7 @@ def make_model(kind: str, out: Path) -> None:
         "config": (ROOT / "training" / written.name).read_text(encoding="utf-8"),
         "pretraining": {
             **{f"encoder, {name}": settings for name, settings in PRETRAINING.items()},
-            **{
-                f"language model, in symbols, {name}": {"steps": settings["steps"]}
-                for name, settings in LANGUAGE.items()
-                if kind == "full" or name.startswith("lite")
-            },
+            **{f"language model, in symbols, {name}": {"steps": LANGUAGE[name][1]["steps"]} for name in SPOKEN[kind]},
             "alignment of the vision side": ALIGNMENT,
         },
         "tokenizer_scenes": TOKENIZER_SCENES,

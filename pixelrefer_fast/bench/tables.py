@@ -184,20 +184,19 @@ def reference_table(document: Document) -> Table:
     return [*headings, "error", "answers alike"], lines
 
 
-def estimate_table(document: Document) -> Table:
-    """A line for each estimate that was held against a measurement."""
+def estimate_table(rows: Sequence[Row]) -> Table:
+    """A line for each estimated quantity, a column for each case that was measured."""
     names: list[str] = []
-    for row in rows_of(document, "estimate"):
+    for row in rows:
         names += [name for name in row["extra"].get("quantities", {}) if name not in names]
     lines = []
-    for row in rows_of(document, "estimate"):
-        quantities = row["extra"].get("quantities", {})
-        cells = [_estimated(name, quantities[name]) if name in quantities else "" for name in names]
-        lines.append([_title(row), *cells])
-    return ["", *names], lines
+    for name in names:
+        found = (row["extra"].get("quantities", {}).get(name) for row in rows)
+        lines.append([name, *("" if own is None else _estimated(own) for own in found)])
+    return ["", *map(_title, rows)], lines
 
 
-def _estimated(name: str, found: Mapping[str, Any]) -> str:
+def _estimated(found: Mapping[str, Any]) -> str:
     estimated, measured, error = (found.get(key) for key in ("estimated", "measured", "error"))
     if estimated is None or measured is None:
         return ""

@@ -144,6 +144,17 @@ def test_a_run_against_the_reference_stands_beside_the_other(report: ModuleType,
     assert folders == ["cpu-embedded-lite", "cpu-embedded-lite-reference"]
 
 
+def test_estimates_of_several_runs_stand_side_by_side(report: ModuleType, tmp_path: Path) -> None:
+    for case, measured in (("image", 12.0), ("video", 20.0), ("image", 10.0)):
+        quantities = {"encoder flops": {"estimated": 9.0, "measured": measured, "error": 9.0 / measured - 1}}
+        row = whole_row(case, suite="estimate", extra={"quantities": quantities})
+        results.append(tmp_path / "results" / "estimate.json", document([row]) | {"benchmark": "estimate"})
+    assert run(report, tmp_path) == 0
+    text = (tmp_path / "docs" / "benchmarks.md").read_text()
+    assert "| encoder flops | 9 / 10 (-10%) | 9 / 20 (-55%) |" in text
+    assert "9 / 12" not in text  # measured again since
+
+
 def test_results_carried_back_are_added_once(
     report: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

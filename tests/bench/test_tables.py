@@ -8,6 +8,7 @@ import pytest
 from bench_rows import against_rows, curve_rows, document, left_out_row, reference_rows, whole_row
 
 from pixelrefer_fast.bench import tables
+from pixelrefer_fast.bench.results import Row
 
 
 def line(table: tables.Table, name: str) -> dict[str, str]:
@@ -80,12 +81,13 @@ def test_against_the_reference() -> None:
 
 
 def test_estimates_beside_measurements() -> None:
-    row = whole_row(
-        suite="estimate", extra={"quantities": {"flops": {"estimated": 9.0, "measured": 10.0, "error": -0.1}}}
-    )
-    headings, lines = tables.estimate_table(document([row]))
-    assert headings == ["", "flops"]
-    assert lines == [["one object, embedded:lite", "9 / 10 (-10%)"]]
+    def row(case: str, **quantities: float) -> Row:
+        found = {name: {"estimated": 9.0, "measured": x, "error": 9.0 / x - 1} for name, x in quantities.items()}
+        return whole_row(case, suite="estimate", extra={"quantities": found})
+
+    headings, lines = tables.estimate_table([row("image", flops=10.0), row("video", flops=8.0, bytes=9.0)])
+    assert headings == ["", "image, embedded:lite", "video, embedded:lite"]
+    assert lines == [["flops", "9 / 10 (-10%)", "9 / 8 (+12%)"], ["bytes", "", "9 / 9 (+0%)"]]
 
 
 def test_columns_of_nothing_are_left_out_and_markup_is_text() -> None:

@@ -16,7 +16,6 @@ from command_line import one_error_line
 from pixelrefer_fast.bench import against, askers, results, whole
 from pixelrefer_fast.cli import bench
 
-
 LONG = ("--seconds", "1000000")  # a busy machine leaves nothing out
 ALONE = ("--device", "cpu", "--against", "none")
 
