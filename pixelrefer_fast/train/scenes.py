@@ -53,7 +53,7 @@ class WorldSource:
         cost = (world.questions or ALL_QUESTIONS) * (QUESTION_TOKENS + marks * mask_num) + (
             150 if kind == "full" else 0
         )
-        self.costs = np.full(world.scenes, cost * world.rounds, np.int64)
+        self.costs = np.broadcast_to(np.int64(cost * world.rounds), (world.scenes,))  # one number, however many scenes
 
     def __getitem__(self, index: int) -> list[Sample]:
         scene, questions = self.asked(index)
