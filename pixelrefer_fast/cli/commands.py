@@ -11,6 +11,8 @@ import typer
 
 from pixelrefer_fast._version import __version__
 from pixelrefer_fast.cli.batch_options import BATCH_HELP, BatchFile, BatchOut, BatchSize, check_batch_options
+from pixelrefer_fast.cli.bench_command import EXAMPLES as BENCH_EXAMPLES
+from pixelrefer_fast.cli.bench_command import bench
 from pixelrefer_fast.cli.estimate_command import EXAMPLES as ESTIMATE_EXAMPLES
 from pixelrefer_fast.cli.estimate_command import estimate
 from pixelrefer_fast.cli.interrupts import clean_end
@@ -48,6 +50,14 @@ from pixelrefer_fast.cli.regions import (
     given_regions,
 )
 from pixelrefer_fast.cli.targets import check_target
+from pixelrefer_fast.cli.training_commands import (
+    EVAL_EXAMPLES,
+    TRAIN_EXAMPLES,
+    WORLD_EXAMPLES,
+    evaluate,
+    train,
+    world,
+)
 from pixelrefer_fast.embedded import EMBEDDED_LITE, LIMITS, TITLES
 from pixelrefer_fast.printable import safe_text
 
@@ -355,112 +365,8 @@ def demo(
             write_json(report, out)
 
 
-@app.command(
-    "eval", epilog=examples("eval --world", "eval --world --questions 5000 --json", "eval --world --model ./my-model")
-)
-def evaluate(
-    world: Annotated[
-        bool, typer.Option("--world", help="Ask about the synthetic world: the one set of questions there is.")
-    ] = False,
-    split: Annotated[str, typer.Option("--split", metavar="S", help="heldout or train.")] = "heldout",
-    questions: Annotated[int, typer.Option("--questions", metavar="N", help="How many, of all categories.")] = 2000,
-    models: Annotated[str, typer.Option("--models", metavar="lite,full", help="Which embedded ones.")] = "lite,full",
-    model: Annotated[
-        str | None, typer.Option("--model", metavar="FOLDER|ID", help="Another one instead.", show_default=False)
-    ] = None,
-    videos: Annotated[
-        float, typer.Option("--videos", metavar="SHARE", help="Of the questions but those about motion.")
-    ] = 0.4,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the first scene.")] = 1_000_000,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    backend: Backend = "auto",
-    as_json: AsJson = False,
-) -> None:
-    """Ask questions whose answers are known, and count the right ones by category."""
-    from pixelrefer_fast.cli.eval import models_asked, print_eval, run_eval
-
-    with reserved_stdout() as out:
-        if not world:
-            raise ValueError("eval: expected --world, the one set of questions there is, got none")
-        report = run_eval(models_asked(models, model), questions, split, seed, videos, device, dtype, backend)
-        if as_json:
-            write_json(report, out)
-        else:
-            print_eval(report, out)
-
-
-@app.command(
-    epilog=examples(
-        "bench --quick",
-        "bench --model lite-2b --device cuda --out results/",
-        "bench --model ./PixelRefer-Lite-2B --against ./PixelRefer-2B",
-        "bench --against reference --reference ../PixelRefer --json",
-    )
-)
-def bench(
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            metavar="NAME|FOLDER|ID",
-            help="lite-2b, lite-7b, full-2b, full-7b (random weights, no download; lite-2b is the default on a GPU), "
-            "embedded:lite (the default on a CPU), embedded:full, or a checkpoint.",
-            show_default=False,
-        ),
-    ] = None,
-    against: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--against",
-            metavar="WHAT",
-            help="full: the model's Full (the default where that needs no download), another model's name, none, "
-            "reference: the authors' code. May be given twice.",
-            show_default=False,
-        ),
-    ] = None,
-    reference: Annotated[
-        str | None, typer.Option("--reference", metavar="DIR", help="A checkout of the authors' code.")
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer points and calls: a minute or two.")] = False,
-    curves: Annotated[
-        bool, typer.Option("--curves/--no-curves", help="Whether time is measured against each size, too.")
-    ] = True,
-    seconds: Annotated[
-        float | None,
-        typer.Option(
-            "--seconds", metavar="N", help="Begin nothing that would end later. Default: 1200, quick: 120.", min=0.0
-        ),
-    ] = None,
-    graph_bytes: Annotated[
-        int, typer.Option("--graph-bytes", metavar="N", min=0, help="On a GPU: memory for CUDA graphs.")
-    ] = 0,
-    folder: Annotated[
-        str, typer.Option("--out", metavar="DIR", help="Where results and pictures go; made if missing.")
-    ] = "out/bench",
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    as_json: AsJson = False,
-) -> None:
-    """Measure whole questions, Full against Lite, the authors' code if given, and how time grows with each size."""
-    from pixelrefer_fast.cli import bench as benchmark
-
-    with reserved_stdout() as out:
-        plan = benchmark.planned(
-            model, against or [], reference, device, dtype, graph_bytes, quick, curves, seconds, folder
-        )
-        with benchmark.telling(plan) as told:
-            document = benchmark.run_bench(plan, told)
-        pictures = benchmark.draw(document, plan.folder)
-        if as_json:
-            write_json(document | {"saved": [str(path) for path in pictures]}, out)
-        else:
-            benchmark.print_bench(document, plan, pictures, out)
-    if wrong := benchmark.wrong(document):
-        print(f"failed: the check of {', '.join(wrong)}", file=sys.stderr)
-        raise typer.Exit(1)
-
-
+app.command("eval", epilog=EVAL_EXAMPLES)(evaluate)
+app.command(epilog=BENCH_EXAMPLES)(bench)
 app.command(epilog=ESTIMATE_EXAMPLES)(estimate)
 
 
@@ -559,55 +465,8 @@ def profile(
             profiling.print_profile(asked, found, trace, calls, kernel, out)
 
 
-@app.command(epilog=examples("train lite.yaml", "train lite.yaml --check", "train lite.yaml --resume --json"))
-def train(
-    config: Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="What to train; docs/training.md has the keys.")],
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is in the output folder.")] = False,
-    folder: Annotated[
-        str | None, typer.Option("--out", metavar="DIR", help="Write there instead of where the file says.")
-    ] = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="Read all samples of the files and their media; no training.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Train or fine-tune a checkpoint on samples in the released format."""
-    from pixelrefer_fast.cli.train import print_check, print_training, run_check, run_training
-
-    with reserved_stdout() as out, clean_end():
-        report = run_check(config) if check else run_training(config, resume, folder)
-        if as_json:
-            write_json(report, out)
-        else:
-            (print_check if check else print_training)(report, out)
-
-
-@app.command(epilog=examples("world ./world --scenes 1000", "world ./held --split heldout --annotation --lines"))
-def world(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder to write; must not exist or be empty.")],
-    scenes: Annotated[int, typer.Option("--scenes", metavar="N", min=1, help="How many images and videos.")] = 100,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of the first scene.")] = 0,
-    split: Annotated[str, typer.Option("--split", metavar="S", help="train or heldout.")] = "train",
-    one_frame: Annotated[
-        bool, typer.Option("--one-frame", help="Mark objects of a video in one frame, as PixelRefer takes them.")
-    ] = False,
-    annotation: Annotated[bool, typer.Option("--annotation", help="Videos' masks in VideoRefer-700K's form.")] = False,
-    lines: Annotated[bool, typer.Option("--lines", help="One sample a line instead of a JSON list.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Write scenes of the synthetic world with their questions, in the released training format."""
-    from pixelrefer_fast.cli.train import run_world
-
-    with reserved_stdout() as out, clean_end():
-        report = run_world(folder, scenes, seed, split, "full" if one_frame else "lite", annotation, lines)
-        if as_json:
-            write_json(report, out)
-        else:
-            print(
-                f"{report['file']}: {report['samples']} samples about {report['images']} images and "
-                f"{report['videos']} videos",
-                file=out,
-            )
+app.command(epilog=TRAIN_EXAMPLES)(train)
+app.command(epilog=WORLD_EXAMPLES)(world)
 
 
 def _model_name(model: str | None) -> str:

@@ -106,9 +106,8 @@ def _answer(model, question):
     return [*model.tokenizer(question.answer, add_special_tokens=False)["input_ids"], 0]
 
 
+@pytest.mark.parametrize("model", ["full"], indirect=True)
 def test_cells_lie_as_vision_tokens_do(model):
-    if model.kind == "lite":
-        pytest.skip("Lite has no vision tokens")
     scene = scene_with(True)
     batch = alignment_batch([scene], model.config, model.tokenizer, 0)
     assert len(batch.cells) == len(batch.seen.kept) <= sum(r * c for r, c in scene_grids_of(model, scene))
