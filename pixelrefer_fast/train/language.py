@@ -20,11 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pixelrefer_fast.config import ModelConfig
-from pixelrefer_fast.joint import join
+from pixelrefer_fast.joint import plan_request
 from pixelrefer_fast.llm_attention import pack
 from pixelrefer_fast.request import Request
 from pixelrefer_fast.train.batch import Sample, Scenes, pack_texts, write_text
 from pixelrefer_fast.train.config import World
+from pixelrefer_fast.train.module import answer_logits
 from pixelrefer_fast.train.pretraining import EndlessBatches, each_once, run_pretraining
 from pixelrefer_fast.train.processes import processes, wait
 from pixelrefer_fast.train.scenes import WorldSource, scene_samples
@@ -106,19 +107,7 @@ class LanguageModel(nn.Module):
         """{"loss": mean cross-entropy of the answers' tokens, "accuracy": (categories,) of those tokens}."""
         text = batch.text
         tokens = torch.cat([self.symbols.object_embed(batch.objects), self.symbols.cell_embed(batch.cells)])
-        embeds = self.llm.get_input_embeddings()(text["input_ids"])
-        embeds = embeds.index_copy(0, text["slots"], tokens[text["rows"]].to(embeds.dtype))
-        hidden = self.llm.model(
-            inputs_embeds=embeds[None],
-            position_ids=text["position_ids"][None],
-            use_cache=False,
-            cu_seq_lens_q=text["cu_queries"],
-            cu_seq_lens_k=text["cu_keys"],
-            max_length_q=text["longest_query"],
-            max_length_k=text["longest_key"],
-            key_rows=text["keys"],
-        ).last_hidden_state[0]
-        logits = self.llm.lm_head(hidden[text["learnt"]]).float()
+        logits = answer_logits(self.llm, tokens, text)
         right = (logits.detach().argmax(1) == text["targets"]).float()
         kinds = F.one_hot(batch.kinds, self.categories).float()
         accuracy = right @ kinds / kinds.sum(0).clamp(min=1)
@@ -212,7 +201,7 @@ def language_batch(
 
 def scene_grids(config: ModelConfig, request: Request) -> list[tuple[int, int]]:
     """Full: rows and columns of the vision tokens of each whole image or frame."""
-    plan = join(config, [request.single(0)]).plan
+    plan = plan_request(config, request.single(0))
     views = [plan.views[i] for i in plan.scene]
     return [(view.grid[0] // view.merge, view.grid[1] // view.merge) for view in views]
 

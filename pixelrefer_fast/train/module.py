@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -49,24 +52,7 @@ class TrainingModel(nn.Module):
 
     def logits(self, batch: PackedBatch) -> torch.Tensor:
         """(A, V) float32 logits at the places whose next token is learnt; `batch` lies on the model's device."""
-        llm = self.model.llm
-        embeds = self.embeds(batch)
-        hidden = llm.model(
-            inputs_embeds=embeds[None],
-            position_ids=batch.position_ids[None],
-            use_cache=False,
-            cu_seq_lens_q=batch.cu_queries,
-            cu_seq_lens_k=batch.cu_keys,
-            max_length_q=batch.longest_query,
-            max_length_k=batch.longest_key,
-            key_rows=batch.keys,
-        ).last_hidden_state[0]
-        return llm.lm_head(hidden[batch.learnt]).float()
-
-    def embeds(self, batch: PackedBatch) -> torch.Tensor:
-        """(L, C) embeddings of the packed text with object and vision tokens in their places."""
-        embeds = self.model.llm.get_input_embeddings()(batch.input_ids)
-        return embeds.index_copy(0, batch.slots, self.tokens(batch)[batch.rows].to(embeds.dtype))
+        return answer_logits(self.model.llm, self.tokens(batch), vars(batch))
 
     def tokens(self, batch: PackedBatch) -> torch.Tensor:
         """(T + Z, C) object tokens and after them the kept vision tokens."""
@@ -88,3 +74,29 @@ class TrainingModel(nn.Module):
             else:
                 runs.append([merge, start, stop])
         return torch.cat([self.model.projector(features[start:stop], merge) for merge, start, stop in runs])
+
+
+def answer_logits(llm: Any, tokens: torch.Tensor, text: Mapping[str, Any]) -> torch.Tensor:
+    """What a packed language model says where the next token is learnt.
+
+    Args:
+        llm: of transformers, after `llm_attention.pack`.
+        tokens: (T + Z, C) object tokens and after them the kept vision tokens.
+        text: by name, `PackedBatch`'s fields from `input_ids` on; all on one device.
+
+    Returns:
+        (A, V) float32 logits.
+    """
+    embeds = llm.get_input_embeddings()(text["input_ids"])
+    embeds = embeds.index_copy(0, text["slots"], tokens[text["rows"]].to(embeds.dtype))
+    hidden = llm.model(
+        inputs_embeds=embeds[None],
+        position_ids=text["position_ids"][None],
+        use_cache=False,
+        cu_seq_lens_q=text["cu_queries"],
+        cu_seq_lens_k=text["cu_keys"],
+        max_length_q=text["longest_query"],
+        max_length_k=text["longest_key"],
+        key_rows=text["keys"],
+    ).last_hidden_state[0]
+    return llm.lm_head(hidden[text["learnt"]]).float()
