@@ -47,65 +47,54 @@ SEED = 0
 TOKENIZER_SCENES = 3000
 QUESTIONS = 4500
 # of the encoder, one after the other: close-ups of single objects, then the views that the models look at
-PRETRAINING = {
+PRETRAINING: dict[str, dict[str, Any]] = {
     "close-ups": {"steps": 900, "scenes": 0, "close": 64, "learning_rate": 3e-3},
     "views-1": {"steps": 420, "scenes": 6, "close": 12, "learning_rate": 2e-3, "first_seed": 1_000_000},
     "views-2": {"steps": 650, "scenes": 6, "close": 12, "learning_rate": 2.5e-3, "first_seed": 1_500_000},
     "views-3": {"steps": 1400, "scenes": 6, "close": 12, "learning_rate": 2.5e-3, "first_seed": 1_700_000},
     "views-4": {"steps": 900, "scenes": 6, "close": 12, "learning_rate": 2e-3, "first_seed": 1_800_000},
+    "views-5": {"steps": 3500, "scenes": 4, "close": 8, "whole": 16, "learning_rate": 2.5e-3, "first_seed": 2_000_000},
 }
-LAST = "views-4"
+LAST = "views-5"
 MANY = 10**5
 MOVING = ("motion", "relation", "selection", "description", "context", "counting")
-ALL = Asked(World(MANY, 30_000_000, video=False, questions=12), 2)
 
 
-def _compared(first_seed: int, scenes: int, category: str, kinds: tuple[str, ...] | None = None) -> Asked:
-    return Asked(World(MANY, first_seed, video=False, rounds=8, categories=(category,)), scenes, kinds)
+def _compared(first_seed: int, scenes: int, category: str) -> Asked:
+    return Asked(World(MANY, first_seed, video=False, rounds=8, categories=(category,)), scenes)
+
+
+def _mixed(first_seed: int) -> tuple[Asked, ...]:
+    """Everything, and more of what needs several objects or the whole image."""
+    return (
+        _compared(first_seed, 2, "relation"),
+        _compared(first_seed + 20_000_000, 2, "selection"),
+        _compared(first_seed + 40_000_000, 2, "counting"),
+        Asked(World(MANY, first_seed + 60_000_000, video=True, rounds=2, categories=MOVING), 2),
+        _compared(first_seed + 80_000_000, 2, "context"),
+        Asked(World(MANY, first_seed + 100_000_000, video=False, questions=14), 3),
+    )
 
 
 # the first step of each lesson, and what is asked in its batches
 LESSONS = (
-    (0, (_compared(20_000_000, 9, "relation", ("where", "side")),)),
-    (100, (_compared(40_000_000, 4, "relation"), _compared(60_000_000, 3, "relation", ("where", "side")), ALL)),
-    (
-        210,
-        (
-            _compared(80_000_000, 3, "relation"),
-            _compared(100_000_000, 4, "selection"),
-            _compared(120_000_000, 2, "counting"),
-            _compared(140_000_000, 2, "context"),
-            ALL,
-        ),
-    ),
-    (
-        400,
-        (
-            _compared(160_000_000, 2, "relation"),
-            _compared(180_000_000, 2, "selection"),
-            _compared(200_000_000, 3, "counting"),
-            _compared(240_000_000, 2, "context"),
-            Asked(World(MANY, 260_000_000, video=False, questions=14), 5),
-            Asked(World(MANY, 220_000_000, video=True, rounds=2, categories=MOVING), 2),
-        ),
-    ),
+    (0, (_compared(20_000_000, 5, "relation"), _compared(40_000_000, 4, "selection"))),
+    (170, _mixed(160_000_000)),
 )
-# what was learnt least, once more; an alignment may run beside it
-AGAIN = (
-    _compared(280_000_000, 5, "selection"),
-    _compared(300_000_000, 4, "counting"),
-    _compared(320_000_000, 2, "relation", ("larger", "same", "extreme")),
-    Asked(World(MANY, 340_000_000, video=False, questions=14), 1),
-    Asked(World(MANY, 360_000_000, video=True, questions=14, categories=MOVING), 1),
-)
-# each with the one it goes on from
-LANGUAGE = {
-    "lite": (None, {"steps": 700, "learning_rate": 3e-3, "lessons": LESSONS}),
-    "lite-again": ("lite", {"steps": 400, "learning_rate": 2.5e-3, "lessons": ((0, AGAIN),), "fixed_symbols": True}),
-    "full": ("lite-again", {"steps": 220, "learning_rate": 2e-3, "lessons": ((0, LESSONS[-1][1]),)}),
+# each with the one it goes on from; an alignment may run beside those that leave the symbols as they are
+LANGUAGE: dict[str, tuple[str | None, dict[str, Any]]] = {
+    "lite": (None, {"steps": 340, "learning_rate": 3e-3, "lessons": LESSONS}),
+    "lite-again": (
+        "lite",
+        {"steps": 750, "learning_rate": 2.5e-3, "lessons": ((0, _mixed(460_000_000)),), "fixed_symbols": True},
+    ),
+    "full": ("lite-again", {"steps": 480, "learning_rate": 2.5e-3, "lessons": ((0, _mixed(760_000_000)),)}),
 }
 SPOKEN = {"lite": ("lite", "lite-again"), "full": ("lite", "lite-again", "full")}
-ALIGNMENT = {"steps": 400, "learning_rate": 2e-3}
+ALIGNMENT: dict[str, dict[str, Any]] = {
+    "lite": {"steps": 900, "learning_rate": 2e-3},
+    "full": {"steps": 600, "learning_rate": 2e-3},
+}
 SEEN = ((World(MANY, 500_000_000, video=False), 5), (World(MANY, 600_000_000, video=True), 3))
 
 
@@ -144,7 +133,7 @@ def make_start(kind: str, out: Path) -> None:
     seen = out / f"vision-{kind}"
     if not (seen / VISION_FILE).is_file():
         load_encoder(model.encoder, encoder)
-        align(model, symbols, SEEN, seen, seed=SEED, resume=_begun(seen), **ALIGNMENT)
+        align(model, symbols, SEEN, seen, seed=SEED, resume=_begun(seen), **ALIGNMENT[kind])
     load_vision(model, seen / VISION_FILE)
     model.save(start)
 
@@ -174,7 +163,7 @@ def make_model(kind: str, out: Path) -> None:
         "pretraining": {
             **{f"encoder, {name}": settings for name, settings in PRETRAINING.items()},
             **{f"language model, in symbols, {name}": {"steps": LANGUAGE[name][1]["steps"]} for name in SPOKEN[kind]},
-            "alignment of the vision side": ALIGNMENT,
+            "alignment of the vision side": ALIGNMENT[kind],
         },
         "tokenizer_scenes": TOKENIZER_SCENES,
         "stages": stages_of(config.output / LOG),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
+
+from pixelrefer_fast.embedded import EMBEDDED_LITE, LIMITS, TITLES
 
 RELEASED = tuple(f"Alibaba-DAMO-Academy/PixelRefer-{name}" for name in ("2B", "7B", "Lite-2B", "Lite-7B"))
 MODEL_VARIABLE = "PIXELREFER_FAST_MODEL"
@@ -53,3 +56,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdou
 def examples(*lines: str) -> str:
     """An epilog with one example a line."""
     return "Examples:\n\n" + "\n\n".join(f"$ pixelrefer-fast {line}".replace("[", r"\[") for line in lines)
+
+
+def chosen_model(model: str | None) -> str:
+    """The model asked for; without one the embedded Lite, said to be what it is."""
+    if model:
+        return model
+    print(
+        f"no --model and no {MODEL_VARIABLE}: using {TITLES[EMBEDDED_LITE]}, which is embedded; {LIMITS}. "
+        f"Released models: {', '.join(RELEASED)}",
+        file=sys.stderr,
+    )
+    return EMBEDDED_LITE

@@ -2,7 +2,8 @@
 
 Released models begin with a pretrained language model; one made from scratch begins here. Each object's tokens, and in
 the full model each vision token, are a linear map of what is true there (`symbols.py`), so that thousands of questions
-a minute can be asked. `alignment.py` then teaches the vision side to give such tokens.
+a minute can be asked, and the steps to their answers are told as well (`guidance.py`). `alignment.py` then teaches the
+vision side to give such tokens.
 """
 
 from __future__ import annotations
@@ -25,17 +26,21 @@ from pixelrefer_fast.llm_attention import pack
 from pixelrefer_fast.request import Request
 from pixelrefer_fast.train.batch import Sample, Scenes, pack_texts, write_text
 from pixelrefer_fast.train.config import World
-from pixelrefer_fast.train.module import answer_logits
+from pixelrefer_fast.train.guidance import Guidance, Guide, Told, guide
+from pixelrefer_fast.train.module import read_text
 from pixelrefer_fast.train.pretraining import EndlessBatches, each_once, run_pretraining
 from pixelrefer_fast.train.processes import processes, wait
 from pixelrefer_fast.train.scenes import WorldSource, scene_samples
 from pixelrefer_fast.train.symbols import (
     CELL_FACTS,
     CELL_PLACE,
+    LOOKS,
+    NEIGHBOUR_LOOKS,
     OBJECT_FACTS,
     OBJECT_PLACE,
     cell_symbols,
     object_symbols,
+    shown_objects,
 )
 from pixelrefer_fast.world import Question, Scene
 
@@ -71,12 +76,14 @@ class LanguageBatch:
         cells: (Z, CELL_FACTS) float32 of each kept vision token.
         text: `PackedBatch`'s tensors from `input_ids` on.
         kinds: (A,) int64, of each learnt token the number of its question's category.
+        guidance: what is found out on the way.
     """
 
     objects: torch.Tensor
     cells: torch.Tensor
     text: dict[str, Any]
     kinds: torch.Tensor
+    guidance: Guidance
 
 
 class Symbols(nn.Module):
@@ -92,6 +99,22 @@ class Symbols(nn.Module):
             with torch.no_grad():
                 linear.weight[:, places] *= PLACE_GAIN
 
+    def name(self, embedding: nn.Embedding, tokenizer: Any) -> None:
+        """Tell every look as the embedding of its word, and a neighbour's half as loud: to name a look and to match it
+        with a word is then the same for all looks."""
+
+        def words(some: Sequence[str]) -> torch.Tensor:
+            ids = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in some]
+            return torch.stack([embedding.weight[own].mean(0) for own in ids], 1)
+
+        with torch.no_grad():
+            named = torch.cat([words(looks) for looks in LOOKS], 1)
+            for linear in (self.object_embed, self.cell_embed):
+                linear.weight[:, : named.shape[1]] = named
+            for color, shape in NEIGHBOUR_LOOKS:
+                for first, looks in ((color, LOOKS[0]), (shape, LOOKS[1])):
+                    self.object_embed.weight[:, first : first + len(looks)] += words(looks) / 2
+
 
 class LanguageModel(nn.Module):
     """A language model that is told in symbols what is marked and seen."""
@@ -100,18 +123,22 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.llm = llm
         self.symbols = Symbols(llm.config.hidden_size)
+        self.guide = Guide(llm.config)
         self.categories = categories
         pack(llm)
 
     def forward(self, batch: LanguageBatch) -> dict[str, torch.Tensor]:
-        """{"loss": mean cross-entropy of the answers' tokens, "accuracy": (categories,) of those tokens}."""
+        """{"loss": mean cross-entropy of the answers' tokens and what the guide adds, "accuracy": (categories,) of
+        those tokens}."""
         text = batch.text
         tokens = torch.cat([self.symbols.object_embed(batch.objects), self.symbols.cell_embed(batch.cells)])
-        logits = answer_logits(self.llm, tokens, text)
+        read = read_text(self.llm, tokens, text, every_layer=True)
+        logits = self.llm.lm_head(read.last_hidden_state[0, text["learnt"]]).float()
         right = (logits.detach().argmax(1) == text["targets"]).float()
         kinds = F.one_hot(batch.kinds, self.categories).float()
         accuracy = right @ kinds / kinds.sum(0).clamp(min=1)
-        return {"loss": F.cross_entropy(logits, text["targets"]), "accuracy": accuracy}
+        guided = self.guide(self.llm, read.hidden_states, text, batch.guidance)
+        return {"loss": F.cross_entropy(logits, text["targets"]) + guided, "accuracy": accuracy}
 
 
 class LanguageData(EndlessBatches):
@@ -152,7 +179,7 @@ def language_batch(
     kinds: list[int] = []
     requests: dict[int, tuple[Request, int, tuple[int, ...]]] = {}  # with the scene's number and the objects
     counts: list[tuple[int, ...]] = []
-    kept, times, cells = [], [], []
+    kept, times, cells, shown = [], [], [], []
     for number, (scene, questions) in enumerate(asked):
         own = scene_samples(scene, questions, config.kind)
         for sample, question in zip(own, questions, strict=True):
@@ -165,19 +192,26 @@ def language_batch(
             times.append(scene.times)
             kept.append(_kept(scene, *grids[0], everything=not scene.video or rng.random() > STATIC))
             cells.append(np.concatenate([cell_symbols(scene, f, *grid) for f, grid in enumerate(grids)])[kept[-1]])
+            showing = [
+                (np.full(rows * columns, f), shown_objects(scene, f, rows, columns))
+                for f, (rows, columns) in enumerate(grids)
+            ]
+            shown.append(np.concatenate(showing, 1)[:, kept[-1]])
         elif full:
             counts.append(())
             times.append(None)
             kept.append(torch.zeros(0, dtype=torch.bool))
+            shown.append(np.zeros((2, 0), np.int64))
     place = {key: i for i, key in enumerate(requests)}
     of = [number if full else None for _, number, _ in requests.values()]
     scenes = Scenes(of, counts, kept, times)
 
     objects: list[np.ndarray] = []
     spans: list[tuple[int, list[int]]] = []  # first token and tokens of each mark, by request
+    marks: list[list[tuple[int, int, int]]] = []
     for request, number, marked in requests.values():
         scene = asked[number][0]
-        own_counts = []
+        own_counts, own_marks = [], []
         first = sum(map(len, objects))
         for i, frames in zip(marked, request.frames, strict=True):
             for frame in frames:
@@ -185,7 +219,9 @@ def language_batch(
                 tokens = min(config.mask_num, max(1, area // PATCH)) if full else config.mask_num
                 objects.append(_tokens(scene, i, frame, tokens, not full, rng))
                 own_counts.append(tokens)
+                own_marks.append((i, frame, tokens))
         spans.append((first, own_counts))
+        marks.append(own_marks)
     texts = []
     for sample in samples:
         number = place[id(sample.request)]
@@ -194,9 +230,19 @@ def language_batch(
     told = torch.from_numpy(np.concatenate(objects))
     seen = np.concatenate(cells) if cells else np.zeros((0, CELL_FACTS), np.float32)
     seen = seen + NOISE * rng.standard_normal(seen.shape, dtype=np.float32)
-    learnt = [kind for kind, text in zip(kinds, texts, strict=True) for _ in range(int((text.labels >= 0).sum()))]
+    learnt = [int((text.labels >= 0).sum()) for text in texts]
     packed = pack_texts(texts, [of[place[id(s.request)]] for s in samples], len(told))
-    return LanguageBatch(told, torch.from_numpy(seen), packed, torch.tensor(learnt))
+    of_scene = [
+        np.stack([len(told) + first + np.arange(own.shape[1]), *own], 1)
+        for first, own in zip(scenes.first, shown, strict=True)
+    ]
+    numbers = [place[id(sample.request)] for sample in samples]
+    every = [(scene, question) for scene, questions in asked for question in questions]
+    steps = [Told(*one, marks[number], count) for one, number, count in zip(every, numbers, learnt, strict=True)]
+    shows = [None if (seen_in := of[n]) is None else of_scene[seen_in] for n in numbers]
+    guidance = guide(steps, packed, len(told), shows)
+    categories = torch.tensor(kinds).repeat_interleave(torch.tensor(learnt))
+    return LanguageBatch(told, torch.from_numpy(seen), packed, categories, guidance)
 
 
 def scene_grids(config: ModelConfig, request: Request) -> list[tuple[int, int]]:
@@ -259,6 +305,7 @@ def pretrain_language(
 
     torch.manual_seed(seed)
     learner = LanguageModel(model.llm.requires_grad_(True), len(CATEGORIES))
+    learner.symbols.name(model.llm.get_input_embeddings(), model.tokenizer)
     if start is not None:
         learner.load_state_dict(load_file(start), strict=False)  # a tied head is in the file once
     learner.symbols.requires_grad_(not fixed_symbols)

@@ -77,19 +77,26 @@ class TrainingModel(nn.Module):
 
 
 def answer_logits(llm: Any, tokens: torch.Tensor, text: Mapping[str, Any]) -> torch.Tensor:
-    """What a packed language model says where the next token is learnt.
+    """What a packed language model says where the next token is learnt, (A, V) float32 logits; as `read_text`."""
+    hidden = read_text(llm, tokens, text).last_hidden_state[0]
+    return llm.lm_head(hidden[text["learnt"]]).float()
+
+
+def read_text(llm: Any, tokens: torch.Tensor, text: Mapping[str, Any], every_layer: bool = False) -> Any:
+    """Run a packed language model over a batch's text.
 
     Args:
         llm: of transformers, after `llm_attention.pack`.
         tokens: (T + Z, C) object tokens and after them the kept vision tokens.
         text: by name, `PackedBatch`'s fields from `input_ids` on; all on one device.
+        every_layer: give what every layer makes.
 
     Returns:
-        (A, V) float32 logits.
+        Of transformers: `last_hidden_state` (1, L, C) and, of every layer, `hidden_states`.
     """
     embeds = llm.get_input_embeddings()(text["input_ids"])
     embeds = embeds.index_copy(0, text["slots"], tokens[text["rows"]].to(embeds.dtype))
-    hidden = llm.model(
+    return llm.model(
         inputs_embeds=embeds[None],
         position_ids=text["position_ids"][None],
         use_cache=False,
@@ -98,5 +105,5 @@ def answer_logits(llm: Any, tokens: torch.Tensor, text: Mapping[str, Any]) -> to
         max_length_q=text["longest_query"],
         max_length_k=text["longest_key"],
         key_rows=text["keys"],
-    ).last_hidden_state[0]
-    return llm.lm_head(hidden[text["learnt"]]).float()
+        output_hidden_states=every_layer,
+    )

@@ -2,8 +2,9 @@
 
 Released models begin with a pretrained encoder; one made from scratch begins here. The synthetic world knows the truth
 of every pixel, so that each patch of the very views that a model looks at (crops, context views, whole frames) has
-labels: colour, shape, pattern, size and angle of its object, what that object touches, and in whole images how many
-objects are like it and where the patch itself lies. The linear heads are thrown away afterwards.
+labels: colour, shape, pattern, size and angle of its object, what that object touches, whether it hides a part of
+another or is hidden, and in whole images how many objects are like it and where the patch itself lies. The linear heads
+are thrown away afterwards.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ IGNORED = -100
 COVERED = 0.15  # part of a patch that an object covers, from which the patch shows it
 MOST_ALIKE = 6
 PLACES = 6  # into which each side of a whole image is parted
+COVERED_PIXELS = 15  # from which one object plainly hides a part of another
+COLOR_PIXELS = 24  # visible of each object, from which colours are counted
 ANGLES = 8  # into which a turn is parted, as far as a shape shows it
 HEADS = {
     "color": len(COLORS) + 1,  # the last: no object
@@ -47,7 +50,11 @@ HEADS = {
     "angle": ANGLES,
     "row": PLACES,
     "column": PLACES,
+    "hides": 2,  # a part of another object
+    "hidden": 2,  # in part by another
 }
+COUNTS = ("same_color", "same_shape")
+COUNTED = 3.0  # weight of what has to be read off the whole image, and would be learnt last
 COLUMN = {name: i for i, name in enumerate(HEADS)}  # of the labels
 
 
@@ -75,15 +82,16 @@ class PerceptionModel(nn.Module):
         self.heads = nn.Linear(encoder.config.hidden_size, sum(HEADS.values()))
 
     def forward(self, batch: PerceptionBatch) -> dict[str, torch.Tensor]:
-        """{"loss": sum over the heads of the cross-entropy per patch, "accuracy": (heads,)}."""
+        """{"loss": weighted sum over the heads of the cross-entropy per patch, "accuracy": (heads,)}."""
         logits = self.heads(self.encoder(batch.patches, batch.grids)).float().split(list(HEADS.values()), dim=1)
         losses, right = [], []
         # a label that few patches have counts little: its mean alone would be mostly noise
         least = (batch.labels[:, 1] != IGNORED).sum() / 2
-        for own, labels in zip(logits, batch.labels.unbind(1), strict=True):
+        for name, own, labels in zip(HEADS, logits, batch.labels.unbind(1), strict=True):
             told = labels != IGNORED
             summed = F.cross_entropy(own, labels, ignore_index=IGNORED, reduction="sum")
-            losses.append(summed / torch.maximum(told.sum(), least).clamp(min=1))
+            weight = COUNTED if name in COUNTS else 1.0
+            losses.append(weight * summed / torch.maximum(told.sum(), least).clamp(min=1))
             right.append((own.detach().argmax(1) == labels).sum() / told.sum().clamp(min=1))
         return {"loss": torch.stack(losses).sum(), "accuracy": torch.stack(right)}
 
@@ -96,31 +104,40 @@ class PerceptionData(EndlessBatches):
         scenes: of a batch.
         close: further scenes of a batch, of whose objects only close-ups are shown: a tenth of the patches of the views
             that models look at, so that shapes and patterns are learnt from many more objects.
+        whole: further images of a batch, of which only the whole view is shown: what is to be counted there is told
+            once a scene.
         first_seed: of the first scene.
     """
 
-    def __init__(self, lite: ModelConfig, full: ModelConfig, scenes: int, close: int = 0, first_seed: int = 0) -> None:
+    def __init__(
+        self, lite: ModelConfig, full: ModelConfig, scenes: int, close: int = 0, whole: int = 0, first_seed: int = 0
+    ) -> None:
         self.configs = (lite, full)
-        self.scenes, self.close = scenes, close
+        self.scenes, self.close, self.whole = scenes, close, whole
         self.first_seed = first_seed
 
     def make(self, number: int) -> dict[str, PerceptionBatch]:
-        first = self.first_seed + number * (self.scenes + self.close)
+        first = self.first_seed + number * (self.scenes + self.close + self.whole)
         scenes = [make_scene(seed) for seed in range(first, first + self.scenes)]
-        more = range(first + self.scenes, first + self.scenes + self.close)
-        close = [make_scene(seed, video=False) for seed in more]
-        return {"batch": perception_batch(scenes, self.configs, close)}
+        more = range(first + self.scenes, first + self.scenes + self.close + self.whole)
+        others = [make_scene(seed, video=False) for seed in more]
+        return {"batch": perception_batch(scenes, self.configs, others[: self.close], others[self.close :])}
 
 
 def perception_batch(
-    scenes: Sequence[Scene], configs: tuple[ModelConfig, ModelConfig], close: Sequence[Scene] = ()
+    scenes: Sequence[Scene],
+    configs: tuple[ModelConfig, ModelConfig],
+    close: Sequence[Scene] = (),
+    whole: Sequence[Scene] = (),
 ) -> PerceptionBatch:
-    """The views of scenes, in turn those of each config's model, and close-ups of the objects of others."""
+    """The views of scenes, in turn those of each config's model, close-ups of the objects of others, and the whole
+    views of yet others."""
     parts = []
     for turn, config in enumerate(configs):
-        own = scenes[turn :: len(configs)]
-        if own:
-            parts.append(_views_of(own, config))
+        for some, chosen in ((scenes, _every_view), (whole, _whole_views)):
+            own = some[turn :: len(configs)]
+            if own:
+                parts.append(chosen(own, config))
     if close:
         parts.append(_close_ups(close))
     return PerceptionBatch(
@@ -130,7 +147,28 @@ def perception_batch(
     )
 
 
-def _views_of(scenes: Sequence[Scene], config: ModelConfig) -> PerceptionBatch:
+def _every_view(scenes: Sequence[Scene], config: ModelConfig) -> PerceptionBatch:
+    return _seen(_joint(scenes, config), scenes)
+
+
+def _whole_views(scenes: Sequence[Scene], config: ModelConfig) -> PerceptionBatch:
+    joint = _joint(scenes, config)
+    plan = ViewPlan()
+    for view in joint.plan.views:
+        if _is_whole(view, joint.source.sizes[view.image]):
+            plan.add(view)
+    return _seen(replace(joint, plan=plan), scenes)
+
+
+def _is_whole(view: View, size: tuple[int, int]) -> bool:
+    return (view.top, view.left, view.bottom, view.right) == (0, 0, *size)
+
+
+def _seen(joint: Joint, scenes: Sequence[Scene]) -> PerceptionBatch:
+    return PerceptionBatch(pack_patches(joint.plan, joint.source), joint.plan.grids, _labels(joint, scenes))
+
+
+def _joint(scenes: Sequence[Scene], config: ModelConfig) -> Joint:
     requests: list[Request] = []
     for scene in scenes:
         source = FrameSource.of(scene_media(scene))
@@ -138,8 +176,7 @@ def _views_of(scenes: Sequence[Scene], config: ModelConfig) -> PerceptionBatch:
         for i in range(len(scene.things)):
             region = scene_region(scene, i, "full")  # one frame of each object: the others look alike
             requests.append(Request(source, [region], [region.frames or (0,)], whole))
-    joint = join(config, requests)
-    return PerceptionBatch(pack_patches(joint.plan, joint.source), joint.plan.grids, _labels(joint, scenes))
+    return join(config, requests)
 
 
 def _close_ups(scenes: Sequence[Scene]) -> PerceptionBatch:
@@ -155,7 +192,7 @@ def _close_ups(scenes: Sequence[Scene]) -> PerceptionBatch:
             plan.add(View(image, *box, side, side, LINEAR, side, side, 1))
     joint = Joint(plan, together(sources, list(range(len(scenes)))), ())
     labels = _labels(joint, scenes)
-    for name in ("size", "touched_color", "touched_shape"):
+    for name in ("size", "touched_color", "touched_shape", "hides", "hidden"):
         labels[:, COLUMN[name]] = IGNORED  # lost, as nothing else is seen
     return PerceptionBatch(pack_patches(plan, joint.source), plan.grids, labels)
 
@@ -169,12 +206,12 @@ def _labels(joint: Joint, scenes: Sequence[Scene]) -> torch.Tensor:
         scene, frame = owner[view.image]
         table = known[id(scene)][frame]
         own = table[_shown(view, scene.masks[:, frame])]
-        if (view.top, view.left, view.bottom, view.right) == (0, 0, *scene.size):
+        if _is_whole(view, scene.size):
             high, wide = view.grid
             own[:, COLUMN["row"]] = np.repeat(np.arange(high) * PLACES // high, wide)
             own[:, COLUMN["column"]] = np.tile(np.arange(wide) * PLACES // wide, high)
         else:  # how many are alike shows in whole images only
-            own[:, [COLUMN["same_color"], COLUMN["same_shape"]]] = IGNORED
+            own[:, [COLUMN[name] for name in COUNTS]] = IGNORED
         found.append(own)
     grids = torch.tensor(joint.plan.grids, dtype=torch.int64).reshape(-1, 3)
     packed = ops.pack_views(grids, int((grids[:, 0] * grids[:, 1]).sum()))
@@ -199,12 +236,19 @@ def _object_labels(scene: Scene) -> list[np.ndarray]:
     things, facts = scene.things, scene.facts
     clear = facts.visible.min(axis=1) >= 0.6
     plain = bool(clear.all()) and all(t.size in sizes for t in things)
+    colored = bool((facts.areas >= COLOR_PIXELS).all())
     tables = []
     for frame in range(len(scene.frames)):
         table = np.full((len(things) + 1, len(HEADS)), IGNORED, np.int64)
         table[-1, 0] = len(colors)
+        covers = facts.covers[frame]
         for i, thing in enumerate(things):
             table[i, 0] = colors.index(thing.color)
+            if colored:
+                table[i, COLUMN["same_color"]] = sum(t.color == thing.color for t in things) - 1
+            for name, most in (("hides", covers[i].max()), ("hidden", covers[:, i].max())):
+                if not 0 < most < COVERED_PIXELS:
+                    table[i, COLUMN[name]] = most > 0
             if thing.size not in sizes or not clear[i]:
                 continue
             table[i, 1:3] = shapes.index(thing.shape), patterns.index(thing.pattern)
@@ -222,8 +266,7 @@ def _object_labels(scene: Scene) -> list[np.ndarray]:
                 if clear[near[0]] and other.size in sizes:
                     table[i, 5] = shapes.index(other.shape)
             if plain:
-                table[i, 6] = sum(t.color == thing.color for t in things) - 1
-                table[i, 7] = sum(t.shape == thing.shape for t in things) - 1
+                table[i, COLUMN["same_shape"]] = sum(t.shape == thing.shape for t in things) - 1
         tables.append(table)
     return tables
 

@@ -25,6 +25,7 @@ def pretrain(
     steps: int,
     scenes: int = 4,
     close: int = 32,
+    whole: int = 0,
     learning_rate: float = 3e-3,
     start: Path | None = None,
     seed: int = 0,
@@ -37,7 +38,7 @@ def pretrain(
         lite, full: configs of one encoder, whose views it learns on.
         folder: for checkpoints, the log and the result.
         steps: optimiser steps.
-        scenes, close: of a step, as in `PerceptionData`.
+        scenes, close, whole: of a step, as in `PerceptionData`.
         learning_rate: the highest, after a warm-up over 5 % of the steps and before a cosine to zero.
         start: weights to go on from, of an earlier pretraining; None: fresh ones.
         seed: of the weights.
@@ -53,11 +54,12 @@ def pretrain(
     configs = without_budget(lite), without_budget(full)
     if start is None:
         look_around(model.encoder, lite.vision.num_layers - 1)
-        some = PerceptionData(*configs, scenes, close, first_seed)  # the same in all processes
+        some = PerceptionData(*configs, scenes, close, whole, first_seed)  # the same in all processes
         whiten(model.encoder, torch.cat([some.make(i)["batch"].patches for i in range(WHITENED)]))
     else:
         load_encoder(model.encoder, start)
-    data = PerceptionData(*configs, scenes // processes(), close // processes(), first_seed)
+    scenes, close, whole = (number // processes() for number in (scenes, close, whole))
+    data = PerceptionData(*configs, scenes, close, whole, first_seed)
     if run_pretraining(model, data, list(HEADS), folder, steps, learning_rate, seed, resume):
         save_file({k: v.contiguous() for k, v in model.encoder.state_dict().items()}, folder / ENCODER)
     wait()  # nobody reads the file before it is written

@@ -17,8 +17,12 @@ NEIGHBOURS = ("touched", "behind", "in front")
 USUAL = 35.0  # pixels across, of which sizes are told as logarithms of multiples
 SEEN = 0.15  # part of a cell that an object covers, from which the cell shows it
 _COLORS, _SIZES = tuple(COLORS), (*SIZES, TINY)
+LOOKS = (_COLORS, SHAPES, PATTERNS, _SIZES)
 _LOOK = len(_COLORS) + len(SHAPES) + len(PATTERNS) + len(_SIZES)
 _NEIGHBOUR = len(_COLORS) + 1 + len(SHAPES) + 1
+NEIGHBOUR_LOOKS = [
+    (_LOOK + 5 + k * _NEIGHBOUR, _LOOK + 6 + k * _NEIGHBOUR + len(_COLORS)) for k in range(len(NEIGHBOURS))
+]
 OBJECT_PLACE = slice(_LOOK, _LOOK + 3)
 OBJECT_FACTS = _LOOK + 5 + len(NEIGHBOURS) * _NEIGHBOUR + 2 * ALIKE
 CELL_PLACE = slice(_LOOK + 1, _LOOK + 6)
@@ -63,21 +67,26 @@ def cell_symbols(scene: Scene, frame: int, rows: int, columns: int) -> np.ndarra
     Of the object that a cell shows: colour, shape, pattern and size, centre and logarithm of the length, and how many
     are alike; where it shows none that it shows none. Of every cell where it lies.
     """
-    facts = scene.facts
+    facts, n = scene.facts, len(scene.things)
     height, width = scene.size
-    masks = scene.masks[:, frame].astype(np.float32)
-    cover = np.stack([cv2.resize(m, (columns, rows), interpolation=cv2.INTER_AREA).reshape(-1) for m in masks])
-    table = np.zeros((len(masks) + 1, CELL_FACTS), np.float32)
+    table = np.zeros((n + 1, CELL_FACTS), np.float32)
     table[-1, _LOOK] = 1.0
-    for i in range(len(masks)):
+    for i in range(n):
         if facts.areas[i, frame]:
             x, y = facts.centres[i, frame]
             place = [0, 0, 2 * y / height - 1, 2 * x / width - 1, np.log(facts.across[i, frame] / USUAL)]
             table[i] = np.concatenate([_look(scene, i), [0], place, _alike(scene, i)])
-    cells = table[np.where(cover.max(0) >= SEEN, cover.argmax(0), len(masks))]
+    cells = table[shown_objects(scene, frame, rows, columns)]
     cells[:, CELL_PLACE.start] = np.repeat(2 * (np.arange(rows) + 0.5) / rows - 1, columns)
     cells[:, CELL_PLACE.start + 1] = np.tile(2 * (np.arange(columns) + 0.5) / columns - 1, rows)
     return cells
+
+
+def shown_objects(scene: Scene, frame: int, rows: int, columns: int) -> np.ndarray:
+    """(rows * columns,) int64: the object that each cell of a frame shows, -1 where it shows none."""
+    masks = scene.masks[:, frame].astype(np.float32)
+    cover = np.stack([cv2.resize(m, (columns, rows), interpolation=cv2.INTER_AREA).reshape(-1) for m in masks])
+    return np.where(cover.max(0) >= SEEN, cover.argmax(0), -1)
 
 
 def _look(scene: Scene, i: int) -> np.ndarray:

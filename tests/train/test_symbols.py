@@ -26,7 +26,7 @@ from pixelrefer_fast.train.symbols import CELL_FACTS, OBJECT_FACTS, OBJECT_PLACE
 from pixelrefer_fast.world import CATEGORIES, ask_about, make_scene
 from pixelrefer_fast.world.things import COLORS, SHAPES
 
-SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+SMALL = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 6}
 COMPARED = Asked(World(1000, 0, video=False, rounds=4, categories=("relation",)), 2, ("where",))
 MIXED = (Asked(World(1000, 0, video=False, questions=6), 2), Asked(World(1000, 5000, video=True, questions=6), 1))
 LESSONS = ((0, MIXED), (3, (COMPARED,)))

@@ -1,0 +1,130 @@
+"""The options of `profile`; what it does is in `cli.profile`, which takes longer to import."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from pixelrefer_fast.cli.options import MODEL_VARIABLE, AsJson, Backend, Device, Dtype, chosen_model, examples
+from pixelrefer_fast.cli.output import reserved_stdout, write_json
+from pixelrefer_fast.cli.regions import (
+    Boxes,
+    FrameNumber,
+    Masks,
+    Polygons,
+    RegionFiles,
+    RLEs,
+    Scribbles,
+    SizedBoxes,
+    given_regions,
+)
+from pixelrefer_fast.cli.targets import check_target
+
+EXAMPLES = examples(
+    "profile",
+    "profile street.jpg --objects 8 --model lite-2b --device cuda --trace trace.json",
+    "profile clip.mp4 --frame 0 --box 10,20,90,180 --model ./PixelRefer-2B --json",
+    "profile --model lite-2b --kernel infuse.scores --calls calls.safetensors",
+)
+
+
+def profile(
+    ctx: typer.Context,
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="IMAGE_OR_VIDEO", help="Default: a picture from a seed.", show_default=False),
+    ] = None,
+    boxes: Boxes = None,
+    sized_boxes: SizedBoxes = None,
+    masks: Masks = None,
+    rles: RLEs = None,
+    polygons: Polygons = None,
+    scribbles: Scribbles = None,
+    region_files: RegionFiles = None,
+    frame: FrameNumber = None,
+    objects: Annotated[
+        int | None,
+        typer.Option("--objects", metavar="N", min=1, help="Boxes from a seed instead of marks. Default: 1."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="NAME|FOLDER|ID",
+            envvar=MODEL_VARIABLE,
+            help="lite-2b, lite-7b, full-2b, full-7b (random weights, no download), embedded:lite (the default), "
+            "embedded:full, or a checkpoint.",
+            show_default=False,
+        ),
+    ] = None,
+    question: Annotated[
+        str | None, typer.Option("--question", metavar="Q", help="With a <region> for each object.", show_default=False)
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Longest answer.")] = 64,
+    repeats: Annotated[int, typer.Option("--repeats", metavar="N", min=1, help="Timed runs of each stage.")] = 5,
+    trace: Annotated[
+        str | None, typer.Option("--trace", metavar="OUT.json", help="A trace for Perfetto or chrome://tracing.")
+    ] = None,
+    calls: Annotated[
+        str | None,
+        typer.Option("--calls", metavar="OUT.safetensors", help="The operations' calls, for bench.run_kernel."),
+    ] = None,
+    kernel: Annotated[
+        str | None,
+        typer.Option("--kernel", metavar="NAME", help="All about one, with commands for ncu and nsys: infuse.scores."),
+    ] = None,
+    once: Annotated[
+        bool, typer.Option("--once", help="Measure nothing: each stage once, in NVTX ranges, under ncu or nsys.")
+    ] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    backend: Backend = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Show where the time of one question goes: stages, operations and kernels."""
+    from pixelrefer_fast.cli import profile as profiling
+
+    profiling.quiet_profiler()
+    with reserved_stdout() as out:
+        for option, path, suffix in (("--trace", trace, ".json"), ("--calls", calls, ".safetensors")):
+            if path is not None:
+                check_target(ctx, option, path, (suffix,))
+        if kernel is not None:
+            profiling.check_kernel(kernel)
+        media, regions = _marks_or_boxes(ctx, source, frame, objects)
+        name = chosen_model(model)
+        asked = profiling.Asked(
+            media,
+            regions,
+            question if question is not None else profiling.default_question(len(regions)),
+            source or profiling.OWN_PICTURE,
+            name,
+            profiling.command_of(sys.argv),
+        )
+        loaded = profiling.load_model(name, device, dtype, backend)
+        if once:
+            from pixelrefer_fast.bench.profile import once as run_once
+
+            run_once(loaded, media, asked.question, regions, max_new_tokens)
+            return
+        found = profiling.run_profile(asked, loaded, max_new_tokens, repeats, trace, calls)
+        if as_json:
+            write_json(profiling.to_json(asked, found, trace, calls, kernel), out)
+        else:
+            profiling.print_profile(asked, found, trace, calls, kernel, out)
+
+
+def _marks_or_boxes(
+    ctx: typer.Context, source: str | None, frame: int | None, objects: int | None
+) -> tuple[Any, list[Any]]:
+    """The media, or a picture from a seed, and what is marked on the command line, else boxes from a seed."""
+    from pixelrefer_fast.cli.profile import own_picture, seeded_boxes
+    from pixelrefer_fast.media import open_media
+
+    media = own_picture() if source is None else open_media(source)
+    marked = given_regions(ctx, media, frame)
+    if marked and objects is not None:
+        raise ValueError(f"--objects {objects}: expected without marks, got {len(marked)}")
+    return media, [one.region for one in marked] if marked else seeded_boxes(media, objects or 1)
