@@ -43,6 +43,15 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def in_a_row(pattern: str) -> list[dict[str, Any]]:
+    """Entries of trainings that went on from each other, in the order of their names, with steps from the first on."""
+    entries: list[dict[str, Any]] = []
+    for path in sorted((ROOT / "training").glob(pattern), key=lambda path: path.stem):
+        begun = entries[-1]["step"] if entries else 0
+        entries += [e | {"step": begun + e["step"]} for e in read_lines(path) if "loss" in e]
+    return entries
+
+
 def smooth(values: list[float], width: int = 9) -> list[float]:
     """Running mean over the values at hand."""
     half = width // 2
@@ -80,19 +89,15 @@ def draw_curves() -> None:
     plt.close(figure)
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True, sharey=True)
-    for axis, parts, heads in (
-        (axes[0], ("close-ups",), ("color", "shape", "pattern")),
-        (axes[1], tuple(f"views-{i}" for i in range(1, 5)), ("color", "shape", "pattern", "size", "touched_color")),
+    for axis, part, heads in (
+        (axes[0], "close-ups", ("color", "shape", "pattern")),
+        (axes[1], "views", ("shape", "size", "touched_color", "same_color", "same_shape")),
     ):
-        entries, begun = [], 0
-        for part in parts:
-            own = [e for e in read_lines(ROOT / "training" / f"log-encoder-{part}.jsonl") if "loss" in e]
-            entries += [e | {"step": begun + e["step"]} for e in own]
-            begun = entries[-1]["step"]
+        entries = in_a_row(f"log-encoder-{part}*.jsonl")
         for color, head in zip(COLORS, heads, strict=False):
             values = smooth([e[f"accuracy/{head}"] for e in entries])
             axis.plot([e["step"] for e in entries], values, color=color, label=head.replace("_", " "))
-        axis.set(xlabel="step", title=f"encoder, {parts[0].removesuffix('-1').replace('-', ' ')}", ylim=(0, 1))
+        axis.set(xlabel="step", title=f"encoder, {part.replace('-', ' ')}", ylim=(0, 1))
         axis.legend(frameon=False, loc="lower right")
     axes[0].set_ylabel("patches told right")
     figure.savefig(PICTURES / "encoder.png", dpi=110)
@@ -102,7 +107,7 @@ def draw_curves() -> None:
     kinds = [kind for kind in MODELS if (ROOT / "training" / f"log-language-{kind}.jsonl").is_file()]
     figure, axes = plt.subplots(1, len(kinds) + 1, figsize=(4.5 * (len(kinds) + 1), 4), constrained_layout=True)
     for axis, kind in zip(axes, kinds, strict=False):
-        entries = [e for e in read_lines(ROOT / "training" / f"log-language-{kind}.jsonl") if "loss" in e]
+        entries = in_a_row(f"log-language-{kind}*.jsonl")
         for color, category in zip(COLORS, ("relation", "counting", "context", "motion", "selection"), strict=True):
             values = smooth([e[f"accuracy/{category}"] for e in entries])
             axis.plot([e["step"] for e in entries], values, color=color, label=category)
@@ -110,10 +115,10 @@ def draw_curves() -> None:
     axes[0].set_ylabel("answer tokens foretold")
     axes[0].legend(frameon=False, loc="lower right")
     for color, kind in zip(COLORS, kinds, strict=False):
-        entries = [e for e in read_lines(ROOT / "training" / f"log-vision-{kind}.jsonl") if "loss" in e]
+        entries = in_a_row(f"log-vision-{kind}.jsonl")
         values = smooth([e["accuracy/objects"] for e in entries])
         axes[-1].plot([e["step"] for e in entries], values, color=color, label=MODELS[kind])
-    axes[-1].set(xlabel="step", title="alignment: object tokens explained", ylim=(0, 1))
+    axes[-1].set(xlabel="step", title="alignment: facts in object tokens", ylim=(0, 1))
     axes[-1].legend(frameon=False, loc="lower right")
     figure.savefig(PICTURES / "parts.png", dpi=110)
     plt.close(figure)

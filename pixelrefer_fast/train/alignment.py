@@ -30,6 +30,7 @@ from pixelrefer_fast.world.marked import scene_media
 
 VISION = "vision.safetensors"
 NAMES = {"lite": ("objects",), "full": ("objects", "cells")}
+QUIET = 0.1  # of the mean square of a fact's symbols: what is told by less is read off in part
 RARE = 0.01  # variance of a fact in a batch, below which it counts less
 MARKS = 2  # frames in which Lite is shown each object of a video
 
@@ -75,11 +76,17 @@ def _missed(tokens: torch.Tensor, facts: torch.Tensor, symbols: nn.Linear) -> to
     """(2,) shares that tokens do not explain: of the variance of what is wanted, and of that of the facts, each fact
     alike. The first alone is mostly that of the places, which are told loudest."""
     wanted = symbols(facts)
-    told = (tokens - symbols.bias) @ torch.linalg.pinv(symbols.weight).T
+    missed = tokens - wanted
     varied = (facts - facts.mean(0)).square().mean(0)
-    of_facts = (told - facts).square().mean(0) / (varied + RARE)
-    of_tokens = (tokens - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum().clamp(min=1e-6)
+    of_facts = (missed @ _readout(symbols.weight)).square().mean(0) / (varied + RARE)
+    of_tokens = missed.square().sum() / (wanted - wanted.mean(0)).square().sum().clamp(min=1e-6)
     return torch.stack([of_tokens, of_facts.mean()])
+
+
+def _readout(weight: torch.Tensor) -> torch.Tensor:
+    """(C, facts) from tokens to facts: the symbols' inverse, in which what they hardly tell is not made loud."""
+    gram = weight.T @ weight
+    return weight @ torch.linalg.inv(gram + QUIET * gram.diagonal().mean() * torch.eye(len(gram)).to(gram))
 
 
 class AlignmentData(EndlessBatches):
