@@ -36,6 +36,23 @@ def world_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """Of the embedded models' kind, from a few scenes."""
+    from pixelrefer_fast.train.mini import make_tokenizer, world_texts
+
+    return make_tokenizer(world_texts(60))
+
+
+@pytest.fixture(params=["lite", "full"])
+def small_model(request: pytest.FixtureRequest, tokenizer: Any) -> Any:
+    """A fresh model of either kind whose language model is just deep enough to be guided."""
+    from pixelrefer_fast.train.mini import fresh_model, mini_config
+
+    sizes = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 6}
+    return fresh_model(mini_config(request.param, **sizes, num_key_value_heads=2), tokenizer, 0)
+
+
 @pytest.fixture
 def media(tmp_path: Path) -> Path:
     """A folder with an image `a.png` and a folder of three frames `clip`."""

@@ -11,25 +11,19 @@ import torch
 from pixelrefer_fast.train.config import World
 from pixelrefer_fast.train.guidance import HINTS, LAYERS, POINTERS, UNKNOWN, Guide, Pointing, _looks_elsewhere
 from pixelrefer_fast.train.language import Asked, LanguageData, LanguageModel, language_batch
-from pixelrefer_fast.train.mini import fresh_model, make_tokenizer, mini_config, world_texts
+from pixelrefer_fast.train.mini import fresh_model, mini_config
 from pixelrefer_fast.train.module import read_text
 from pixelrefer_fast.world import CATEGORIES, ask_about, make_scene
 from pixelrefer_fast.world.motion import MOTIONS
 from pixelrefer_fast.world.questions import ORDINALS
 from pixelrefer_fast.world.things import COLORS, SHAPES
 
-SMALL = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 6}
 COLUMN = {name: i for i, name in enumerate(HINTS)}
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return make_tokenizer(world_texts(60))
-
-
-@pytest.fixture(params=["lite", "full"])
-def model(request, tokenizer):
-    return fresh_model(mini_config(request.param, **SMALL, num_key_value_heads=2), tokenizer, 0)
+@pytest.fixture
+def model(small_model):
+    return small_model
 
 
 def asked(kind, video, question):

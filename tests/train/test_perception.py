@@ -13,7 +13,9 @@ from pixelrefer_fast.encoder import VisionEncoder
 from pixelrefer_fast.ops.rope2d import rope2d, rope2d_table
 from pixelrefer_fast.train.mini import VISION, make_tokenizer, mini_config, world_texts
 from pixelrefer_fast.train.perception import (
+    COLOR_PIXELS,
     COLUMN,
+    COVERED_PIXELS,
     HEADS,
     IGNORED,
     PLACES,
@@ -90,6 +92,39 @@ def test_angles_are_told_as_far_as_shapes_show_them():
     tables = [_object_labels(scene)[0][i, COLUMN["angle"]] for scene in (star, turned, other)]
     assert IGNORED not in tables
     assert tables[0] == tables[1] != tables[2]
+
+
+def test_whole_views_are_all_that_is_shown_of_some_scenes():
+    scenes = [make_scene(seed, video=False) for seed in range(5)]
+    batch = perception_batch([], CONFIGS, whole=scenes)
+    assert len(batch.grids) == len(scenes)
+    assert (batch.labels[:, [COLUMN["row"], COLUMN["column"]]] != IGNORED).all()
+    side = CONFIGS[0].global_view_size // 14
+    assert [grid[:2] for grid in batch.grids[:3]] == [(side, side)] * 3  # Lite's share of them, the first, third, fifth
+
+
+def test_an_object_is_told_whether_it_hides_another_and_whether_it_is_hidden():
+    told = set()
+    for seed in range(60):
+        scene = make_scene(seed, video=False)
+        covers = scene.facts.covers[0]
+        table = _object_labels(scene)[0]
+        for i in range(len(scene.things)):
+            for name, pixels in (("hides", covers[i].max()), ("hidden", covers[:, i].max())):
+                label = int(table[i, COLUMN[name]])
+                assert label == (0 if pixels == 0 else 1 if pixels >= COVERED_PIXELS else IGNORED)
+                told.add((name, label))
+    assert told == {(name, label) for name in ("hides", "hidden") for label in (0, 1, IGNORED)}
+
+
+def test_objects_of_a_color_are_counted_where_all_colors_are_seen():
+    for seed in range(30):
+        scene = make_scene(seed, video=False)
+        table = _object_labels(scene)[0]
+        for i, thing in enumerate(scene.things):
+            count = sum(other.color == thing.color for other in scene.things)
+            seen = scene.facts.areas.min() >= COLOR_PIXELS
+            assert table[i, COLUMN["same_color"]] == (count - 1 if seen else IGNORED)
 
 
 def test_loss_falls():

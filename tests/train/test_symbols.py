@@ -21,26 +21,20 @@ from pixelrefer_fast.train.language import (
     pretrain_language,
     scene_grids,
 )
-from pixelrefer_fast.train.mini import fresh_model, make_tokenizer, mini_config, world_texts
+from pixelrefer_fast.train.mini import fresh_model
 from pixelrefer_fast.train.symbols import CELL_FACTS, OBJECT_FACTS, OBJECT_PLACE, cell_symbols, object_symbols
 from pixelrefer_fast.world import CATEGORIES, ask_about, make_scene
 from pixelrefer_fast.world.things import COLORS, SHAPES
 
-SMALL = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 6}
 COMPARED = Asked(World(1000, 0, video=False, rounds=4, categories=("relation",)), 2, ("where",))
 MIXED = (Asked(World(1000, 0, video=False, questions=6), 2), Asked(World(1000, 5000, video=True, questions=6), 1))
 LESSONS = ((0, MIXED), (3, (COMPARED,)))
 WORLDS = ((World(1000, 0, video=False, questions=6), 2), (World(1000, 5000, video=True, questions=6), 1))
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return make_tokenizer(world_texts(60))
-
-
-@pytest.fixture(params=["lite", "full"])
-def model(request, tokenizer):
-    return fresh_model(mini_config(request.param, **SMALL, num_key_value_heads=2), tokenizer, 0)
+@pytest.fixture
+def model(small_model):
+    return small_model
 
 
 def scene_with(video: bool):
@@ -106,7 +100,7 @@ def _answer(model, question):
     return [*model.tokenizer(question.answer, add_special_tokens=False)["input_ids"], 0]
 
 
-@pytest.mark.parametrize("model", ["full"], indirect=True)
+@pytest.mark.parametrize("small_model", ["full"], indirect=True)
 def test_cells_lie_as_vision_tokens_do(model):
     scene = scene_with(True)
     batch = alignment_batch([scene], model.config, model.tokenizer, 0)
@@ -156,7 +150,7 @@ def test_the_language_model_learns_from_symbols(model):
 def test_the_vision_side_learns_the_symbols_tokens(model):
     torch.manual_seed(0)
     batch = alignment_batch([scene_with(False), scene_with(True)], model.config, model.tokenizer, 0)
-    learner = AlignmentModel(model, Symbols(SMALL["hidden_size"]))
+    learner = AlignmentModel(model, Symbols(model.llm.config.hidden_size))
     before = {k: v.clone() for k, v in learner.named_parameters()}
     optimizer = torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], lr=2e-3)
     losses = []
