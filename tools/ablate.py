@@ -82,7 +82,7 @@ def run(variant: Variant, start: Path, out: Path, steps: int, questions: int) ->
         data=data,
         steps=steps,
         epochs=None,
-        learning_rate=dict.fromkeys(("llm", "projector", "region_encoder"), 1e-3),
+        learning_rate={"llm": 2e-4, "projector": 6e-4, "region_encoder": 6e-4},
         batch_items=8,
         batch_tokens=100_000,
         warmup=10,

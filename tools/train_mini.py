@@ -35,10 +35,11 @@ from pixelrefer_fast.train.alignment import VISION as VISION_FILE
 from pixelrefer_fast.train.alignment import align, load_vision
 from pixelrefer_fast.train.config import World, load_config
 from pixelrefer_fast.train.language import LANGUAGE as LANGUAGE_FILE
-from pixelrefer_fast.train.language import Asked, load_language, pretrain_language
+from pixelrefer_fast.train.language import load_language, pretrain_language
 from pixelrefer_fast.train.mini import NAMES, fresh_model, make_tokenizer, mini_config, world_texts
 from pixelrefer_fast.train.pretrain import ENCODER, load_encoder, pretrain
 from pixelrefer_fast.train.run import LOG, train
+from pixelrefer_fast.train.scenes import SceneShare
 from pixelrefer_fast.world.evaluate import evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,19 +61,19 @@ MANY = 10**5
 MOVING = ("motion", "relation", "selection", "description", "context", "counting")
 
 
-def _compared(first_seed: int, scenes: int, category: str) -> Asked:
-    return Asked(World(MANY, first_seed, video=False, rounds=8, categories=(category,)), scenes)
+def _compared(first_seed: int, scenes: int, category: str) -> SceneShare:
+    return SceneShare(World(MANY, first_seed, video=False, rounds=8, categories=(category,)), scenes)
 
 
-def _mixed(first_seed: int) -> tuple[Asked, ...]:
+def _mixed(first_seed: int) -> tuple[SceneShare, ...]:
     """Everything, and more of what needs several objects or the whole image."""
     return (
         _compared(first_seed, 2, "relation"),
         _compared(first_seed + 20_000_000, 2, "selection"),
         _compared(first_seed + 40_000_000, 2, "counting"),
-        Asked(World(MANY, first_seed + 60_000_000, video=True, rounds=2, categories=MOVING), 2),
+        SceneShare(World(MANY, first_seed + 60_000_000, video=True, rounds=2, categories=MOVING), 2),
         _compared(first_seed + 80_000_000, 2, "context"),
-        Asked(World(MANY, first_seed + 100_000_000, video=False, questions=14), 3),
+        SceneShare(World(MANY, first_seed + 100_000_000, video=False, questions=14), 3),
     )
 
 
@@ -95,7 +96,7 @@ ALIGNMENT: dict[str, dict[str, Any]] = {
     "lite": {"steps": 900, "learning_rate": 2e-3},
     "full": {"steps": 600, "learning_rate": 2e-3},
 }
-SEEN = ((World(MANY, 500_000_000, video=False), 5), (World(MANY, 600_000_000, video=True), 3))
+SEEN = (SceneShare(World(MANY, 500_000_000, video=False), 5), SceneShare(World(MANY, 600_000_000, video=True), 3))
 
 
 def make_encoder(out: Path) -> None:

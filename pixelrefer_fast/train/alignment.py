@@ -18,12 +18,11 @@ from pixelrefer_fast.media import Video
 from pixelrefer_fast.regions import Region
 from pixelrefer_fast.request import FrameSource, Request
 from pixelrefer_fast.train.batch import PackedBatch, Sample, collate
-from pixelrefer_fast.train.config import World
 from pixelrefer_fast.train.language import Symbols, scene_grids
 from pixelrefer_fast.train.module import TrainingModel
 from pixelrefer_fast.train.pretraining import EndlessBatches, run_pretraining
 from pixelrefer_fast.train.processes import wait
-from pixelrefer_fast.train.scenes import WorldSource
+from pixelrefer_fast.train.scenes import SceneShare, WorldSource
 from pixelrefer_fast.train.symbols import CELL_FACTS, cell_symbols, object_symbols
 from pixelrefer_fast.world import Scene
 from pixelrefer_fast.world.marked import scene_media
@@ -94,15 +93,15 @@ class AlignmentData(EndlessBatches):
 
     Args:
         config, tokenizer: the model's.
-        worlds: each with the number of its scenes in a batch.
+        shares: of a batch.
     """
 
-    def __init__(self, config: ModelConfig, tokenizer: Any, worlds: Sequence[tuple[World, int]]) -> None:
+    def __init__(self, config: ModelConfig, tokenizer: Any, shares: Sequence[SceneShare]) -> None:
         self.config, self.tokenizer = config, tokenizer
-        self.sources = [(WorldSource(world, config.kind, config.mask_num), share) for world, share in worlds]
+        self.sources = [(WorldSource(share.world, config.kind, config.mask_num), share.scenes) for share in shares]
 
     def make(self, number: int) -> dict[str, AlignmentBatch]:
-        scenes = [source.scene(number * share + i) for source, share in self.sources for i in range(share)]
+        scenes = [source.scene(number * count + i) for source, count in self.sources for i in range(count)]
         return {"batch": alignment_batch(scenes, self.config, self.tokenizer, number)}
 
 
@@ -153,7 +152,7 @@ def _frames(scene: Scene, i: int, most: int, rng: np.random.Generator) -> tuple[
 def align(
     model: Any,
     symbols: Symbols,
-    worlds: Sequence[tuple[World, int]],
+    shares: Sequence[SceneShare],
     folder: Path,
     steps: int,
     learning_rate: float = 2e-3,
@@ -167,7 +166,7 @@ def align(
     Args:
         model: PixelRefer or PixelReferLite, trained in place.
         symbols: of `load_language`.
-        worlds: each with the number of its scenes in a batch.
+        shares: of each batch.
         folder: for checkpoints, the log and the result.
         steps, learning_rate, seed, resume: as in `run_pretraining`.
         encoder_rate: the vision encoder's learning rate as a part of the others'.
@@ -180,7 +179,7 @@ def align(
     if start is not None:
         load_vision(model, start)
     learner = AlignmentModel(model, symbols)
-    data = AlignmentData(model.config, model.tokenizer, worlds)
+    data = AlignmentData(model.config, model.tokenizer, shares)
     slower = {"vision.model.encoder.": encoder_rate}
     if run_pretraining(learner, data, NAMES[model.kind], folder, steps, learning_rate, seed, resume, slower):
         weights = {k: v.contiguous() for k, v in model.state_dict().items() if not k.startswith("llm.")}

@@ -43,6 +43,9 @@ HINTS = {
     "asked_pattern": len(PATTERNS),
     "asked_motion": len(MOTIONS),
 }
+_NAMES = list(HINTS)
+COMPARED = slice(_NAMES.index("same_color"), _NAMES.index("asked_color"))
+FITTING = slice(COMPARED.stop, len(_NAMES))
 ASKED = {
     "by look": ("asked_color", "asked_shape"),
     "by color": ("asked_color",),
@@ -142,7 +145,7 @@ def guide(
         for number, (i, mine) in enumerate(zip(objects, tokens, strict=True)):
             table = np.full((len(mine), len(HINTS)), UNKNOWN, np.int64)
             table[:, 0] = number
-            table[-1, 1:8] = _of_object(one.scene, i, objects[number - 1] if number else None)
+            table[-1, COMPARED] = _of_object(one.scene, i, objects[number - 1] if number else None)
             places.append(mine)
             labels.append(table)
             last = int(mine[-1])
@@ -160,7 +163,7 @@ def guide(
             point("meant", answer, tokens[meant])
             if one.question.kind in ASKED:
                 table = np.full((1, len(HINTS)), UNKNOWN, np.int64)
-                table[0, 8:] = _asked(one.scene, objects[meant], ASKED[one.question.kind])
+                table[0, FITTING] = _asked(one.scene, objects[meant], ASKED[one.question.kind])
                 places.append(np.array([answer]))
                 labels.append(table)
     return Guidance(

@@ -25,12 +25,11 @@ from pixelrefer_fast.joint import plan_request
 from pixelrefer_fast.llm_attention import pack
 from pixelrefer_fast.request import Request
 from pixelrefer_fast.train.batch import Sample, Scenes, pack_texts, write_text
-from pixelrefer_fast.train.config import World
 from pixelrefer_fast.train.guidance import Guidance, Guide, Told, guide
 from pixelrefer_fast.train.module import read_text
 from pixelrefer_fast.train.pretraining import EndlessBatches, each_once, run_pretraining
 from pixelrefer_fast.train.processes import processes, wait
-from pixelrefer_fast.train.scenes import WorldSource, scene_samples
+from pixelrefer_fast.train.scenes import SceneShare, WorldSource, scene_samples
 from pixelrefer_fast.train.symbols import (
     CELL_FACTS,
     CELL_PLACE,
@@ -50,21 +49,6 @@ NOISE = 0.1  # standard deviation of what is added to every fact of every token
 BLUR = 0.5  # of the place, as a share of the object's length: its tokens stand for its parts
 PLACE_GAIN = 6.0  # of places and lengths: at the scale of the other facts they take long to be compared
 STATIC = 0.5  # of the videos have no noise of their own, so that unchanged cells are dropped
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A part of a batch.
-
-    Attributes:
-        world: whose questions are asked.
-        scenes: how many of its scenes.
-        kinds: of `world.questions.KINDS`, the only ones that are asked; None: all.
-    """
-
-    world: World
-    scenes: int
-    kinds: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -150,7 +134,9 @@ class LanguageData(EndlessBatches):
             learns late among other questions, to compare two objects, it learns soon by itself.
     """
 
-    def __init__(self, config: ModelConfig, tokenizer: Any, lessons: Sequence[tuple[int, Sequence[Asked]]]) -> None:
+    def __init__(
+        self, config: ModelConfig, tokenizer: Any, lessons: Sequence[tuple[int, Sequence[SceneShare]]]
+    ) -> None:
         self.config, self.tokenizer = config, tokenizer
         self.lessons = [
             (first, [(part, WorldSource(part.world, config.kind, config.mask_num)) for part in parts])
@@ -162,8 +148,7 @@ class LanguageData(EndlessBatches):
         step = number // processes()
         for part, source in [parts for first, parts in self.lessons if first <= step][-1]:
             for i in range(part.scenes):
-                scene, questions = source.asked(number * part.scenes + i)
-                asked.append((scene, [q for q in questions if part.kinds is None or q.kind in part.kinds]))
+                asked.append(source.asked(number * part.scenes + i))
         return {"batch": language_batch(asked, self.config, self.tokenizer, number)}
 
 
@@ -279,7 +264,7 @@ def _kept(scene: Scene, rows: int, columns: int, everything: bool) -> torch.Tens
 
 def pretrain_language(
     model: Any,
-    lessons: Sequence[tuple[int, Sequence[Asked]]],
+    lessons: Sequence[tuple[int, Sequence[SceneShare]]],
     folder: Path,
     steps: int,
     learning_rate: float = 3e-3,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +22,19 @@ if TYPE_CHECKING:
 
 QUESTION_TOKENS = 40  # of a question with its answer, about
 ALL_QUESTIONS = 20  # that there are about a scene, about
+
+
+@dataclass(frozen=True)
+class SceneShare:
+    """A part of a pretraining's batches.
+
+    Attributes:
+        world: from which it is drawn.
+        scenes: how many of its scenes.
+    """
+
+    world: World
+    scenes: int
 
 
 def scene_samples(

@@ -10,9 +10,10 @@ import torch
 
 from pixelrefer_fast.train.config import World
 from pixelrefer_fast.train.guidance import HINTS, LAYERS, POINTERS, UNKNOWN, Guide, Pointing, _looks_elsewhere
-from pixelrefer_fast.train.language import Asked, LanguageData, LanguageModel, language_batch
+from pixelrefer_fast.train.language import LanguageData, LanguageModel, language_batch
 from pixelrefer_fast.train.mini import fresh_model, mini_config
 from pixelrefer_fast.train.module import read_text
+from pixelrefer_fast.train.scenes import SceneShare
 from pixelrefer_fast.world import CATEGORIES, ask_about, make_scene
 from pixelrefer_fast.world.motion import MOTIONS
 from pixelrefer_fast.world.questions import ORDINALS
@@ -119,7 +120,7 @@ def test_guidance_reaches_the_layers_below_it(model):
     data = LanguageData(
         model.config,
         model.tokenizer,
-        [(0, [Asked(World(1000, 0, video=False, rounds=2, categories=("selection", "relation")), 3)])],
+        [(0, [SceneShare(World(1000, 0, video=False, rounds=2, categories=("selection", "relation")), 3)])],
     )
     batch = data.make(0)["batch"]
     learner = LanguageModel(model.llm.requires_grad_(True), len(CATEGORIES))
