@@ -23,7 +23,7 @@ from pixelrefer_fast.train.module import TrainingModel
 from pixelrefer_fast.train.pretraining import EndlessBatches, run_pretraining
 from pixelrefer_fast.train.processes import wait
 from pixelrefer_fast.train.scenes import SceneShare, WorldSource
-from pixelrefer_fast.train.symbols import CELL_FACTS, cell_symbols, object_symbols
+from pixelrefer_fast.train.symbols import CELL_FACTS, cell_symbols, object_symbols, shown_objects
 from pixelrefer_fast.world import Scene
 from pixelrefer_fast.world.marked import scene_media
 
@@ -132,7 +132,7 @@ def alignment_batch(scenes: Sequence[Scene], config: ModelConfig, tokenizer: Any
             items.append(own)
         if own and full:
             grids = scene_grids(config, own[0].request)
-            cells += [cell_symbols(scene, f, *grid) for f, grid in enumerate(grids)]
+            cells += [cell_symbols(scene, f, shown_objects(scene.masks[:, f], *grid)) for f, grid in enumerate(grids)]
     seen = collate(items, config, tokenizer)["batch"]
     tokens = [min(config.mask_num, count) if full else config.mask_num for count in seen.selection.counts]
     objects = [

@@ -176,12 +176,10 @@ def language_batch(
             counts.append(tuple(rows * columns for rows, columns in grids))
             times.append(scene.times)
             kept.append(_kept(scene, *grids[0], everything=not scene.video or rng.random() > STATIC))
-            cells.append(np.concatenate([cell_symbols(scene, f, *grid) for f, grid in enumerate(grids)])[kept[-1]])
-            showing = [
-                (np.full(rows * columns, f), shown_objects(scene, f, rows, columns))
-                for f, (rows, columns) in enumerate(grids)
-            ]
-            shown.append(np.concatenate(showing, 1)[:, kept[-1]])
+            showing = [shown_objects(scene.masks[:, f], *grid) for f, grid in enumerate(grids)]
+            cells.append(np.concatenate([cell_symbols(scene, f, own) for f, own in enumerate(showing)])[kept[-1]])
+            frame_of = np.repeat(np.arange(len(showing)), [own.size for own in showing])
+            shown.append(np.stack([frame_of, np.concatenate([own.reshape(-1) for own in showing])])[:, kept[-1]])
         elif full:
             counts.append(())
             times.append(None)

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -26,13 +25,13 @@ from pixelrefer_fast.ops.view_patches import LINEAR
 from pixelrefer_fast.patches import pack_patches
 from pixelrefer_fast.request import FrameSource, Request
 from pixelrefer_fast.train.pretraining import EndlessBatches
+from pixelrefer_fast.train.symbols import shown_objects
 from pixelrefer_fast.views import View, ViewPlan
 from pixelrefer_fast.world import Scene, make_scene
 from pixelrefer_fast.world.marked import scene_media, scene_region
 from pixelrefer_fast.world.things import COLORS, PATTERNS, SHAPES, SIZES, SYMMETRY
 
 IGNORED = -100
-COVERED = 0.15  # part of a patch that an object covers, from which the patch shows it
 MOST_ALIKE = 6
 PLACES = 6  # into which each side of a whole image is parted
 COVERED_PIXELS = 15  # from which one object plainly hides a part of another
@@ -205,7 +204,8 @@ def _labels(joint: Joint, scenes: Sequence[Scene]) -> torch.Tensor:
     for view in joint.plan.views:
         scene, frame = owner[view.image]
         table = known[id(scene)][frame]
-        own = table[_shown(view, scene.masks[:, frame])]
+        seen = scene.masks[:, frame, view.top : view.bottom, view.left : view.right]
+        own = table[shown_objects(seen, *view.grid).reshape(-1)]
         if _is_whole(view, scene.size):
             high, wide = view.grid
             own[:, COLUMN["row"]] = np.repeat(np.arange(high) * PLACES // high, wide)
@@ -220,14 +220,6 @@ def _labels(joint: Joint, scenes: Sequence[Scene]) -> torch.Tensor:
     columns = torch.repeat_interleave(grids[:, 1], grids[:, 0] * grids[:, 1])
     place = first + packed.row.long() * columns + packed.column.long()
     return torch.from_numpy(np.concatenate(found))[place]
-
-
-def _shown(view: View, masks: np.ndarray) -> np.ndarray:
-    """(rows * columns,) the object that most of each patch shows, the number of objects where it shows none."""
-    rows, columns = view.grid
-    cut = masks[:, view.top : view.bottom, view.left : view.right].astype(np.float32)
-    cover = np.stack([cv2.resize(mask, (columns, rows), interpolation=cv2.INTER_AREA).reshape(-1) for mask in cut])
-    return np.where(cover.max(0) >= COVERED, cover.argmax(0), len(masks))
 
 
 def _object_labels(scene: Scene) -> list[np.ndarray]:

@@ -61,12 +61,18 @@ def object_symbols(scene: Scene, i: int, frame: int, alike: bool) -> np.ndarray:
     return np.concatenate(told).astype(np.float32)
 
 
-def cell_symbols(scene: Scene, frame: int, rows: int, columns: int) -> np.ndarray:
+def cell_symbols(scene: Scene, frame: int, shown: np.ndarray) -> np.ndarray:
     """(rows * columns, CELL_FACTS) float32 of the cells of a frame, row by row.
 
     Of the object that a cell shows: colour, shape, pattern and size, centre and logarithm of the length, and how many
     are alike; where it shows none that it shows none. Of every cell where it lies.
+
+    Args:
+        scene: of `make_scene`.
+        frame: its number.
+        shown: (rows, columns) of `shown_objects`.
     """
+    rows, columns = shown.shape
     facts, n = scene.facts, len(scene.things)
     height, width = scene.size
     table = np.zeros((n + 1, CELL_FACTS), np.float32)
@@ -76,16 +82,15 @@ def cell_symbols(scene: Scene, frame: int, rows: int, columns: int) -> np.ndarra
             x, y = facts.centres[i, frame]
             place = [0, 0, 2 * y / height - 1, 2 * x / width - 1, np.log(facts.across[i, frame] / USUAL)]
             table[i] = np.concatenate([_look(scene, i), [0], place, _alike(scene, i)])
-    cells = table[shown_objects(scene, frame, rows, columns)]
+    cells = table[shown.reshape(-1)]
     cells[:, CELL_PLACE.start] = np.repeat(2 * (np.arange(rows) + 0.5) / rows - 1, columns)
     cells[:, CELL_PLACE.start + 1] = np.tile(2 * (np.arange(columns) + 0.5) / columns - 1, rows)
     return cells
 
 
-def shown_objects(scene: Scene, frame: int, rows: int, columns: int) -> np.ndarray:
-    """(rows * columns,) int64: the object that each cell of a frame shows, -1 where it shows none."""
-    masks = scene.masks[:, frame].astype(np.float32)
-    cover = np.stack([cv2.resize(m, (columns, rows), interpolation=cv2.INTER_AREA).reshape(-1) for m in masks])
+def shown_objects(masks: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """(rows, columns) int64: which of the objects (n, H, W) each cell shows, -1 where it shows none."""
+    cover = np.stack([cv2.resize(m.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA) for m in masks])
     return np.where(cover.max(0) >= SEEN, cover.argmax(0), -1)
 
 

@@ -22,7 +22,14 @@ from pixelrefer_fast.train.language import (
 )
 from pixelrefer_fast.train.mini import fresh_model
 from pixelrefer_fast.train.scenes import SceneShare
-from pixelrefer_fast.train.symbols import CELL_FACTS, OBJECT_FACTS, OBJECT_PLACE, cell_symbols, object_symbols
+from pixelrefer_fast.train.symbols import (
+    CELL_FACTS,
+    OBJECT_FACTS,
+    OBJECT_PLACE,
+    cell_symbols,
+    object_symbols,
+    shown_objects,
+)
 from pixelrefer_fast.world import CATEGORIES, ask_about, make_scene
 from pixelrefer_fast.world.things import COLORS, SHAPES
 
@@ -65,7 +72,7 @@ def test_a_cell_tells_the_object_that_it_shows():
     scene = scene_with(False)
     height, width = scene.size
     rows, columns = height // 14, width // 14
-    cells = cell_symbols(scene, 0, rows, columns).reshape(rows, columns, CELL_FACTS)
+    cells = cell_symbols(scene, 0, shown_objects(scene.masks[:, 0], rows, columns)).reshape(rows, columns, CELL_FACTS)
     assert (cells[..., :10].sum(-1) <= 1).all()
     for i, thing in enumerate(scene.things):
         y, x = (int(v) for v in np.argwhere(scene.masks[i, 0]).mean(0))
