@@ -55,10 +55,15 @@ PRETRAINING: dict[str, dict[str, Any]] = {
     "views-3": {"steps": 1400, "scenes": 6, "close": 12, "learning_rate": 2.5e-3, "first_seed": 1_700_000},
     "views-4": {"steps": 900, "scenes": 6, "close": 12, "learning_rate": 2e-3, "first_seed": 1_800_000},
     "views-5": {"steps": 3500, "scenes": 4, "close": 8, "whole": 16, "learning_rate": 2.5e-3, "first_seed": 2_000_000},
+    "views-6": {"steps": 800, "scenes": 4, "close": 8, "whole": 16, "learning_rate": 2.5e-3, "first_seed": 2_500_000},
+    "views-7": {"steps": 2400, "scenes": 4, "close": 8, "whole": 16, "learning_rate": 2.2e-3, "first_seed": 2_600_000},
 }
-LAST = "views-5"
+LAST = "views-7"
 MANY = 10**5
 MOVING = ("motion", "relation", "selection", "description", "context", "counting")
+
+
+NEAR = ("context", "counting", "motion")
 
 
 def _compared(first_seed: int, scenes: int, category: str) -> SceneShare:
@@ -77,23 +82,35 @@ def _mixed(first_seed: int) -> tuple[SceneShare, ...]:
     )
 
 
+def _around(first_seed: int) -> tuple[SceneShare, ...]:
+    """More of what is around an object: what is near it, and how many are like it."""
+    return (
+        _compared(first_seed, 3, "context"),
+        _compared(first_seed + 20_000_000, 4, "counting"),
+        SceneShare(World(MANY, first_seed + 30_000_000, video=True, rounds=4, categories=NEAR), 3),
+        _compared(first_seed + 40_000_000, 1, "relation"),
+        _compared(first_seed + 50_000_000, 1, "selection"),
+        SceneShare(World(MANY, first_seed + 60_000_000, video=True, rounds=2, categories=MOVING), 2),
+        SceneShare(World(MANY, first_seed + 80_000_000, video=False, questions=14), 2),
+    )
+
+
 # the first step of each lesson, and what is asked in its batches
 LESSONS = (
     (0, (_compared(20_000_000, 5, "relation"), _compared(40_000_000, 4, "selection"))),
     (170, _mixed(160_000_000)),
 )
-# each with the one it goes on from; an alignment may run beside those that leave the symbols as they are
+# each with the one it goes on from
 LANGUAGE: dict[str, tuple[str | None, dict[str, Any]]] = {
     "lite": (None, {"steps": 340, "learning_rate": 3e-3, "lessons": LESSONS}),
-    "lite-again": (
-        "lite",
-        {"steps": 750, "learning_rate": 2.5e-3, "lessons": ((0, _mixed(460_000_000)),), "fixed_symbols": True},
-    ),
+    "lite-again": ("lite", {"steps": 750, "learning_rate": 2.5e-3, "lessons": ((0, _mixed(460_000_000)),)}),
+    "lite-around": ("lite-again", {"steps": 990, "learning_rate": 2.5e-3, "lessons": ((0, _around(1_100_000_000)),)}),
     "full": ("lite-again", {"steps": 480, "learning_rate": 2.5e-3, "lessons": ((0, _mixed(760_000_000)),)}),
+    "full-around": ("full", {"steps": 740, "learning_rate": 2.5e-3, "lessons": ((0, _around(1_300_000_000)),)}),
 }
-SPOKEN = {"lite": ("lite", "lite-again"), "full": ("lite", "lite-again", "full")}
+SPOKEN = {"lite": ("lite", "lite-again", "lite-around"), "full": ("lite", "lite-again", "full", "full-around")}
 ALIGNMENT: dict[str, dict[str, Any]] = {
-    "lite": {"steps": 900, "learning_rate": 2e-3},
+    "lite": {"steps": 800, "learning_rate": 2e-3},
     "full": {"steps": 600, "learning_rate": 2e-3},
 }
 SEEN = (SceneShare(World(MANY, 500_000_000, video=False), 5), SceneShare(World(MANY, 600_000_000, video=True), 3))

@@ -1,6 +1,6 @@
 """What a question will cost on a machine that is not here: tokens, FLOPs, bytes, memory and time, without weights.
 
-The real planner says which views a question needs, from sizes and masks alone; `cost_model` says what they cost; a
+The real planner says which views a question needs, from sizes and masks alone; `costs` says what they cost; a
 `Gpu` says how long that takes at least. `docs/estimating.md` has the assumptions.
 """
 
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from pixelrefer_fast.bench import cost_model
-from pixelrefer_fast.bench.cost_model import Machine, Sizes, Work
+from pixelrefer_fast.bench import costs
+from pixelrefer_fast.bench.costs import Machine, Sizes, Work
 from pixelrefer_fast.bench.gpus import Gpu
 from pixelrefer_fast.config import VISION_FILE, VISION_KEY, ModelConfig, VisionConfig, read_config
 from pixelrefer_fast.decoding.decoder import SHARED
@@ -154,7 +154,7 @@ class Estimate:
             of all requests together, and "prompts", how many.
         stages: in order.
         paper_flops: of the LLM as the paper counts them (see `paper_flops`).
-        memory: bytes, as `cost_model.memory` names them.
+        memory: bytes, as `costs.memory` names them.
         gpu: where.
     """
 
@@ -268,10 +268,10 @@ def estimate(
         tokens=tokens,
         stages=tuple(
             _stage(name, works, sizes, gpu, dtype, graphs)
-            for name, works in cost_model.stages(config, sizes, machine).items()
+            for name, works in costs.stages(config, sizes, machine).items()
         ),
         paper_flops=_paper_flops(config, given, tokens),
-        memory=cost_model.memory(config, sizes, machine),
+        memory=costs.memory(config, sizes, machine),
         gpu=gpu,
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pixelrefer_fast.bench import cost_model, results
+from pixelrefer_fast.bench import costs, results
 from pixelrefer_fast.bench.estimate import ITEMS, Estimate, Workload, config_of, estimate
 from pixelrefer_fast.bench.gpus import THIS, Gpu, this_machine
 from pixelrefer_fast.bench.results import Row
@@ -254,7 +254,7 @@ def _of_row(row: Row, gpu: Gpu) -> Check | None:
     extra = row.get("extra", {})
     if row["suite"] == "stages":
         stage = extra.get("stage", "")
-        if stage not in cost_model.STAGES:
+        if stage not in costs.STAGES:
             return None
         guess = _with_prompt(name, workload, gpu, dtype, sizes.get("tokens") if stage == "prefill" else None)
         own = guess.stage(stage)

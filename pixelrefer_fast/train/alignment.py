@@ -23,7 +23,7 @@ from pixelrefer_fast.train.module import TrainingModel
 from pixelrefer_fast.train.pretraining import EndlessBatches, run_pretraining
 from pixelrefer_fast.train.processes import wait
 from pixelrefer_fast.train.scenes import SceneShare, WorldSource
-from pixelrefer_fast.train.symbols import CELL_FACTS, cell_symbols, object_symbols, shown_objects
+from pixelrefer_fast.train.symbols import ALIKE, CELL_FACTS, cell_symbols, object_symbols, shown_objects
 from pixelrefer_fast.world import Scene
 from pixelrefer_fast.world.marked import scene_media
 
@@ -31,6 +31,7 @@ VISION = "vision.safetensors"
 NAMES = {"lite": ("objects",), "full": ("objects", "cells")}
 QUIET = 0.1  # of the mean square of a fact's symbols: what is told by less is read off in part
 RARE = 0.01  # variance of a fact in a batch, below which it counts less
+COUNTED = 3.0  # weight of how many are alike: what is hardest to see
 MARKS = 2  # frames in which Lite is shown each object of a video
 
 
@@ -73,13 +74,15 @@ class AlignmentModel(nn.Module):
 
 def _missed(tokens: torch.Tensor, facts: torch.Tensor, symbols: nn.Linear) -> torch.Tensor:
     """(2,) shares that tokens do not explain: of the variance of what is wanted, and of that of the facts, each fact
-    alike. The first alone is mostly that of the places, which are told loudest."""
+    alike but the counts. The first alone is mostly that of the places, which are told loudest."""
     wanted = symbols(facts)
     missed = tokens - wanted
     varied = (facts - facts.mean(0)).square().mean(0)
     of_facts = (missed @ _readout(symbols.weight)).square().mean(0) / (varied + RARE)
     of_tokens = missed.square().sum() / (wanted - wanted.mean(0)).square().sum().clamp(min=1e-6)
-    return torch.stack([of_tokens, of_facts.mean()])
+    weights = torch.ones_like(of_facts)
+    weights[-2 * ALIKE :] = COUNTED
+    return torch.stack([of_tokens, (of_facts * weights).sum() / weights.sum()])
 
 
 def _readout(weight: torch.Tensor) -> torch.Tensor:

@@ -31,6 +31,7 @@ from pixelrefer_fast.train.pretraining import EndlessBatches, each_once, run_pre
 from pixelrefer_fast.train.processes import processes, wait
 from pixelrefer_fast.train.scenes import SceneShare, WorldSource, scene_samples
 from pixelrefer_fast.train.symbols import (
+    ALIKE,
     CELL_FACTS,
     CELL_PLACE,
     LOOKS,
@@ -84,8 +85,9 @@ class Symbols(nn.Module):
                 linear.weight[:, places] *= PLACE_GAIN
 
     def name(self, embedding: nn.Embedding, tokenizer: Any) -> None:
-        """Tell every look as the embedding of its word, and a neighbour's half as loud: to name a look and to match it
-        with a word is then the same for all looks."""
+        """Tell every look as the embedding of its word: to name a look and to match it with a word is then the same for
+        all looks. A neighbour's looks and how many are alike are told as loud, but in vectors of their own: a
+        neighbour's words would be taken for the object's, and numbers that are told quietly fall together."""
 
         def words(some: Sequence[str]) -> torch.Tensor:
             ids = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in some]
@@ -95,9 +97,10 @@ class Symbols(nn.Module):
             named = torch.cat([words(looks) for looks in LOOKS], 1)
             for linear in (self.object_embed, self.cell_embed):
                 linear.weight[:, : named.shape[1]] = named
+                nn.init.normal_(linear.weight[:, -2 * ALIKE :], std=float(named.std()))
             for color, shape in NEIGHBOUR_LOOKS:
                 for first, looks in ((color, LOOKS[0]), (shape, LOOKS[1])):
-                    self.object_embed.weight[:, first : first + len(looks)] += words(looks) / 2
+                    nn.init.normal_(self.object_embed.weight[:, first : first + len(looks)], std=float(named.std()))
 
 
 class LanguageModel(nn.Module):
@@ -269,7 +272,6 @@ def pretrain_language(
     seed: int = 0,
     start: Path | None = None,
     resume: bool = False,
-    fixed_symbols: bool = False,
 ) -> Path:
     """Train a fresh model's language model on symbols and write its weights and the symbols'.
 
@@ -279,7 +281,6 @@ def pretrain_language(
         folder: for checkpoints, the log and the result.
         steps, learning_rate, seed, resume: as in `run_pretraining`.
         start: result of an earlier pretraining to go on from.
-        fixed_symbols: leave the symbols as they are, so that a vision side that is aligned to them goes on to fit.
 
     Returns:
         The file of the weights, float32: keys `llm.*` and `symbols.*`.
@@ -291,7 +292,6 @@ def pretrain_language(
     learner.symbols.name(model.llm.get_input_embeddings(), model.tokenizer)
     if start is not None:
         learner.load_state_dict(load_file(start), strict=False)  # a tied head is in the file once
-    learner.symbols.requires_grad_(not fixed_symbols)
     data = LanguageData(model.config, model.tokenizer, lessons)
     if run_pretraining(learner, data, CATEGORIES, folder, steps, learning_rate, seed, resume, schedule="late"):
         save_file(each_once(learner.state_dict()), folder / LANGUAGE)

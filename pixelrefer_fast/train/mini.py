@@ -32,7 +32,7 @@ def mini_config(kind: str, **changes: Any) -> ModelConfig:
         "mm_vision_encoder": NAMES[kind],
         "mm_max_length": 2048,
         "mask_num": 4,
-        "global_view_size": 112,
+        "global_view_size": 168,
         "local_view_size": 112,
         "spatial_merge_size": 2,
         "use_token_compression": True,

@@ -4,13 +4,14 @@ Released models begin with a pretrained encoder; one made from scratch begins he
 of every pixel, so that each patch of the very views that a model looks at (crops, context views, whole frames) has
 labels: colour, shape, pattern, size and angle of its object, what that object touches, whether it hides a part of
 another or is hidden, and in whole images how many objects are like it and where the patch itself lies. The linear heads
-are thrown away afterwards.
+are thrown away afterwards. Two attention heads are shown what to count (`alike.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from pixelrefer_fast.joint import Joint, join, together
 from pixelrefer_fast.ops.view_patches import LINEAR
 from pixelrefer_fast.patches import pack_patches
 from pixelrefer_fast.request import FrameSource, Request
+from pixelrefer_fast.train.alike import Watch, WholeViews, alike
 from pixelrefer_fast.train.pretraining import EndlessBatches
 from pixelrefer_fast.train.symbols import shown_objects
 from pixelrefer_fast.views import View, ViewPlan
@@ -35,6 +37,7 @@ IGNORED = -100
 MOST_ALIKE = 6
 PLACES = 6  # into which each side of a whole image is parted
 COVERED_PIXELS = 15  # from which one object plainly hides a part of another
+CLEAR = 0.6  # visible part of an object, from which its shape and pattern are told
 COLOR_PIXELS = 24  # visible of each object, from which colours are counted
 ANGLES = 8  # into which a turn is parted, as far as a shape shows it
 HEADS = {
@@ -54,7 +57,26 @@ HEADS = {
 }
 COUNTS = ("same_color", "same_shape")
 COUNTED = 3.0  # weight of what has to be read off the whole image, and would be learnt last
+COUNT_WEIGHTS = (
+    0.5,
+    1.0,
+    1.5,
+    2.0,
+    2.0,
+    2.0,
+)  # of 1, 2, ... alike: most objects have none like them, and few are asked for
 COLUMN = {name: i for i, name in enumerate(HEADS)}  # of the labels
+
+
+class _Part(NamedTuple):
+    """Some views of a batch; of each whole image among them its patches, which object each shows, and which of the
+    objects look alike."""
+
+    patches: torch.Tensor
+    grids: list[tuple[int, int, int]]
+    labels: torch.Tensor
+    weights: torch.Tensor
+    whole: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -65,34 +87,49 @@ class PerceptionBatch:
         patches: (P, 588) float32.
         grids: (rows, columns, merge) of each view.
         labels: (P, heads) int64, IGNORED where there is nothing to tell.
+        weights: (P,) float32 of the patches. An object's all together weigh as the root of their number: the shape of
+            a small one is the hardest to see, and would be learnt last.
+        whole: the whole images among the views.
     """
 
     patches: torch.Tensor
     grids: list[tuple[int, int, int]]
     labels: torch.Tensor
+    weights: torch.Tensor
+    whole: WholeViews
 
 
 class PerceptionModel(nn.Module):
     """The encoder with a linear head for each kind of label."""
 
+    count_weights: torch.Tensor
+
     def __init__(self, encoder: VisionEncoder) -> None:
         super().__init__()
         self.encoder = encoder
         self.heads = nn.Linear(encoder.config.hidden_size, sum(HEADS.values()))
+        self.watch = Watch(encoder)
+        self.register_buffer("count_weights", torch.tensor(COUNT_WEIGHTS), persistent=False)
 
     def forward(self, batch: PerceptionBatch) -> dict[str, torch.Tensor]:
-        """{"loss": weighted sum over the heads of the cross-entropy per patch, "accuracy": (heads,)}."""
-        logits = self.heads(self.encoder(batch.patches, batch.grids)).float().split(list(HEADS.values()), dim=1)
+        """{"loss": weighted sum over the heads of the cross-entropy per patch, and what the counting heads of the
+        encoder do not look at, "accuracy": (heads,)}."""
+        with self.watch.watching():
+            features = self.encoder(batch.patches, batch.grids)
+        logits = self.heads(features).float().split(list(HEADS.values()), dim=1)
         losses, right = [], []
         # a label that few patches have counts little: its mean alone would be mostly noise
-        least = (batch.labels[:, 1] != IGNORED).sum() / 2
+        least = (batch.weights * (batch.labels[:, 1] != IGNORED)).sum() / 2
         for name, own, labels in zip(HEADS, logits, batch.labels.unbind(1), strict=True):
             told = labels != IGNORED
-            summed = F.cross_entropy(own, labels, ignore_index=IGNORED, reduction="sum")
-            weight = COUNTED if name in COUNTS else 1.0
-            losses.append(weight * summed / torch.maximum(told.sum(), least).clamp(min=1))
+            counts = name in COUNTS
+            by_class = self.count_weights if counts else None
+            missed = F.cross_entropy(own, labels, by_class, ignore_index=IGNORED, reduction="none")
+            weighed = (missed * batch.weights).sum() / torch.maximum((told * batch.weights).sum(), least).clamp(min=1)
+            losses.append((COUNTED if counts else 1.0) * weighed)
             right.append((own.detach().argmax(1) == labels).sum() / told.sum().clamp(min=1))
-        return {"loss": torch.stack(losses).sum(), "accuracy": torch.stack(right)}
+        looked = COUNTED * self.watch.losses(batch.whole).sum()
+        return {"loss": torch.stack(losses).sum() + looked, "accuracy": torch.stack(right)}
 
 
 class PerceptionData(EndlessBatches):
@@ -139,18 +176,23 @@ def perception_batch(
                 parts.append(chosen(own, config))
     if close:
         parts.append(_close_ups(close))
+    starts = np.cumsum([0, *(len(p.patches) for p in parts)]).tolist()
     return PerceptionBatch(
         torch.cat([p.patches for p in parts]),
         [grid for p in parts for grid in p.grids],
         torch.cat([p.labels for p in parts]),
+        torch.cat([p.weights for p in parts]),
+        WholeViews.of(
+            [(start + own, *rest) for start, p in zip(starts, parts, strict=False) for own, *rest in p.whole]
+        ),
     )
 
 
-def _every_view(scenes: Sequence[Scene], config: ModelConfig) -> PerceptionBatch:
+def _every_view(scenes: Sequence[Scene], config: ModelConfig) -> _Part:
     return _seen(_joint(scenes, config), scenes)
 
 
-def _whole_views(scenes: Sequence[Scene], config: ModelConfig) -> PerceptionBatch:
+def _whole_views(scenes: Sequence[Scene], config: ModelConfig) -> _Part:
     joint = _joint(scenes, config)
     plan = ViewPlan()
     for view in joint.plan.views:
@@ -163,8 +205,8 @@ def _is_whole(view: View, size: tuple[int, int]) -> bool:
     return (view.top, view.left, view.bottom, view.right) == (0, 0, *size)
 
 
-def _seen(joint: Joint, scenes: Sequence[Scene]) -> PerceptionBatch:
-    return PerceptionBatch(pack_patches(joint.plan, joint.source), joint.plan.grids, _labels(joint, scenes))
+def _seen(joint: Joint, scenes: Sequence[Scene]) -> _Part:
+    return _Part(pack_patches(joint.plan, joint.source), joint.plan.grids, *_labels(joint, scenes))
 
 
 def _joint(scenes: Sequence[Scene], config: ModelConfig) -> Joint:
@@ -178,34 +220,39 @@ def _joint(scenes: Sequence[Scene], config: ModelConfig) -> Joint:
     return join(config, requests)
 
 
-def _close_ups(scenes: Sequence[Scene]) -> PerceptionBatch:
+def _close_ups(scenes: Sequence[Scene]) -> _Part:
     """Each clear object by itself, filling a view of 4x4 or 5x5 patches."""
     plan = ViewPlan()
     sources = [FrameSource.of_images([scene.frames[0]]) for scene in scenes]
     for image, scene in enumerate(scenes):
-        for i in np.flatnonzero(scene.facts.visible[:, 0] >= 0.6).tolist():
+        for i in np.flatnonzero(scene.facts.visible[:, 0] >= CLEAR).tolist():
             left, top, right, bottom = scene.facts.boxes[i, 0].tolist()
             height, width = scene.size
             box = (max(0, top - 3), max(0, left - 3), min(height, bottom + 3), min(width, right + 3))
             side = 14 * (4 + (scene.seed + i) % 2)
             plan.add(View(image, *box, side, side, LINEAR, side, side, 1))
     joint = Joint(plan, together(sources, list(range(len(scenes)))), ())
-    labels = _labels(joint, scenes)
+    labels, weights, _ = _labels(joint, scenes)
     for name in ("size", "touched_color", "touched_shape", "hides", "hidden"):
         labels[:, COLUMN[name]] = IGNORED  # lost, as nothing else is seen
-    return PerceptionBatch(pack_patches(plan, joint.source), plan.grids, labels)
+    return _Part(pack_patches(plan, joint.source), plan.grids, labels, weights, [])
 
 
-def _labels(joint: Joint, scenes: Sequence[Scene]) -> torch.Tensor:
-    """(P, heads) what each patch of a joint plan shows."""
+def _labels(
+    joint: Joint, scenes: Sequence[Scene]
+) -> tuple[torch.Tensor, torch.Tensor, list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    """(P, heads) what each patch of a joint plan shows, and the `weights` and `whole` of a `_Part`."""
     owner = [(scene, frame) for scene in scenes for frame in range(len(scene.frames))]
     known = {id(scene): _object_labels(scene) for scene in scenes}
-    found = []
+    found, shown, weights = [], [], []
     for view in joint.plan.views:
         scene, frame = owner[view.image]
-        table = known[id(scene)][frame]
         seen = scene.masks[:, frame, view.top : view.bottom, view.left : view.right]
-        own = table[shown_objects(seen, *view.grid).reshape(-1)]
+        shown.append(shown_objects(seen, *view.grid).reshape(-1))
+        patches = np.bincount(shown[-1] + 1)  # the background's, then each object's
+        patches[0] = 1
+        weights.append(patches[shown[-1] + 1] ** -0.5)
+        own = known[id(scene)][frame][shown[-1]]
         if _is_whole(view, scene.size):
             high, wide = view.grid
             own[:, COLUMN["row"]] = np.repeat(np.arange(high) * PLACES // high, wide)
@@ -219,16 +266,30 @@ def _labels(joint: Joint, scenes: Sequence[Scene]) -> torch.Tensor:
     first = torch.repeat_interleave(packed.cu_seqlens[:-1].long(), grids[:, 0] * grids[:, 1])
     columns = torch.repeat_interleave(grids[:, 1], grids[:, 0] * grids[:, 1])
     place = first + packed.row.long() * columns + packed.column.long()
-    return torch.from_numpy(np.concatenate(found))[place]
+    objects = np.concatenate(shown)[place.numpy()]
+    whole = []
+    for v, view in enumerate(joint.plan.views):
+        scene, _ = owner[view.image]
+        if _is_whole(view, scene.size):
+            patches = np.arange(*packed.cu_seqlens[v : v + 2].tolist())
+            whole.append((patches, objects[patches], alike(scene, _counted(scene))))
+    weight = torch.from_numpy(np.concatenate(weights)).float()
+    return torch.from_numpy(np.concatenate(found))[place], weight[place], whole
+
+
+def _counted(scene: Scene) -> tuple[bool, bool]:
+    """Of each of LOOKS, whether it is plain of every object."""
+    facts = scene.facts
+    sized = all(thing.size in SIZES for thing in scene.things)
+    return bool((facts.areas >= COLOR_PIXELS).all()), bool((facts.visible >= CLEAR).all()) and sized
 
 
 def _object_labels(scene: Scene) -> list[np.ndarray]:
     """For each frame (objects + 1, heads) int64; the last row is that of the background."""
     colors, shapes, patterns, sizes = list(COLORS), list(SHAPES), list(PATTERNS), list(SIZES)
     things, facts = scene.things, scene.facts
-    clear = facts.visible.min(axis=1) >= 0.6
-    plain = bool(clear.all()) and all(t.size in sizes for t in things)
-    colored = bool((facts.areas >= COLOR_PIXELS).all())
+    clear = facts.visible.min(axis=1) >= CLEAR
+    colored, plain = _counted(scene)
     tables = []
     for frame in range(len(scene.frames)):
         table = np.full((len(things) + 1, len(HEADS)), IGNORED, np.int64)

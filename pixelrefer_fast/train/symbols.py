@@ -26,7 +26,7 @@ NEIGHBOUR_LOOKS = [
 OBJECT_PLACE = slice(_LOOK, _LOOK + 3)
 OBJECT_FACTS = _LOOK + 5 + len(NEIGHBOURS) * _NEIGHBOUR + 2 * ALIKE
 CELL_PLACE = slice(_LOOK + 1, _LOOK + 6)
-CELL_FACTS = _LOOK + 6 + 2 * ALIKE
+CELL_FACTS = _LOOK + 8 + 2 * ALIKE
 
 
 def object_symbols(scene: Scene, i: int, frame: int, alike: bool) -> np.ndarray:
@@ -41,13 +41,11 @@ def object_symbols(scene: Scene, i: int, frame: int, alike: bool) -> np.ndarray:
         i, frame: numbers.
         alike: tell how many objects share its colour and shape.
     """
-    facts, thing = scene.facts, scene.things[i]
+    facts = scene.facts
     height, width = scene.size
     if not facts.areas[i, frame]:
         return np.zeros(OBJECT_FACTS, np.float32)
     x, y = facts.centres[i, frame]
-    turn = np.radians(scene.angles[i, frame] * SYMMETRY.get(thing.shape, 0))
-    shown = thing.shape in SYMMETRY
     n = range(len(scene.things))
     near = (
         [j for j in n if j != i and facts.touching[frame, i, j]],
@@ -55,17 +53,17 @@ def object_symbols(scene: Scene, i: int, frame: int, alike: bool) -> np.ndarray:
         [j for j in n if facts.covers[frame, j, i]],
     )
     place = [2 * y / (width - 1) - 1, 2 * x / (height - 1) - 1, np.log(facts.across[i, frame] / USUAL)]
-    turned = [np.cos(turn) * shown, np.sin(turn) * shown]
     neighbours = [_neighbour(scene, others) for others in near]
-    told = [_look(scene, i), np.array(place + turned), *neighbours, _alike(scene, i) * alike]
+    told = [_look(scene, i), np.array(place), _turned(scene, i, frame), *neighbours, _alike(scene, i) * alike]
     return np.concatenate(told).astype(np.float32)
 
 
 def cell_symbols(scene: Scene, frame: int, shown: np.ndarray) -> np.ndarray:
     """(rows * columns, CELL_FACTS) float32 of the cells of a frame, row by row.
 
-    Of the object that a cell shows: colour, shape, pattern and size, centre and logarithm of the length, and how many
-    are alike; where it shows none that it shows none. Of every cell where it lies.
+    Of the object that a cell shows: colour, shape, pattern and size, centre and logarithm of the length, the cosine and
+    sine of its angle as far as the shape shows it, and how many are alike; where it shows none that it shows none. Of
+    every cell where it lies.
 
     Args:
         scene: of `make_scene`.
@@ -81,7 +79,7 @@ def cell_symbols(scene: Scene, frame: int, shown: np.ndarray) -> np.ndarray:
         if facts.areas[i, frame]:
             x, y = facts.centres[i, frame]
             place = [0, 0, 2 * y / height - 1, 2 * x / width - 1, np.log(facts.across[i, frame] / USUAL)]
-            table[i] = np.concatenate([_look(scene, i), [0], place, _alike(scene, i)])
+            table[i] = np.concatenate([_look(scene, i), [0], place, _turned(scene, i, frame), _alike(scene, i)])
     cells = table[shown.reshape(-1)]
     cells[:, CELL_PLACE.start] = np.repeat(2 * (np.arange(rows) + 0.5) / rows - 1, columns)
     cells[:, CELL_PLACE.start + 1] = np.tile(2 * (np.arange(columns) + 0.5) / columns - 1, rows)
@@ -106,6 +104,13 @@ def _look(scene: Scene, i: int) -> np.ndarray:
             _one(_SIZES.index(thing.size), len(_SIZES)) * constant,
         ]
     )
+
+
+def _turned(scene: Scene, i: int, frame: int) -> np.ndarray:
+    """Cosine and sine of its angle, zeros where the shape does not show it."""
+    shape = scene.things[i].shape
+    turn = np.radians(scene.angles[i, frame] * SYMMETRY.get(shape, 0))
+    return np.array([np.cos(turn), np.sin(turn)]) * (shape in SYMMETRY)
 
 
 def _neighbour(scene: Scene, others: list[int]) -> np.ndarray:

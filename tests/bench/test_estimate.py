@@ -15,9 +15,9 @@ from plain_memory import plain_memory
 
 import pixelrefer_fast as pf
 from pixelrefer_fast.batching import memory as batching_memory
-from pixelrefer_fast.bench import cost_model, estimate_check, gpus, memory, results, stages, whole, workloads
+from pixelrefer_fast.bench import costs, estimate_check, gpus, memory, results, stages, whole, workloads
 from pixelrefer_fast.bench.askers import Ours, as_measured, counted, stage_counts
-from pixelrefer_fast.bench.cost_model import Machine
+from pixelrefer_fast.bench.costs import Machine
 from pixelrefer_fast.bench.estimate import Estimate, Workload, config_of, estimate, other_kind, paper_flops, sizes_of
 from pixelrefer_fast.bench.gpus import Gpu
 from pixelrefer_fast.config import VisionConfig
@@ -101,7 +101,7 @@ def test_tokens_and_flops_are_those_that_are_counted(models: dict[str, Any], nam
         kept,
         prompt,
     )
-    works = cost_model.stages(model.config, sizes, CPU)
+    works = costs.stages(model.config, sizes, CPU)
     assert set(works) == set(counts) - {"plan", "prompt"}
     flops = {stage: sum(w.flops * w.times for w in own) for stage, own in works.items()}
     assert flops == {stage: counts[stage].flops for stage in works}
@@ -131,7 +131,7 @@ def test_objects_with_a_question_each_and_batches(models: dict[str, Any], name: 
             counts = stage_counts(ours, ask, workload.answer)
         seen = sizes_of(model.config, dataclasses.replace(workload, text=0))[1]["prompt"]
         workload = dataclasses.replace(workload, text=(prompts - seen) // 3)
-        works = cost_model.stages(model.config, sizes_of(model.config, workload)[0], CPU)
+        works = costs.stages(model.config, sizes_of(model.config, workload)[0], CPU)
         flops = {stage: sum(w.flops * w.times for w in own) for stage, own in works.items()}
         assert flops["encoder"] == counts["encoder"].flops
         assert flops["pooling"] + flops.get("infusion", 0) + flops["projector"] == sum(
@@ -153,7 +153,7 @@ def test_questions_about_one_image_share_its_vision_tokens(models: dict[str, Any
     seen = sizes_of(model.config, dataclasses.replace(workload, text=0))[1]["prompt"]
     workload = dataclasses.replace(workload, text=(prompts - seen) // 3)
     shared, alone = (
-        sum(w.flops * w.times for w in cost_model.prefill(model.config, sizes_of(model.config, own)[0], CPU))
+        sum(w.flops * w.times for w in costs.prefill(model.config, sizes_of(model.config, own)[0], CPU))
         for own in (workload, dataclasses.replace(workload, shared=False))
     )
     # how many tokens of text stand before the vision tokens depends on the tokenizer: a token or two more or less
@@ -179,7 +179,7 @@ def test_memory_is_that_of_a_question(models: dict[str, Any], name: str, workloa
         model.decoder.clear()
         with memory.watching("cpu", [*model.parameters(), *model.buffers()]) as watched:
             model.ask(media, question, regions, max_new_tokens=workload.answer)
-    guess = cost_model.memory(model.config, sizes_of(model.config, workload)[0], CPU)
+    guess = costs.memory(model.config, sizes_of(model.config, workload)[0], CPU)
     assert guess["weights"] == sum(p.nbytes for p in model.parameters())
     assert guess["peak"] == pytest.approx(watched.peak, rel=0.08)
     assert guess["peak"] - guess["weights"] == pytest.approx(watched.peak - guess["weights"], rel=0.15)
@@ -193,7 +193,7 @@ def test_weights_of_released_models(name: str) -> None:
     with torch.device("meta"):
         parts = [VisionEncoder(config.vision), ObjectTokenizer(config), Qwen2ForCausalLM(Qwen2Config(**config.llm))]
         parts.append(pf.model.VisionProjector(config.vision.hidden_size, config.hidden_size))
-    assert sum(cost_model.weights(config).values()) == sum(p.numel() for part in parts for p in part.parameters())
+    assert sum(costs.weights(config).values()) == sum(p.numel() for part in parts for p in part.parameters())
 
 
 @pytest.mark.kernel
@@ -223,14 +223,14 @@ def test_a_gpu_s_region_stage_and_encoder(
     sizes, _ = sizes_of(config, workload)
     machine = Machine("cuda", dtype.itemsize)
     lite = config.kind == "lite"
-    own = cost_model.pooling(config, sizes, machine) + cost_model.infusion(config, sizes, machine)
+    own = costs.pooling(config, sizes, machine) + costs.infusion(config, sizes, machine)
     # of Full's tokens the packing is counted apart; of the projector those of objects are this stage's
-    own += [w for w in cost_model.projector(config, sizes, machine) if lite or w.what == "object tokens"]
+    own += [w for w in costs.projector(config, sizes, machine) if lite or w.what == "object tokens"]
     assert sum(w.flops * w.times for w in own) == region.flops
     if lite:
         assert sum(w.launches * w.times for w in own) == region.launches.total() == 22
         assert sum(w.moved * w.times for w in own) == pytest.approx(region.moved, rel=0.02)
-    works = cost_model.encoder(config, sizes, machine)
+    works = costs.encoder(config, sizes, machine)
     # a kernel knows the longest view only: it declares as if all were as long
     longest, last = max(p for p, _ in sizes.views), [(p, f) for p, f in sizes.views]
     more = sum(4 * 96 * (longest - p) * (p + f) for p, f in last)
@@ -360,8 +360,8 @@ def test_seconds_of_a_stage_are_its_roofline() -> None:
 
 def test_a_decode_step_reads_all_weights_of_the_llm() -> None:
     config = config_of("lite-7b")
-    works = cost_model.step(config, 1, 2, Machine("cuda", 2))
-    parts = cost_model.weights(config)
+    works = costs.step(config, 1, 2, Machine("cuda", 2))
+    parts = costs.weights(config)
     read = 2 * (parts["llm"] + parts["head"])
     assert read < sum(w.moved * w.times for w in works) < 1.02 * read
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,6 +13,7 @@ from pixelrefer_fast.train.language import LanguageData, LanguageModel, language
 from pixelrefer_fast.train.mini import fresh_model, mini_config
 from pixelrefer_fast.train.module import read_text
 from pixelrefer_fast.train.scenes import SceneShare
+from pixelrefer_fast.train.symbols import ALIKE, LOOKS, NEIGHBOUR_LOOKS
 from pixelrefer_fast.world import CATEGORIES, ask_about, make_scene
 from pixelrefer_fast.world.motion import MOTIONS
 from pixelrefer_fast.world.questions import ORDINALS
@@ -163,4 +163,11 @@ def test_looks_begin_as_their_words(model):
         own = embedding.weight[ids].mean(0)
         torch.testing.assert_close(learner.symbols.object_embed.weight[:, i], own)
         torch.testing.assert_close(learner.symbols.cell_embed.weight[:, i], own)
-    assert np.isfinite(learner.symbols.object_embed.weight.detach().numpy()).all()
+    own = learner.symbols.object_embed.weight[:, : sum(map(len, LOOKS))]
+    for linear in (learner.symbols.object_embed, learner.symbols.cell_embed):
+        assert float((linear.weight[:, -2 * ALIKE :].std() / own.std()).detach()) == pytest.approx(1, abs=0.1)
+    for color, shape in NEIGHBOUR_LOOKS:  # as loud, and nobody's word
+        for first, looks in ((color, COLORS), (shape, SHAPES)):
+            others = learner.symbols.object_embed.weight[:, first : first + len(looks)]
+            assert float((others.std() / own.std()).detach()) == pytest.approx(1, abs=0.1)
+            assert torch.cosine_similarity(others[:, :, None], own[:, None], dim=0).detach().abs().max() < 0.8

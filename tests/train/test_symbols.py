@@ -31,7 +31,7 @@ from pixelrefer_fast.train.symbols import (
     shown_objects,
 )
 from pixelrefer_fast.world import CATEGORIES, ask_about, make_scene
-from pixelrefer_fast.world.things import COLORS, SHAPES
+from pixelrefer_fast.world.things import COLORS, SHAPES, SYMMETRY
 
 COMPARED = SceneShare(World(1000, 0, video=False, rounds=4, categories=("relation",)), 2)
 MIXED = (
@@ -80,6 +80,9 @@ def test_a_cell_tells_the_object_that_it_shows():
         box = scene.masks[i, 0, row * height // rows : (row + 1) * height // rows]
         if box[:, column * width // columns : (column + 1) * width // columns].mean() > 0.9:
             assert list(COLORS)[cells[row, column, :10].argmax()] == thing.color
+            turn = np.radians(scene.angles[i, 0] * SYMMETRY.get(thing.shape, 0))
+            shown = float(thing.shape in SYMMETRY)
+            assert cells[row, column, -14:-12] == pytest.approx(np.array([np.cos(turn), np.sin(turn)]) * shown)
     empty = cells[..., :10].sum(-1) == 0
     assert empty.any()
     assert not cells[empty][:, -12:].any()

@@ -1,0 +1,113 @@
+"""The heads of a vision encoder that learn what to count."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pixelrefer_fast.encoder import VisionEncoder
+from pixelrefer_fast.train.alike import BACKGROUND, HEADS, LOOKS, PADDING, Watch, WholeViews, _divergence, alike
+from pixelrefer_fast.train.mini import VISION, mini_config
+from pixelrefer_fast.train.perception import PerceptionModel, perception_batch, without_budget
+from pixelrefer_fast.world import make_scene
+
+CONFIGS = without_budget(mini_config("lite")), without_budget(mini_config("full"))
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return perception_batch([make_scene(3, video=False)], CONFIGS, whole=[make_scene(s, video=False) for s in (4, 5)])
+
+
+def test_each_patch_of_a_whole_image_knows_its_object(batch):
+    """Its labels are those of its object, and the objects that are alike are as many as its labels say."""
+    from pixelrefer_fast.train.perception import COLUMN, IGNORED
+
+    for view in range(len(batch.whole.patches)):
+        owner = batch.whole.owner[view]
+        labels = batch.labels[batch.whole.patches[view]]
+        assert (labels[owner == BACKGROUND, 0] == labels[:, 0].max()).all()
+        for i in owner[owner >= 0].unique().tolist():
+            assert len(labels[owner == i, COLUMN["color"]].unique()) == 1
+            for k, look in enumerate(LOOKS):
+                count = labels[owner == i, COLUMN[f"same_{look}"]].unique().tolist()
+                alike_it = int(batch.whole.alike[view, k, i].sum())
+                assert count == [alike_it - 1 if alike_it else IGNORED]
+    spans = {tuple(p[o != PADDING].tolist()) for p, o in zip(batch.whole.patches, batch.whole.owner, strict=True)}
+    assert len(spans) == len(batch.whole.patches)  # every view its own
+
+
+def test_what_is_not_plain_is_not_counted():
+    scene = make_scene(4, video=False)
+    table = alike(scene, (True, False))
+    assert table[0].diagonal().all()
+    assert not table[1].any()
+
+
+def test_an_even_attention_misses_nothing():
+    """Two of three objects alike: a third each of the attention, wherever within them, and a third for the rest."""
+    owner = torch.tensor([[0, 1, 1, 2, BACKGROUND, PADDING]])
+    looks = torch.zeros(1, 3, 3, dtype=torch.bool)
+    looks[0, :2, :2] = True
+    parts = torch.tensor([1 / 3, 1 / 3 - 0.1, 0.1, 0.03, 1 / 3 - 0.03, 1.0])
+    scores = parts.log().expand(1, 6, 6)
+    assert float(_divergence(scores, owner, looks)) == pytest.approx(0, abs=1e-5)
+    uneven = torch.tensor([2 / 3 - 0.01, 0.01, 1e-9, 0.03, 1 / 3 - 0.03, 1.0]).log().expand(1, 6, 6)
+    expected = -(np.log(2 / 3 - 0.01) + np.log(0.01) + np.log(1 / 3)) / 3 - np.log(3)
+    assert float(_divergence(uneven, owner, looks)) == pytest.approx(expected, abs=1e-4)
+    assert float(_divergence(uneven, owner, torch.zeros_like(looks))) == 0
+
+
+def test_the_attention_is_the_encoders_own(batch):
+    """The scores of a watched head are those that the layer itself computes."""
+    torch.manual_seed(0)
+    encoder = VisionEncoder(VISION)
+    with torch.no_grad():
+        for layer in encoder.layers:
+            layer.qkv.bias.normal_()
+    watch = Watch(encoder)
+    with watch.watching(), torch.no_grad():
+        encoder(batch.patches, batch.grids)
+    layer, head = HEADS["color"]
+    normed, layout, rope = watch._seen[layer]
+    from pixelrefer_fast import ops
+    from pixelrefer_fast.train.alike import _scores
+
+    block = encoder.layers[layer]
+    qkv = (normed @ block.qkv.weight.T).view(len(normed), 3, block.heads, -1)
+    ops.rope2d(qkv, block.qkv.bias.view(3, block.heads, -1), layout.row, layout.column, *rope)
+    q, k, _ = qkv[:, :, head].unbind(1)
+    own = batch.whole.patches[0][batch.whole.owner[0] != PADDING]
+    with torch.no_grad():
+        found = _scores(block, head, normed, layout, rope, batch.whole.patches)[0, : len(own), : len(own)]
+    torch.testing.assert_close(found, q[own] @ k[own].T / q.shape[1] ** 0.5, rtol=1e-4, atol=1e-4)
+
+
+def test_its_loss_moves_the_heads_and_what_is_before_them(batch):
+    model = PerceptionModel(VisionEncoder(VISION))
+    with model.watch.watching():
+        model.encoder(batch.patches, batch.grids)
+    losses = model.watch.losses(batch.whole)
+    assert losses.shape == (len(LOOKS),)
+    assert (losses > 0).all()
+    losses.sum().backward()
+    for layer, head in HEADS.values():
+        size = VISION.hidden_size // VISION.num_heads
+        gradient = model.encoder.layers[layer].qkv.weight.grad
+        assert gradient[head * size : (head + 1) * size].abs().sum() > 0
+        assert not gradient[2 * VISION.hidden_size :].any() or layer == min(n for n, _ in HEADS.values())
+    assert model.encoder.patch_embedding.weight.grad.abs().sum() > 0
+
+
+def test_images_without_views_give_no_loss():
+    none = WholeViews.of([])
+    model = PerceptionModel(VisionEncoder(VISION))
+    batch = perception_batch([], CONFIGS, close=[make_scene(s, video=False) for s in range(4)])
+    assert batch.whole.patches.shape == none.patches.shape == (0, 0)
+    assert torch.isfinite(model(batch)["loss"])
+
+
+def test_a_small_encoder_is_told_so():
+    with pytest.raises(ValueError, match="expected at least 4 layers of 5 heads"):
+        Watch(VisionEncoder(replace(VISION, num_layers=2)))
