@@ -106,12 +106,12 @@ LANGUAGE: dict[str, tuple[str | None, dict[str, Any]]] = {
     "lite-again": ("lite", {"steps": 750, "learning_rate": 2.5e-3, "lessons": ((0, _mixed(460_000_000)),)}),
     "lite-around": ("lite-again", {"steps": 990, "learning_rate": 2.5e-3, "lessons": ((0, _around(1_100_000_000)),)}),
     "full": ("lite-again", {"steps": 480, "learning_rate": 2.5e-3, "lessons": ((0, _mixed(760_000_000)),)}),
-    "full-around": ("full", {"steps": 740, "learning_rate": 2.5e-3, "lessons": ((0, _around(1_300_000_000)),)}),
+    "full-around": ("full", {"steps": 1000, "learning_rate": 2.5e-3, "lessons": ((0, _around(1_300_000_000)),)}),
 }
 SPOKEN = {"lite": ("lite", "lite-again", "lite-around"), "full": ("lite", "lite-again", "full", "full-around")}
 ALIGNMENT: dict[str, dict[str, Any]] = {
     "lite": {"steps": 800, "learning_rate": 2e-3},
-    "full": {"steps": 600, "learning_rate": 2e-3},
+    "full": {"steps": 560, "learning_rate": 2e-3},
 }
 SEEN = (SceneShare(World(MANY, 500_000_000, video=False), 5), SceneShare(World(MANY, 600_000_000, video=True), 3))
 
