@@ -200,7 +200,7 @@ class TestWithoutACheckout:
     def test_models_that_it_cannot_compute_are_refused(self, tmp_path: Path, assets: Path) -> None:
         fake_checkout(tmp_path, "lite")
         small = pf.load("embedded:lite", device="cpu", dtype="float32")
-        with pytest.raises(ValueError, match=r"context views of 336 and 224 pixels.*got 112 and 112"):
+        with pytest.raises(ValueError, match=r"context views of 336 and 224 pixels.*got 168 and 112"):
             Reference(tmp_path, small)
         with (
             mock.patch.object(small, "quantization", "int8"),
@@ -215,7 +215,7 @@ class TestWithoutACheckout:
         model = pf.load("embedded:lite", device="cpu", dtype="float32")
         twin = with_released_views(model)
         assert (twin.config.global_view_size, twin.config.local_view_size) == (336, 224)
-        assert (model.config.global_view_size, model.config.local_view_size) == (112, 112)
+        assert (model.config.global_view_size, model.config.local_view_size) == (168, 112)
         own, others = dict(model.named_parameters()), dict(twin.named_parameters())
         assert own.keys() == others.keys()
         assert all(own[name] is others[name] for name in own)
