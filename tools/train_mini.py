@@ -61,8 +61,6 @@ PRETRAINING: dict[str, dict[str, Any]] = {
 LAST = "views-7"
 MANY = 10**5
 MOVING = ("motion", "relation", "selection", "description", "context", "counting")
-
-
 NEAR = ("context", "counting", "motion")
 
 

@@ -23,7 +23,7 @@ from pixelrefer_fast.train.module import TrainingModel
 from pixelrefer_fast.train.pretraining import EndlessBatches, run_pretraining
 from pixelrefer_fast.train.processes import wait
 from pixelrefer_fast.train.scenes import SceneShare, WorldSource
-from pixelrefer_fast.train.symbols import ALIKE, CELL_FACTS, cell_symbols, object_symbols, shown_objects
+from pixelrefer_fast.train.symbols import CELL_FACTS, COUNT_FACTS, cell_symbols, object_symbols, shown_objects
 from pixelrefer_fast.world import Scene
 from pixelrefer_fast.world.marked import scene_media
 
@@ -81,7 +81,7 @@ def _missed(tokens: torch.Tensor, facts: torch.Tensor, symbols: nn.Linear) -> to
     of_facts = (missed @ _readout(symbols.weight)).square().mean(0) / (varied + RARE)
     of_tokens = missed.square().sum() / (wanted - wanted.mean(0)).square().sum().clamp(min=1e-6)
     weights = torch.ones_like(of_facts)
-    weights[-2 * ALIKE :] = COUNTED
+    weights[COUNT_FACTS] = COUNTED
     return torch.stack([of_tokens, (of_facts * weights).sum() / weights.sum()])
 
 

@@ -31,9 +31,9 @@ from pixelrefer_fast.train.pretraining import EndlessBatches, each_once, run_pre
 from pixelrefer_fast.train.processes import processes, wait
 from pixelrefer_fast.train.scenes import SceneShare, WorldSource, scene_samples
 from pixelrefer_fast.train.symbols import (
-    ALIKE,
     CELL_FACTS,
     CELL_PLACE,
+    COUNT_FACTS,
     LOOKS,
     NEIGHBOUR_LOOKS,
     OBJECT_FACTS,
@@ -97,7 +97,7 @@ class Symbols(nn.Module):
             named = torch.cat([words(looks) for looks in LOOKS], 1)
             for linear in (self.object_embed, self.cell_embed):
                 linear.weight[:, : named.shape[1]] = named
-                nn.init.normal_(linear.weight[:, -2 * ALIKE :], std=float(named.std()))
+                nn.init.normal_(linear.weight[:, COUNT_FACTS], std=float(named.std()))
             for color, shape in NEIGHBOUR_LOOKS:
                 for first, looks in ((color, LOOKS[0]), (shape, LOOKS[1])):
                     nn.init.normal_(self.object_embed.weight[:, first : first + len(looks)], std=float(named.std()))

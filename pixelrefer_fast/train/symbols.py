@@ -27,6 +27,7 @@ OBJECT_PLACE = slice(_LOOK, _LOOK + 3)
 OBJECT_FACTS = _LOOK + 5 + len(NEIGHBOURS) * _NEIGHBOUR + 2 * ALIKE
 CELL_PLACE = slice(_LOOK + 1, _LOOK + 6)
 CELL_FACTS = _LOOK + 8 + 2 * ALIKE
+COUNT_FACTS = slice(-2 * ALIKE, None)  # of objects and of cells: how many share the colour, and the shape
 
 
 def object_symbols(scene: Scene, i: int, frame: int, alike: bool) -> np.ndarray:
