@@ -5,7 +5,8 @@
     python tools/train_mini.py lite OUT           # and full: after these, each by itself or both at once
 
 The parts of a model are pretrained: the vision encoder that both begin with, the language model (told in symbols what
-is marked; Full's goes on from Lite's with what is seen), and then the vision side, which learns to say the same.
+is marked; Full's goes on from Lite's with what is seen), and then the vision side, which learns to say the same. After
+the stages the encoder gets more layers, and the model is refined on questions and whole images at once.
 
     python tools/train_mini.py ship OUT           # into pixelrefer_fast/assets/
     python tools/train_mini.py ask-lite OUT       # and ask-full: held-out questions to the shipped model
@@ -38,6 +39,7 @@ from pixelrefer_fast.train.language import LANGUAGE as LANGUAGE_FILE
 from pixelrefer_fast.train.language import load_language, pretrain_language
 from pixelrefer_fast.train.mini import NAMES, fresh_model, make_tokenizer, mini_config, world_texts
 from pixelrefer_fast.train.pretrain import ENCODER, load_encoder, pretrain
+from pixelrefer_fast.train.refining import REFINED, deepen, load_refined, refine
 from pixelrefer_fast.train.run import LOG, train
 from pixelrefer_fast.train.scenes import SceneShare
 from pixelrefer_fast.world.evaluate import evaluate
@@ -47,6 +49,7 @@ ASSETS = ROOT / "pixelrefer_fast" / "assets"
 SEED = 0
 TOKENIZER_SCENES = 3000
 QUESTIONS = 4500
+LAST_ENTRIES = 10  # of a refining's log
 # of the encoder, one after the other: close-ups of single objects, then the views that the models look at
 PRETRAINING: dict[str, dict[str, Any]] = {
     "close-ups": {"steps": 900, "scenes": 0, "close": 64, "learning_rate": 3e-3},
@@ -111,6 +114,26 @@ ALIGNMENT: dict[str, dict[str, Any]] = {
     "lite": {"steps": 800, "learning_rate": 2e-3},
     "full": {"steps": 560, "learning_rate": 2e-3},
 }
+LAYERS = 6  # of the encoder in the end
+REFINING: dict[str, Any] = {
+    "learning_rate": 1.5e-3,
+    "parts": {
+        "encoder.layers.4.": 1.0,
+        "encoder.layers.5.": 1.0,
+        "vision_encoder": 0.7,
+        "region_encoder": 0.5,
+        "projector": 0.5,
+        "llm": 0.2,
+    },
+    "shares": (
+        SceneShare(World(MANY, 31_000_000, video=False, rounds=6, categories=("counting",)), 1),
+        SceneShare(World(MANY, 32_000_000, questions=10), 1),
+    ),
+    "whole": 24,
+    "crowds": 8,
+    "first_seed": 3_500_000,
+}
+REFINING_STEPS = {"lite": 2600, "full": 3600}
 SEEN = (SceneShare(World(MANY, 500_000_000, video=False), 5), SceneShare(World(MANY, 600_000_000, video=True), 3))
 
 
@@ -162,14 +185,26 @@ def _begun(folder: Path) -> bool:
     return any(folder.glob("checkpoint-*"))
 
 
+def make_refined(kind: str, out: Path) -> None:
+    """The model of the stages with a deeper encoder, refined and as it is shipped."""
+    folder = out / f"refined-{kind}"
+    model = deepen(load(out / f"out-{kind}" / "model", device="cpu", dtype="float32"), LAYERS, SEED)
+    if not (folder / REFINED).is_file():
+        refine(model, folder=folder, steps=REFINING_STEPS[kind], seed=SEED, resume=_begun(folder), **REFINING)
+    load_refined(model, folder / REFINED)
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    model.to(torch.bfloat16).save(folder / "model")
+
+
 def make_model(kind: str, out: Path) -> None:
-    """A model of pretrained parts, then the stages of its config."""
+    """A model of pretrained parts, then the stages of its config, then what refines it."""
     make_start(kind, out)
     written = out / f"mini-{kind}.yaml"
     shutil.copyfile(ROOT / "training" / written.name, written)
     config = load_config(written)
     began = time.time()
     train(config, resume=config.output.exists(), tell=_tell, say=print)
+    make_refined(kind, out)
     facts = {
         "name": NAMES[kind],
         "version": __version__,
@@ -182,7 +217,7 @@ def make_model(kind: str, out: Path) -> None:
             "alignment of the vision side": ALIGNMENT[kind],
         },
         "tokenizer_scenes": TOKENIZER_SCENES,
-        "stages": stages_of(config.output / LOG),
+        "stages": [*stages_of(config.output / LOG), refining_of(out / f"refined-{kind}" / LOG)],
         "minutes_of_the_last_run": round((time.time() - began) / 60, 1),
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s)",
         "torch": torch.__version__,
@@ -201,14 +236,27 @@ def stages_of(log: Path) -> list[dict[str, Any]]:
     return list(stages.values())
 
 
+def refining_of(log: Path) -> dict[str, Any]:
+    """The same of a refining: the means of the last steps, since each has few questions."""
+    entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    last = [entry for entry in entries if "loss" in entry][-LAST_ENTRIES:]
+    return {
+        "name": "refining",
+        "steps": last[-1]["step"],
+        "accuracy": sum(entry["accuracy/answers"] for entry in last) / len(last),
+        "seconds": sum(entry["train_runtime"] for entry in entries if "train_runtime" in entry),
+    }
+
+
 def ship(out: Path) -> None:
     """Put the trained models into the package, with what the model cards and curves are made from."""
     for kind, name in NAMES.items():
         target = ASSETS / name
         shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(out / f"out-{kind}" / "model", target)
+        shutil.copytree(out / f"refined-{kind}" / "model", target)
         shutil.copyfile(out / f"training-{kind}.json", target / "training.json")
         shutil.copyfile(out / f"out-{kind}" / LOG, ROOT / "training" / f"log-{kind}.jsonl")
+        shutil.copyfile(out / f"refined-{kind}" / LOG, ROOT / "training" / f"log-refining-{kind}.jsonl")
         shutil.copyfile(out / f"vision-{kind}" / LOG, ROOT / "training" / f"log-vision-{kind}.jsonl")
     for part in LANGUAGE:
         shutil.copyfile(out / f"language-{part}" / LOG, ROOT / "training" / f"log-language-{part}.jsonl")

@@ -123,6 +123,18 @@ def draw_curves() -> None:
     figure.savefig(PICTURES / "parts.png", dpi=110)
     plt.close(figure)
 
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True, sharey=True)
+    for axis, (kind, name) in zip(axes, MODELS.items(), strict=True):
+        entries = in_a_row(f"log-refining-{kind}.jsonl")
+        for color, head in zip(COLORS, ("answers", "shape", "size", "same_color", "same_shape"), strict=True):
+            values = smooth([e[f"accuracy/{head}"] for e in entries])
+            axis.plot([e["step"] for e in entries], values, color=color, label=head.replace("_", " "))
+        axis.set(xlabel="step", title=f"{name}, refining", ylim=(0.4, 1))
+    axes[0].set_ylabel("told right")
+    axes[0].legend(frameon=False, loc="lower right")
+    figure.savefig(PICTURES / "refining.png", dpi=110)
+    plt.close(figure)
+
 
 def percent(entry: dict[str, Any] | None) -> str:
     return "-" if entry is None or not entry["n"] else f"{100 * entry['accuracy']:.1f}"
@@ -193,6 +205,9 @@ def main() -> None:
         "![what the encoder learnt to tell before](training/encoder.png)",
         "",
         "![what the language models learnt from symbols, and the vision sides from them](training/parts.png)",
+        "",
+        "![what answers and patches of whole images told right while the deeper models were refined]"
+        "(training/refining.png)",
         "",
     ]
     if ablations:

@@ -25,11 +25,11 @@ from pixelrefer_fast.joint import Joint, join, together
 from pixelrefer_fast.ops.view_patches import LINEAR
 from pixelrefer_fast.patches import pack_patches
 from pixelrefer_fast.request import FrameSource, Request
-from pixelrefer_fast.train.alike import Watch, WholeViews, alike
+from pixelrefer_fast.train.alike import Watch, WholeView, WholeViews, alike
 from pixelrefer_fast.train.pretraining import EndlessBatches
 from pixelrefer_fast.train.symbols import shown_objects
 from pixelrefer_fast.views import View, ViewPlan
-from pixelrefer_fast.world import Scene, make_scene
+from pixelrefer_fast.world import Scene, make_crowd, make_scene
 from pixelrefer_fast.world.marked import scene_media, scene_region
 from pixelrefer_fast.world.things import COLORS, PATTERNS, SHAPES, SIZES, SYMMETRY
 
@@ -69,14 +69,13 @@ COLUMN = {name: i for i, name in enumerate(HEADS)}  # of the labels
 
 
 class _Part(NamedTuple):
-    """Some views of a batch; of each whole image among them its patches, which object each shows, and which of the
-    objects look alike."""
+    """Some views of a batch, and the whole images among them."""
 
     patches: torch.Tensor
     grids: list[tuple[int, int, int]]
     labels: torch.Tensor
     weights: torch.Tensor
-    whole: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+    whole: list[WholeView]
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,8 @@ class PerceptionBatch:
         patches: (P, 588) float32.
         grids: (rows, columns, merge) of each view.
         labels: (P, heads) int64, IGNORED where there is nothing to tell.
-        weights: (P,) float32 of the patches. An object's all together weigh as the root of their number: the shape of
-            a small one is the hardest to see, and would be learnt last.
+        weights: (P,) float32 of the patches. An object's all together weigh as the fourth root of their number: the
+            shape of a small one is the hardest to see, and would be learnt last.
         whole: the whole images among the views.
     """
 
@@ -108,6 +107,7 @@ class PerceptionModel(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.heads = nn.Linear(encoder.config.hidden_size, sum(HEADS.values()))
+        nn.init.zeros_(self.heads.weight)  # they learn before they move an encoder that sees already
         self.watch = Watch(encoder)
         self.register_buffer("count_weights", torch.tensor(COUNT_WEIGHTS), persistent=False)
 
@@ -133,23 +133,30 @@ class PerceptionModel(nn.Module):
 
 
 class PerceptionData(EndlessBatches):
-    """Batches of training scenes, half seen as Lite sees them and half as Full does.
+    """Batches of training scenes, each seen as one of some models sees it.
 
     Args:
-        lite, full: configs whose views are made.
+        configs: of models whose views are made, in turn.
         scenes: of a batch.
         close: further scenes of a batch, of whose objects only close-ups are shown: a tenth of the patches of the views
             that models look at, so that shapes and patterns are learnt from many more objects.
         whole: further images of a batch, of which only the whole view is shown: what is to be counted there is told
             once a scene.
         first_seed: of the first scene.
+        crowds: further images, crowds, likewise.
     """
 
     def __init__(
-        self, lite: ModelConfig, full: ModelConfig, scenes: int, close: int = 0, whole: int = 0, first_seed: int = 0
+        self,
+        configs: Sequence[ModelConfig],
+        scenes: int,
+        close: int = 0,
+        whole: int = 0,
+        first_seed: int = 0,
+        crowds: int = 0,
     ) -> None:
-        self.configs = (lite, full)
-        self.scenes, self.close, self.whole = scenes, close, whole
+        self.configs = configs
+        self.scenes, self.close, self.whole, self.crowds = scenes, close, whole, crowds
         self.first_seed = first_seed
 
     def make(self, number: int) -> dict[str, PerceptionBatch]:
@@ -157,12 +164,15 @@ class PerceptionData(EndlessBatches):
         scenes = [make_scene(seed) for seed in range(first, first + self.scenes)]
         more = range(first + self.scenes, first + self.scenes + self.close + self.whole)
         others = [make_scene(seed, video=False) for seed in more]
-        return {"batch": perception_batch(scenes, self.configs, others[: self.close], others[self.close :])}
+        crowd = self.first_seed + number * self.crowds
+        crowds = [make_crowd(seed) for seed in range(crowd, crowd + self.crowds)]
+        whole = [*others[self.close :], *crowds]
+        return {"batch": perception_batch(scenes, self.configs, others[: self.close], whole)}
 
 
 def perception_batch(
     scenes: Sequence[Scene],
-    configs: tuple[ModelConfig, ModelConfig],
+    configs: Sequence[ModelConfig],
     close: Sequence[Scene] = (),
     whole: Sequence[Scene] = (),
 ) -> PerceptionBatch:
@@ -183,7 +193,11 @@ def perception_batch(
         torch.cat([p.labels for p in parts]),
         torch.cat([p.weights for p in parts]),
         WholeViews.of(
-            [(start + own, *rest) for start, p in zip(starts, parts, strict=False) for own, *rest in p.whole]
+            [
+                view._replace(patches=start + view.patches)
+                for start, p in zip(starts, parts, strict=False)
+                for view in p.whole
+            ]
         ),
     )
 
@@ -193,7 +207,7 @@ def _every_view(scenes: Sequence[Scene], config: ModelConfig) -> _Part:
 
 
 def _whole_views(scenes: Sequence[Scene], config: ModelConfig) -> _Part:
-    joint = _joint(scenes, config)
+    joint = _joint(scenes, config, most=1)
     plan = ViewPlan()
     for view in joint.plan.views:
         if _is_whole(view, joint.source.sizes[view.image]):
@@ -209,12 +223,13 @@ def _seen(joint: Joint, scenes: Sequence[Scene]) -> _Part:
     return _Part(pack_patches(joint.plan, joint.source), joint.plan.grids, *_labels(joint, scenes))
 
 
-def _joint(scenes: Sequence[Scene], config: ModelConfig) -> Joint:
+def _joint(scenes: Sequence[Scene], config: ModelConfig, most: int | None = None) -> Joint:
+    """The views of scenes with all their objects marked, or with `most` of them."""
     requests: list[Request] = []
     for scene in scenes:
         source = FrameSource.of(scene_media(scene))
         whole = list(range(len(scene.frames))) if config.kind == "full" else []
-        for i in range(len(scene.things)):
+        for i in range(len(scene.things))[:most]:
             region = scene_region(scene, i, "full")  # one frame of each object: the others look alike
             requests.append(Request(source, [region], [region.frames or (0,)], whole))
     return join(config, requests)
@@ -238,21 +253,20 @@ def _close_ups(scenes: Sequence[Scene]) -> _Part:
     return _Part(pack_patches(plan, joint.source), plan.grids, labels, weights, [])
 
 
-def _labels(
-    joint: Joint, scenes: Sequence[Scene]
-) -> tuple[torch.Tensor, torch.Tensor, list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+def _labels(joint: Joint, scenes: Sequence[Scene]) -> tuple[torch.Tensor, torch.Tensor, list[WholeView]]:
     """(P, heads) what each patch of a joint plan shows, and the `weights` and `whole` of a `_Part`."""
     owner = [(scene, frame) for scene in scenes for frame in range(len(scene.frames))]
     known = {id(scene): _object_labels(scene) for scene in scenes}
-    found, shown, weights = [], [], []
+    found, shown, weights, centres = [], [], [], []
     for view in joint.plan.views:
         scene, frame = owner[view.image]
         seen = scene.masks[:, frame, view.top : view.bottom, view.left : view.right]
         shown.append(shown_objects(seen, *view.grid).reshape(-1))
         patches = np.bincount(shown[-1] + 1)  # the background's, then each object's
         patches[0] = 1
-        weights.append(patches[shown[-1] + 1] ** -0.5)
+        weights.append(patches[shown[-1] + 1] ** -0.75)
         own = known[id(scene)][frame][shown[-1]]
+        centres.append(_centres(scene, frame, shown[-1].reshape(view.grid)).reshape(-1))
         if _is_whole(view, scene.size):
             high, wide = view.grid
             own[:, COLUMN["row"]] = np.repeat(np.arange(high) * PLACES // high, wide)
@@ -266,15 +280,37 @@ def _labels(
     first = torch.repeat_interleave(packed.cu_seqlens[:-1].long(), grids[:, 0] * grids[:, 1])
     columns = torch.repeat_interleave(grids[:, 1], grids[:, 0] * grids[:, 1])
     place = first + packed.row.long() * columns + packed.column.long()
-    objects = np.concatenate(shown)[place.numpy()]
+    objects, centre = np.concatenate(shown)[place.numpy()], np.concatenate(centres)[place.numpy()]
     whole = []
     for v, view in enumerate(joint.plan.views):
         scene, _ = owner[view.image]
         if _is_whole(view, scene.size):
             patches = np.arange(*packed.cu_seqlens[v : v + 2].tolist())
-            whole.append((patches, objects[patches], alike(scene, _counted(scene))))
+            whole.append(WholeView(patches, objects[patches], alike(scene, _counted(scene)), centre[patches]))
     weight = torch.from_numpy(np.concatenate(weights)).float()
     return torch.from_numpy(np.concatenate(found))[place], weight[place], whole
+
+
+def _centres(scene: Scene, frame: int, shown: np.ndarray) -> np.ndarray:
+    """(rows, columns) float32: how much of the centre of the object that a cell shows lies in it.
+
+    A centre is parted among the four cells around it by its distance from theirs, as far as they show the object; where
+    none does (a ring's), it lies in the nearest cell that does.
+    """
+    rows, columns = shown.shape
+    height, width = scene.size
+    row, column = np.arange(rows)[:, None], np.arange(columns)
+    found = np.zeros(shown.shape, np.float32)
+    for i in np.unique(shown[shown >= 0]):
+        x, y = scene.facts.centres[i, frame]
+        down, right = np.abs(row + 0.5 - (y + 0.5) * rows / height), np.abs(column + 0.5 - (x + 0.5) * columns / width)
+        own = shown == i
+        near = np.clip(1 - down, 0, None) * np.clip(1 - right, 0, None) * own
+        if not near.any():
+            far = np.where(own, down**2 + right**2, np.inf)
+            near = (far == far.min()).astype(np.float32)
+        found += near / near.sum()
+    return found
 
 
 def _counted(scene: Scene) -> tuple[bool, bool]:
@@ -298,7 +334,7 @@ def _object_labels(scene: Scene) -> list[np.ndarray]:
         for i, thing in enumerate(things):
             table[i, 0] = colors.index(thing.color)
             if colored:
-                table[i, COLUMN["same_color"]] = sum(t.color == thing.color for t in things) - 1
+                table[i, COLUMN["same_color"]] = _alike(sum(t.color == thing.color for t in things))
             for name, most in (("hides", covers[i].max()), ("hidden", covers[:, i].max())):
                 if not 0 < most < COVERED_PIXELS:
                     table[i, COLUMN[name]] = most > 0
@@ -319,9 +355,14 @@ def _object_labels(scene: Scene) -> list[np.ndarray]:
                 if clear[near[0]] and other.size in sizes:
                     table[i, 5] = shapes.index(other.shape)
             if plain:
-                table[i, COLUMN["same_shape"]] = sum(t.shape == thing.shape for t in things) - 1
+                table[i, COLUMN["same_shape"]] = _alike(sum(t.shape == thing.shape for t in things))
         tables.append(table)
     return tables
+
+
+def _alike(count: int) -> int:
+    """The label of so many."""
+    return count - 1 if count <= MOST_ALIKE else IGNORED
 
 
 def without_budget(config: ModelConfig) -> ModelConfig:

@@ -54,12 +54,12 @@ def pretrain(
     configs = without_budget(lite), without_budget(full)
     if start is None:
         look_around(model.encoder, lite.vision.num_layers - 1)
-        some = PerceptionData(*configs, scenes, close, whole, first_seed)  # the same in all processes
+        some = PerceptionData(configs, scenes, close, whole, first_seed)  # the same in all processes
         whiten(model.encoder, torch.cat([some.make(i)["batch"].patches for i in range(WHITENED)]))
     else:
         load_encoder(model.encoder, start)
     scenes, close, whole = (number // processes() for number in (scenes, close, whole))
-    data = PerceptionData(*configs, scenes, close, whole, first_seed)
+    data = PerceptionData(configs, scenes, close, whole, first_seed)
     if run_pretraining(model, data, list(HEADS), folder, steps, learning_rate, seed, resume):
         save_file({k: v.contiguous() for k, v in model.encoder.state_dict().items()}, folder / ENCODER)
     wait()  # nobody reads the file before it is written

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 
 from pixelrefer_fast.world import motion as motions
 from pixelrefer_fast.world.backgrounds import add_noise, background
+from pixelrefer_fast.world.canvas import Canvas, Sprite
 from pixelrefer_fast.world.facts import Facts
 from pixelrefer_fast.world.splits import generator, held_out
 from pixelrefer_fast.world.things import (
@@ -34,6 +34,10 @@ IMAGE_SIDES = (112, 196)
 VIDEO_SIDES = (112, 154)
 MAX_ASPECT = 1.7
 VIDEO_FRAMES = (4, 6)
+CROWD = (9, 16)
+"""Objects of a crowd, the second exclusive; those that find no room are left out."""
+CROWD_SMALL = 0.7
+"""Part of them that are small, the others are medium."""
 MIN_VISIBLE = 0.7
 """Part of an object that a later one leaves uncovered, but for rare ones."""
 
@@ -41,7 +45,6 @@ _VIDEO_SHARE = 0.3
 _TINY_SHARE = 0.06
 _PAIR_SHARE = 0.4  # of the videos: two objects that stay still touch
 _HELDOUT_SHARE = 0.5  # of the objects of a held-out scene
-_GAP = 4  # pixels between objects that are placed apart, at least
 _COUNTS = {False: (0.08, 0.18, 0.28, 0.26, 0.20), True: (0.14, 0.26, 0.36, 0.24)}  # of 2, 3, ... objects; by video
 
 _REPEATS = ((), ("color",), ("shape",), ("color", "shape"))  # words that several objects of a scene share on purpose
@@ -120,111 +123,6 @@ class Scene:
         }
 
 
-@dataclass(frozen=True)
-class _Sprite:
-    """One object as drawn about its own centre: a picture, a shift (x, y) and an angle in degrees of each frame."""
-
-    thing: Thing
-    drawn: tuple[Drawn, ...]
-    shifts: tuple[tuple[int, int], ...]
-    angles: tuple[float, ...]
-    edged: bool
-
-    def room(self, height: int, width: int) -> tuple[int, int, int, int] | None:
-        """Centres (x from, x to, y from, y to), inclusive, that keep every frame's mask inside; None for none."""
-        boxes = [
-            (d.left + x, d.left + x + d.mask.shape[1], d.top + y, d.top + y + d.mask.shape[0])
-            for d, (x, y) in zip(self.drawn, self.shifts, strict=True)
-        ]
-        x0, x1 = -min(b[0] for b in boxes), width - max(b[1] for b in boxes)
-        y0, y1 = -min(b[2] for b in boxes), height - max(b[3] for b in boxes)
-        return (x0, x1, y0, y1) if x0 <= x1 and y0 <= y1 else None
-
-
-class _Canvas:
-    """The objects placed so far: who is seen at each pixel of each frame, and how much of each is left."""
-
-    def __init__(self, frames: int, height: int, width: int) -> None:
-        self.owner = np.zeros((frames, height, width), np.uint8)  # 0: background, i + 1: object i
-        self.sprites: list[_Sprite] = []
-        self.centres: list[tuple[int, int]] = []
-        self.left: list[np.ndarray] = []  # visible pixels of each object, (frames,)
-        self.areas: list[np.ndarray] = []
-        self.contacts: list[int] = []  # objects that were placed touching another
-
-    def window(self, sprite: _Sprite, frame: int, x: int, y: int) -> np.ndarray:
-        """The owners under a sprite's picture in one frame."""
-        d, (dx, dy) = sprite.drawn[frame], sprite.shifts[frame]
-        top, left = y + dy + d.top, x + dx + d.left
-        return self.owner[frame, top : top + d.mask.shape[0], left : left + d.mask.shape[1]]
-
-    def covered(self, sprite: _Sprite, frame: int, x: int, y: int) -> np.ndarray:
-        """Pixels of each object, from the first, that the sprite would cover in one frame."""
-        under = self.window(sprite, frame, x, y)[sprite.drawn[frame].mask]
-        return np.bincount(under, minlength=len(self.sprites) + 1)[1:]
-
-    def leaves(self, sprite: _Sprite, x: int, y: int, part: float) -> bool:
-        """Whether it would leave at least `part` of every object visible in every frame."""
-        for frame in range(len(self.owner)):
-            covered = self.covered(sprite, frame, x, y)
-            for i in np.flatnonzero(covered):
-                if self.left[i][frame] - covered[i] < part * self.areas[i][frame]:
-                    return False
-        return True
-
-    def near(self, sprite: _Sprite, x: int, y: int, but: int = -1) -> bool:
-        """Whether an object other than `but` is within the gap in any frame."""
-        height, width = self.owner.shape[1:]
-        for frame, (d, (dx, dy)) in enumerate(zip(sprite.drawn, sprite.shifts, strict=True)):
-            top, left = y + dy + d.top, x + dx + d.left
-            bottom, right = top + d.mask.shape[0], left + d.mask.shape[1]
-            t, m = max(top - _GAP, 0), max(left - _GAP, 0)
-            around = self.owner[frame, t : min(bottom + _GAP, height), m : min(right + _GAP, width)]
-            if not around.any():
-                continue
-            grown = cv2.copyMakeBorder(d.mask.view(np.uint8), _GAP, _GAP, _GAP, _GAP, cv2.BORDER_CONSTANT, value=0)
-            grown = cv2.dilate(grown, _WITHIN_GAP)
-            grown = grown[t - top + _GAP :, m - left + _GAP :][: around.shape[0], : around.shape[1]]
-            hit = around[grown != 0]
-            if ((hit != 0) & (hit != but + 1)).any():
-                return True
-        return False
-
-    def place(self, sprite: _Sprite, x: int, y: int) -> None:
-        number = len(self.sprites) + 1
-        for frame in range(len(self.owner)):
-            covered = self.covered(sprite, frame, x, y)
-            for i in np.flatnonzero(covered):
-                self.left[i][frame] -= covered[i]
-            self.window(sprite, frame, x, y)[sprite.drawn[frame].mask] = number
-        areas = np.array([np.count_nonzero(d.mask) for d in sprite.drawn])
-        self.sprites.append(sprite)
-        self.centres.append((x, y))
-        self.areas.append(areas)
-        self.left.append(areas.copy())
-
-    def paint(self, frame: int, picture: np.ndarray) -> np.ndarray:
-        """`picture` (H, W, 3) with the objects on it, in their order; changed in place."""
-        for sprite, (x, y) in zip(self.sprites, self.centres, strict=True):
-            d, (dx, dy) = sprite.drawn[frame], sprite.shifts[frame]
-            top, left = y + dy + d.top, x + dx + d.left
-            part = picture[top : top + d.mask.shape[0], left : left + d.mask.shape[1]]
-            cv2.copyTo(d.pixels, d.mask.view(np.uint8), part)
-        return picture
-
-    def whole(self) -> np.ndarray:
-        """(objects, frames, H, W) bool, the masks with what is covered."""
-        masks = np.zeros((len(self.sprites), *self.owner.shape), bool)
-        for i, (sprite, (x, y)) in enumerate(zip(self.sprites, self.centres, strict=True)):
-            for frame, (d, (dx, dy)) in enumerate(zip(sprite.drawn, sprite.shifts, strict=True)):
-                top, left = y + dy + d.top, x + dx + d.left
-                masks[i, frame, top : top + d.mask.shape[0], left : left + d.mask.shape[1]] = d.mask
-        return masks
-
-
-_WITHIN_GAP = np.ones((2 * _GAP + 1, 2 * _GAP + 1), np.uint8)
-
-
 def make_scene(seed: int, split: str = "train", video: bool | None = None) -> Scene:
     """A scene of 2 to 6 objects, always the same one for the same arguments.
 
@@ -249,13 +147,42 @@ def make_scene(seed: int, split: str = "train", video: bool | None = None) -> Sc
         placed = tuple(s.thing for s in canvas.sprites)
         if len(placed) >= 2 and (split == "train" or any(t.combination in held_out() for t in placed)):
             break
+    return _finished(rng, canvas, tuple(moves) if video else None, seed, split)
+
+
+def make_crowd(seed: int) -> Scene:
+    """An image of many small and some medium objects for training, always the same one for the same seed.
+
+    Scenes as they are asked about have one or two small objects, whose shapes are the hardest to see. Of a crowd's
+    objects several share a colour or a shape, more than six at times.
+
+    Args:
+        seed: an integer from 0 on.
+
+    Raises:
+        ValueError: another seed.
+    """
+    rng = generator(seed, "train", 2)
+    height, width = _draw_size(rng, *IMAGE_SIDES)
+    colors, shapes = (rng.permutation(len(words))[: rng.integers(3, len(words) + 1)] for words in (COLORS, SHAPES))
+    things = []
+    for _ in range(rng.integers(*CROWD)):
+        looks = _draw_combination(rng, False, int(rng.choice(shapes)), int(rng.choice(colors)), None)
+        things.append(_thing(looks, SIZES[int(rng.random() >= CROWD_SMALL)]))
+    canvas, _ = _lay_out(rng, things, 1, height, width, False)
+    return _finished(rng, canvas, None, seed, "train")
+
+
+def _finished(rng: np.random.Generator, canvas: Canvas, moves: tuple[str, ...] | None, seed: int, split: str) -> Scene:
+    """The scene of what has been placed; a video where things move."""
+    video = moves is not None
     return Scene(
         _pictures(rng, canvas, video),
-        tuple(float(t) for t in range(frames)) if video else None,
-        np.stack([canvas.owner == i + 1 for i in range(len(placed))]),
+        tuple(float(t) for t in range(len(canvas.owner))) if video else None,
+        np.stack([canvas.owner == i + 1 for i in range(len(canvas.sprites))]),
         canvas.whole(),
-        placed,
-        tuple(moves) if video else None,
+        tuple(s.thing for s in canvas.sprites),
+        moves,
         np.array([s.angles for s in canvas.sprites]),
         int(seed),
         split,
@@ -314,7 +241,6 @@ def _draw_things(rng: np.random.Generator, split: str, video: bool) -> list[Thin
     heldout = [split == "heldout" and bool(rng.random() < _HELDOUT_SHARE) for _ in range(n)]
     if split == "heldout" and not any(heldout):
         heldout[int(rng.integers(n))] = True
-    names = tuple(COLORS)
     things = []
     large, most = 0, 1 if video else 2
     for i in range(n):
@@ -322,18 +248,23 @@ def _draw_things(rng: np.random.Generator, split: str, video: bool) -> list[Thin
         if rng.random() < _TINY_SHARE:
             size = TINY
         large += size == "large"
-        s, c, p = _draw_combination(rng, heldout[i], shapes[i], colors[i], 0 if size == TINY else None)
-        things.append(Thing(SHAPES[s], names[c], PATTERNS[p], size))
+        looks = _draw_combination(rng, heldout[i], shapes[i], colors[i], 0 if size == TINY else None)
+        things.append(_thing(looks, size))
     return things
+
+
+def _thing(looks: tuple[int, int, int], size: str) -> Thing:
+    shape, color, pattern = looks
+    return Thing(SHAPES[shape], tuple(COLORS)[color], PATTERNS[pattern], size)
 
 
 def _lay_out(
     rng: np.random.Generator, things: list[Thing], frames: int, height: int, width: int, video: bool
-) -> tuple[_Canvas, list[str]]:
+) -> tuple[Canvas, list[str]]:
     """Place the things, large ones mostly first so that they lie behind; one that finds no room is left out."""
     across = {TINY: 0, "small": 1, "medium": 2, "large": 3}
     order = sorted(range(len(things)), key=lambda i: -across[things[i].size] + rng.normal(0, 0.7))
-    canvas = _Canvas(frames, height, width)
+    canvas = Canvas(frames, height, width)
     moves: list[str] = []
     pair = video and rng.random() < _PAIR_SHARE
     for i in order:
@@ -370,7 +301,7 @@ def _draw_motion(rng: np.random.Generator, thing: Thing) -> str:
 
 def _draw_sprite(
     rng: np.random.Generator, thing: Thing, move: str, frames: int, height: int, width: int, edge: bool
-) -> _Sprite:
+) -> Sprite:
     low, high = motions.size_range(thing.size, move, height, width)
     if thing.pattern != "solid" and thing.size == "small":
         low = max(low, 18.0)  # thin parts must show the pattern
@@ -386,7 +317,7 @@ def _draw_sprite(
             continue
         pose = Pose(0.0, 0.0, across * path.factors[f], angle + path.angles[f])
         drawn.append(draw(thing, look, pose, unit, path.angles[f]))
-    return _Sprite(thing, tuple(drawn), path.shifts, tuple(angle + a for a in path.angles), look.edge is not None)
+    return Sprite(thing, tuple(drawn), path.shifts, tuple(angle + a for a in path.angles), look.edge is not None)
 
 
 def _inside(rng: np.random.Generator, room: tuple[int, int, int, int]) -> tuple[int, int]:
@@ -394,7 +325,7 @@ def _inside(rng: np.random.Generator, room: tuple[int, int, int, int]) -> tuple[
 
 
 def _free_place(
-    rng: np.random.Generator, canvas: _Canvas, sprite: _Sprite, room: tuple[int, int, int, int]
+    rng: np.random.Generator, canvas: Canvas, sprite: Sprite, room: tuple[int, int, int, int]
 ) -> tuple[int, int] | None:
     """A place apart from all others; after some failures one that leaves enough of them; None where there is none.
 
@@ -411,7 +342,7 @@ def _free_place(
 
 
 def _touching_place(
-    rng: np.random.Generator, canvas: _Canvas, sprite: _Sprite, room: tuple[int, int, int, int], partners: list[int]
+    rng: np.random.Generator, canvas: Canvas, sprite: Sprite, room: tuple[int, int, int, int], partners: list[int]
 ) -> tuple[int, int] | None:
     """A place at which it just touches or partly covers one other object and is apart from the rest."""
     area = int(np.count_nonzero(sprite.drawn[0].mask))
@@ -433,7 +364,7 @@ def _touching_place(
     return None
 
 
-def _pictures(rng: np.random.Generator, canvas: _Canvas, video: bool) -> tuple[np.ndarray, ...]:
+def _pictures(rng: np.random.Generator, canvas: Canvas, video: bool) -> tuple[np.ndarray, ...]:
     """The frames. A video's background is the same throughout; half of the videos have no noise of their own."""
     ground = background(rng, *canvas.owner.shape[1:])
     level = int(rng.integers(3))

@@ -103,6 +103,17 @@ def test_whole_views_are_all_that_is_shown_of_some_scenes():
     assert [grid[:2] for grid in batch.grids[:3]] == [(side, side)] * 3  # Lite's share of them, the first, third, fifth
 
 
+def test_crowds_show_more_of_what_is_hard_to_see():
+    data = PerceptionData(CONFIGS, 0, whole=1, crowds=3, first_seed=50)
+    first, second = (data.make(number)["batch"] for number in (0, 1))
+    assert len(first.grids) == 4
+    owners = [int(owner.max()) + 1 for owner in first.whole.owner]
+    assert max(owners) > 6  # more than any scene has
+    many = first.labels[:, [COLUMN["same_color"], COLUMN["same_shape"]]]
+    assert many.max() < HEADS["same_color"]
+    assert not torch.equal(first.patches[-50:], second.patches[-50:])
+
+
 def test_an_object_is_told_whether_it_hides_another_and_whether_it_is_hidden():
     told = set()
     for seed in range(60):
@@ -188,7 +199,7 @@ def test_processes_and_workers_share_the_scenes(monkeypatch):
     def first(process: int) -> np.ndarray:
         monkeypatch.setenv("RANK", str(process))
         monkeypatch.setenv("WORLD_SIZE", "2")
-        return next(iter(PerceptionData(*CONFIGS, 1)))["batch"].patches.numpy()
+        return next(iter(PerceptionData(CONFIGS, 1)))["batch"].patches.numpy()
 
     assert not np.array_equal(first(0)[:50], first(1)[:50])
     assert np.array_equal(first(1), perception_batch([make_scene(1)], CONFIGS).patches.numpy())

@@ -11,8 +11,10 @@ import cv2
 import numpy as np
 import pytest
 
-from pixelrefer_fast.world import Scene, make_scene
+from pixelrefer_fast.world import Scene, make_crowd, make_scene
 from pixelrefer_fast.world.motion import MOTIONS
+from pixelrefer_fast.world.scene import CROWD
+from pixelrefer_fast.world.splits import held_out
 from pixelrefer_fast.world.things import COLORS
 
 SEEDS = range(110)
@@ -248,3 +250,23 @@ def test_summary_is_plain():
             left, top, right, bottom = o["box"]
             mask = s.masks[i, o["best_frame"]]
             assert mask[top:bottom, left:right].sum() == mask.sum() > 0
+
+
+def test_a_crowd_has_many_small_objects_of_training():
+    crowds = [make_crowd(seed) for seed in range(40)]
+    counts = [len(c.things) for c in crowds]
+    assert min(counts) > 6  # more than any scene to be asked about has
+    assert max(counts) < CROWD[1]
+    sizes = Counter(t.size for c in crowds for t in c.things)
+    assert set(sizes) == {"small", "medium"}
+    assert 0.6 < sizes["small"] / sizes.total() < 0.8
+    assert not any(t.combination in held_out() for c in crowds for t in c.things)
+    assert {(c.video, c.split) for c in crowds} == {(False, "train")}
+    shared = [Counter(t.color for t in c.things).most_common(1)[0][1] for c in crowds]
+    assert min(shared) <= 4 < max(shared)
+    again = make_crowd(3)
+    assert (again.frames[0] == crowds[3].frames[0]).all()
+    assert again.things == crowds[3].things
+    assert len({c.frames[0].tobytes() for c in crowds}) == len(crowds)
+    with pytest.raises(ValueError, match="seed: expected an integer from 0 on, got -1"):
+        make_crowd(-1)
