@@ -124,7 +124,8 @@ def _training(training: dict[str, Any], kind: str) -> str:
         + _table(("stage", "steps", "last loss", "right answer tokens", "seconds"), rows)
         + f"\n\nSeed {training['seed']}, torch {training['torch']}, {training['hardware']}, from commit "
         f"`{training['commit'][:12] or 'unknown'}`. `make mini` trains both models again; the settings of this one "
-        f"are in `training/mini-{kind}.yaml`, and `docs/mini_models.md` has the curves and ablations."
+        f"are in `tools/train_mini.py` and `training/*-{kind}.yaml`, and `docs/mini_models.md` has the curves and "
+        "ablations."
     )
 
 

@@ -6,7 +6,8 @@
 
 The parts of a model are pretrained: the vision encoder that both begin with, the language model (told in symbols what
 is marked; Full's goes on from Lite's with what is seen), and then the vision side, which learns to say the same. After
-the stages the encoder gets more layers, and the model is refined on questions and whole images at once.
+the stages the encoder gets more layers, the model is refined on questions and whole images at once, and a last stage
+(training/settle-*.yaml) settles it on questions of all kinds.
 
     python tools/train_mini.py ship OUT           # into pixelrefer_fast/assets/
     python tools/train_mini.py ask-lite OUT       # and ask-full: held-out questions to the shipped model
@@ -186,7 +187,7 @@ def _begun(folder: Path) -> bool:
 
 
 def make_refined(kind: str, out: Path) -> None:
-    """The model of the stages with a deeper encoder, refined and as it is shipped."""
+    """The model of the stages with a deeper encoder, refined."""
     folder = out / f"refined-{kind}"
     model = deepen(load(out / f"out-{kind}" / "model", device="cpu", dtype="float32"), LAYERS, SEED)
     if not (folder / REFINED).is_file():
@@ -197,32 +198,40 @@ def make_refined(kind: str, out: Path) -> None:
 
 
 def make_model(kind: str, out: Path) -> None:
-    """A model of pretrained parts, then the stages of its config, then what refines it."""
+    """A model of pretrained parts, then the stages of its config, what refines it, and the stage that settles it."""
     make_start(kind, out)
-    written = out / f"mini-{kind}.yaml"
-    shutil.copyfile(ROOT / "training" / written.name, written)
-    config = load_config(written)
     began = time.time()
-    train(config, resume=config.output.exists(), tell=_tell, say=print)
+    instruction = _stages(f"mini-{kind}", out)
     make_refined(kind, out)
+    settling = _stages(f"settle-{kind}", out)
     facts = {
         "name": NAMES[kind],
         "version": __version__,
         "commit": _commit(),
         "seed": SEED,
-        "config": (ROOT / "training" / written.name).read_text(encoding="utf-8"),
+        "config": (out / f"mini-{kind}.yaml").read_text(encoding="utf-8"),
+        "settling": (out / f"settle-{kind}.yaml").read_text(encoding="utf-8"),
         "pretraining": {
             **{f"encoder, {name}": settings for name, settings in PRETRAINING.items()},
             **{f"language model, in symbols, {name}": {"steps": LANGUAGE[name][1]["steps"]} for name in SPOKEN[kind]},
             "alignment of the vision side": ALIGNMENT[kind],
         },
         "tokenizer_scenes": TOKENIZER_SCENES,
-        "stages": [*stages_of(config.output / LOG), refining_of(out / f"refined-{kind}" / LOG)],
+        "stages": [*stages_of(instruction), refining_of(out / f"refined-{kind}" / LOG), *stages_of(settling)],
         "minutes_of_the_last_run": round((time.time() - began) / 60, 1),
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s)",
         "torch": torch.__version__,
     }
     (out / f"training-{kind}.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def _stages(name: str, out: Path) -> Path:
+    """Run the stages of a config of training/, and go on with what there is of them; their log."""
+    written = out / f"{name}.yaml"
+    shutil.copyfile(ROOT / "training" / written.name, written)
+    config = load_config(written)
+    train(config, resume=config.output.exists(), tell=_tell, say=print)
+    return config.output / LOG
 
 
 def stages_of(log: Path) -> list[dict[str, Any]]:
@@ -253,9 +262,10 @@ def ship(out: Path) -> None:
     for kind, name in NAMES.items():
         target = ASSETS / name
         shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(out / f"refined-{kind}" / "model", target)
+        shutil.copytree(out / f"settled-{kind}" / "model", target)
         shutil.copyfile(out / f"training-{kind}.json", target / "training.json")
-        shutil.copyfile(out / f"out-{kind}" / LOG, ROOT / "training" / f"log-{kind}.jsonl")
+        stages = ((out / f"{folder}-{kind}" / LOG).read_text(encoding="utf-8") for folder in ("out", "settled"))
+        (ROOT / "training" / f"log-{kind}.jsonl").write_text("".join(stages), encoding="utf-8")
         shutil.copyfile(out / f"refined-{kind}" / LOG, ROOT / "training" / f"log-refining-{kind}.jsonl")
         shutil.copyfile(out / f"vision-{kind}" / LOG, ROOT / "training" / f"log-vision-{kind}.jsonl")
     for part in LANGUAGE:

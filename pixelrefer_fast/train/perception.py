@@ -4,7 +4,7 @@ Released models begin with a pretrained encoder; one made from scratch begins he
 of every pixel, so that each patch of the very views that a model looks at (crops, context views, whole frames) has
 labels: colour, shape, pattern, size and angle of its object, what that object touches, whether it hides a part of
 another or is hidden, and in whole images how many objects are like it and where the patch itself lies. The linear heads
-are thrown away afterwards. Two attention heads are shown what to count (`alike.py`).
+are thrown away afterwards. Some attention heads are shown what to count (`alike.py`).
 """
 
 from __future__ import annotations
