@@ -27,14 +27,13 @@ from pixelrefer_fast.patches import pack_patches
 from pixelrefer_fast.request import FrameSource, Request
 from pixelrefer_fast.train.alike import Watch, WholeView, WholeViews, alike
 from pixelrefer_fast.train.pretraining import EndlessBatches
-from pixelrefer_fast.train.symbols import shown_objects
+from pixelrefer_fast.train.symbols import ALIKE, shown_objects
 from pixelrefer_fast.views import View, ViewPlan
 from pixelrefer_fast.world import Scene, make_crowd, make_scene
 from pixelrefer_fast.world.marked import scene_media, scene_region
 from pixelrefer_fast.world.things import COLORS, PATTERNS, SHAPES, SIZES, SYMMETRY
 
 IGNORED = -100
-MOST_ALIKE = 6
 PLACES = 6  # into which each side of a whole image is parted
 COVERED_PIXELS = 15  # from which one object plainly hides a part of another
 CLEAR = 0.6  # visible part of an object, from which its shape and pattern are told
@@ -47,8 +46,8 @@ HEADS = {
     "size": len(SIZES),
     "touched_color": len(COLORS) + 1,  # the last: it touches nothing
     "touched_shape": len(SHAPES) + 1,
-    "same_color": MOST_ALIKE,  # objects of its colour in the image, less one
-    "same_shape": MOST_ALIKE,
+    "same_color": ALIKE,  # objects of its colour in the image, less one
+    "same_shape": ALIKE,
     "angle": ANGLES,
     "row": PLACES,
     "column": PLACES,
@@ -362,7 +361,7 @@ def _object_labels(scene: Scene) -> list[np.ndarray]:
 
 def _alike(count: int) -> int:
     """The label of so many."""
-    return count - 1 if count <= MOST_ALIKE else IGNORED
+    return count - 1 if count <= ALIKE else IGNORED
 
 
 def without_budget(config: ModelConfig) -> ModelConfig:

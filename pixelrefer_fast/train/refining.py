@@ -140,8 +140,8 @@ def refine(
         shares, whole, crowds, first_seed: of each batch, as in `RefiningData`.
         folder: for checkpoints, the log and the result.
         steps, learning_rate, seed, resume: as in `run_pretraining`.
-        parts: of the learning rate, for parts of the model by the names that configs have for them; one part or the
-            first layers of one are also named by their own name in the model, and come first.
+        parts: of the learning rate: by the names that configs have for a model's parts, or by how the names of some
+            weights in the model begin; the first that fits counts.
         start: result of an earlier refining to go on from.
 
     Returns:
