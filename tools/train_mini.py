@@ -7,7 +7,7 @@
 The parts of a model are pretrained: the vision encoder that both begin with, the language model (told in symbols what
 is marked; Full's goes on from Lite's with what is seen), and then the vision side, which learns to say the same. After
 the stages the encoder gets more layers, the model is refined on questions and whole images at once, and a last stage
-(training/settle-*.yaml) settles it on questions of all kinds.
+(training/settle-*.yaml; Full: the mean of two) settles it on questions of all kinds.
 
     python tools/train_mini.py ship OUT           # into pixelrefer_fast/assets/
     python tools/train_mini.py ask-lite OUT       # and ask-full: held-out questions to the shipped model
@@ -29,6 +29,7 @@ from typing import Any
 
 import cv2
 import torch
+from safetensors.torch import load_file, save_file
 
 from pixelrefer_fast._version import __version__
 from pixelrefer_fast.loading import load
@@ -263,6 +264,9 @@ def ship(out: Path) -> None:
         target = ASSETS / name
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(out / f"settled-{kind}" / "model", target)
+        earlier = out / f"settled-{kind}" / "1-settling" / "model"
+        if earlier.is_dir():
+            _average(target, earlier)
         shutil.copyfile(out / f"training-{kind}.json", target / "training.json")
         stages = ((out / f"{folder}-{kind}" / LOG).read_text(encoding="utf-8") for folder in ("out", "settled"))
         (ROOT / "training" / f"log-{kind}.jsonl").write_text("".join(stages), encoding="utf-8")
@@ -272,6 +276,13 @@ def ship(out: Path) -> None:
         shutil.copyfile(out / f"language-{part}" / LOG, ROOT / "training" / f"log-language-{part}.jsonl")
     for part in PRETRAINING:
         shutil.copyfile(out / f"encoder-{part}" / LOG, ROOT / "training" / f"log-encoder-{part}.jsonl")
+
+
+def _average(target: Path, other: Path) -> None:
+    """Give a checkpoint the mean of its weights and another's: it keeps nearly all that either knows better."""
+    own, theirs = (load_file(folder / "model.safetensors") for folder in (target, other))
+    mean = {name: ((weight.float() + theirs[name].float()) / 2).to(weight.dtype) for name, weight in own.items()}
+    save_file(mean, target / "model.safetensors", metadata={"format": "pt"})
 
 
 def ask(kind: str) -> None:
