@@ -265,13 +265,14 @@ def _labels(joint: Joint, scenes: Sequence[Scene]) -> tuple[torch.Tensor, torch.
         patches[0] = 1
         weights.append(patches[shown[-1] + 1] ** -0.75)
         own = known[id(scene)][frame][shown[-1]]
-        centres.append(_centres(scene, frame, shown[-1].reshape(view.grid)).reshape(-1))
         if _is_whole(view, scene.size):
             high, wide = view.grid
+            centres.append(_centres(scene, frame, shown[-1].reshape(view.grid)).reshape(-1))
             own[:, COLUMN["row"]] = np.repeat(np.arange(high) * PLACES // high, wide)
             own[:, COLUMN["column"]] = np.tile(np.arange(wide) * PLACES // wide, high)
         else:  # how many are alike shows in whole images only
             own[:, [COLUMN[name] for name in COUNTS]] = IGNORED
+            centres.append(np.zeros(len(own), np.float32))
         found.append(own)
     grids = torch.tensor(joint.plan.grids, dtype=torch.int64).reshape(-1, 3)
     packed = ops.pack_views(grids, int((grids[:, 0] * grids[:, 1]).sum()))
