@@ -13,7 +13,7 @@ from typing import cast
 from PIL import Image, ImageDraw, ImageFont
 from PIL.ImageFont import FreeTypeFont
 
-from pixelrefer_fast.printable import JOINERS, safe_text
+from pixelrefer_fast.checks.printable import JOINERS, safe_text
 
 Colour = tuple[int, int, int]
 

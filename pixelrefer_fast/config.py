@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pixelrefer_fast.safe_files import brief, file_in, read_json
+from pixelrefer_fast.checks.safe_files import brief, file_in, read_json
 
 Shapes = Mapping[str, tuple[int, ...]]
 

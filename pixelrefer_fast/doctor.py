@@ -400,8 +400,8 @@ def build() -> int:
 def main(arguments: list[str] | None = None) -> int:
     """The command; 0 whatever it found, 1 if --build fails."""
     from pixelrefer_fast import doctor_table
+    from pixelrefer_fast.checks.printable import one_line
     from pixelrefer_fast.cli.output import write_json
-    from pixelrefer_fast.printable import one_line
 
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--help" in arguments or "-h" in arguments:

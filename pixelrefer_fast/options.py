@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
-from pixelrefer_fast.checks import check_seed, is_integer, is_number, plain_list, shown
+from pixelrefer_fast.checks.values import check_seed, is_integer, is_number, plain_list, shown
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pixelrefer_fast.checks import shown
+from pixelrefer_fast.checks.values import shown
 
 REGION_TAG = "<region>"
 REGION_TOKEN = "<REGION>"

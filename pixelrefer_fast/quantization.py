@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from pixelrefer_fast.checks import shown
+from pixelrefer_fast.checks.values import shown
 
 KINDS = ("int8", "fp8", "int4")
 # of torchao.quantization, and what each is made with

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pixelrefer_fast import badges, captions, render
-from pixelrefer_fast.printable import one_line, safe_text
+from pixelrefer_fast.checks.printable import one_line, safe_text
 
 
 def box(height: int, width: int, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pixelrefer_fast.checks import shown
+from pixelrefer_fast.checks.values import shown
 
 Finish = Literal["stop", "length", "stop_string", "error", "cancelled"]
 

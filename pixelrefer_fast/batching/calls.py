@@ -14,7 +14,7 @@ from pixelrefer_fast.batching.asks import Answer, Ask, BatchError
 from pixelrefer_fast.batching.memory import MAX_REQUESTS
 from pixelrefer_fast.batching.progress import batch_progress
 from pixelrefer_fast.batching.queue import Lane, RequestQueue
-from pixelrefer_fast.checks import is_integer, shown
+from pixelrefer_fast.checks.values import is_integer, shown
 
 AHEAD = 2  # batches that are taken from the caller's requests before answers are fetched
 _MAKING = threading.Lock()

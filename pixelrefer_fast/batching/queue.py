@@ -19,9 +19,9 @@ from pixelrefer_fast.batching.memory import Budget, give_back, out_of_memory
 from pixelrefer_fast.batching.planner import Packing
 from pixelrefer_fast.batching.preparing import Bound, MediaCache, prepare
 from pixelrefer_fast.batching.session import Session
+from pixelrefer_fast.checks.printable import one_line
 from pixelrefer_fast.decoding import PromptEmbeds
 from pixelrefer_fast.decoding import Ticket as Decoding
-from pixelrefer_fast.printable import one_line
 
 PATIENCE = 1.0  # seconds after which a waiting thread looks whether the driving one is still there
 CALM = 8  # batches without running out of memory after which larger ones are tried again

@@ -289,7 +289,7 @@ def config_of(name: str) -> ModelConfig:
     """
     from pixelrefer_fast.bench import workloads
     from pixelrefer_fast.checkpoint.hub import checkpoint_folder
-    from pixelrefer_fast.safe_files import file_in
+    from pixelrefer_fast.checks.safe_files import file_in
 
     if name in workloads.NAMES:
         return workloads.model_config(name)

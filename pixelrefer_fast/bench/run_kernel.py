@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from pixelrefer_fast.printable import one_line
+from pixelrefer_fast.checks.printable import one_line
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 

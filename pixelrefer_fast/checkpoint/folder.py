@@ -17,8 +17,8 @@ from pixelrefer_fast.checkpoint.new_folder import new_folder, vacant
 from pixelrefer_fast.checkpoint.safetensors_file import Read, TensorInfo, tensor_info, write_safetensors
 from pixelrefer_fast.checkpoint.tokenizer import load_tokenizer, tokenizer_files
 from pixelrefer_fast.checkpoint.weight_files import INDEX, SINGLE, open_weights
+from pixelrefer_fast.checks.safe_files import listed, name_of
 from pixelrefer_fast.config import ModelConfig, check_generation, read_config, read_generation
-from pixelrefer_fast.safe_files import listed, name_of
 
 SHARD_BYTES = 5_000_000_000
 HEAD = "lm_head.weight"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pixelrefer_fast.safe_files import brief
+from pixelrefer_fast.checks.safe_files import brief
 
 LAST = "config.json"  # nothing is taken for a checkpoint without it
 

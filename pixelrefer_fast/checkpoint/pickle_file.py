@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import torch
 
 from pixelrefer_fast.checkpoint.safetensors_file import MAX_TENSORS, Read, tensor_info
-from pixelrefer_fast.safe_files import brief, name_of, reading
+from pixelrefer_fast.checks.safe_files import brief, name_of, reading
 
 MAX_PICKLE_BYTES = 4 << 20
 MAX_DIRECTORY_BYTES = 16 << 20

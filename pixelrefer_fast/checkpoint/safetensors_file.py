@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from pixelrefer_fast.safe_files import brief, name_of, parse_json, reading
+from pixelrefer_fast.checks.safe_files import brief, name_of, parse_json, reading
 
 MAX_HEADER_BYTES = 8 << 20
 MAX_TENSORS = 100_000

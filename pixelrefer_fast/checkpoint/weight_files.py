@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pixelrefer_fast.checkpoint.pickle_file import PickleFile
 from pixelrefer_fast.checkpoint.safetensors_file import MAX_TENSORS, SafetensorsFile
-from pixelrefer_fast.safe_files import MAX_INDEX_BYTES, brief, file_in, listed, name_of, read_json
+from pixelrefer_fast.checks.safe_files import MAX_INDEX_BYTES, brief, file_in, listed, name_of, read_json
 
 MAX_SHARDS = 1024
 SINGLE = "model.safetensors"

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from pixelrefer_fast.batching import Ask
-from pixelrefer_fast.checks import is_integer, labelled, shown
+from pixelrefer_fast.checks.safe_files import parse_json
+from pixelrefer_fast.checks.values import is_integer, labelled, shown
 from pixelrefer_fast.cli.regions import region_reader
 from pixelrefer_fast.prompt import REGION_TAG, check_question
 from pixelrefer_fast.regions import Region, as_regions
-from pixelrefer_fast.safe_files import parse_json
 
 MAX_LINE = 1 << 26  # bytes; a mask of 89 megapixels as run lengths is far smaller
 MEDIA = ("image", "video")

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pixelrefer_fast.safe_files import brief, read_json
+from pixelrefer_fast.checks.safe_files import brief, read_json
 
 SYNC_SECONDS = 10.0  # at most so much work is lost when the machine itself fails
 CHUNK = 1 << 22

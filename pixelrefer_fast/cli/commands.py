@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pixelrefer_fast._version import __version__
+from pixelrefer_fast.checks.printable import safe_text
 from pixelrefer_fast.cli.batch_options import BATCH_HELP, BatchFile, BatchOut, BatchSize, check_batch_options
 from pixelrefer_fast.cli.bench_command import EXAMPLES as BENCH_EXAMPLES
 from pixelrefer_fast.cli.bench_command import bench
@@ -58,7 +59,6 @@ from pixelrefer_fast.cli.training_commands import (
     train,
     world,
 )
-from pixelrefer_fast.printable import safe_text
 
 app = typer.Typer(
     add_completion=False,

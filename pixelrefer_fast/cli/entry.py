@@ -13,7 +13,7 @@ import traceback
 import warnings
 from typing import Any, TextIO
 
-from pixelrefer_fast.printable import one_line
+from pixelrefer_fast.checks.printable import one_line
 
 TRACEBACK = "PIXELREFER_FAST_TRACEBACK"
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
-from pixelrefer_fast.printable import safe_text
+from pixelrefer_fast.checks.printable import safe_text
 
 
 @contextlib.contextmanager

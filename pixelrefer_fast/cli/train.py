@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pixelrefer_fast.printable import one_line
+from pixelrefer_fast.checks.printable import one_line
 
 
 def run_training(config: str, resume: bool, out: str | None) -> dict[str, Any]:

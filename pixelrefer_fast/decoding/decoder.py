@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pixelrefer_fast.checks import is_integer, shown
+from pixelrefer_fast.checks.values import is_integer, shown
 from pixelrefer_fast.decoding.cache import default_limit
 from pixelrefer_fast.decoding.engine import Engine, Limits
 from pixelrefer_fast.decoding.graphs import StepGraphs

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from pixelrefer_fast.checks import check_seed, is_integer, is_number, shown
+from pixelrefer_fast.checks.values import check_seed, is_integer, is_number, shown
 
 FinishReason = Literal["stop", "length", "stop_string", "cancelled"]
 

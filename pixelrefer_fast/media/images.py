@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pixelrefer_fast.checks import MAX_PIXELS, check_size, numpy_of
+from pixelrefer_fast.checks.values import MAX_PIXELS, check_size, numpy_of
 
 if TYPE_CHECKING:
     from PIL import Image

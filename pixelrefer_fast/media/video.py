@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pixelrefer_fast.checks import is_integer, is_number, plain_list, shown
+from pixelrefer_fast.checks.values import is_integer, is_number, plain_list, shown
 from pixelrefer_fast.media.images import describe_source, load_image, open_pil, rgb_of_pil
 
 MAX_FRAMES = 1_000_000

@@ -14,7 +14,7 @@ from typing import Any
 import av
 import numpy as np
 
-from pixelrefer_fast.checks import MAX_PIXELS, check_size
+from pixelrefer_fast.checks.values import MAX_PIXELS, check_size
 from pixelrefer_fast.media.images import regular_file
 
 # Containers that hold their frames themselves. Playlists (HLS, DASH, concat) name other files and addresses, and

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pixelrefer_fast.checks import is_integer, shown
+from pixelrefer_fast.checks.values import is_integer, shown
 
 INT32_MAX = 2**31 - 1
 

@@ -8,7 +8,7 @@ from itertools import groupby, pairwise
 
 import torch
 
-from pixelrefer_fast.checks import shown
+from pixelrefer_fast.checks.values import shown
 from pixelrefer_fast.ops import _attention_libraries as libraries
 from pixelrefer_fast.ops._causal import attend, causal_attention
 from pixelrefer_fast.ops._check import check_count, check_device, check_dtype, check_shape

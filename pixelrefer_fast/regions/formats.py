@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pixelrefer_fast.checks import check_size, is_integer, is_number, labelled, numpy_of, shown
+from pixelrefer_fast.checks.values import check_size, is_integer, is_number, labelled, numpy_of, shown
 from pixelrefer_fast.regions.shapes import (
     MAX_POINTS,
     Bitmap,

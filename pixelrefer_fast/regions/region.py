@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pixelrefer_fast.checks import check_size, is_integer, labelled, shown
+from pixelrefer_fast.checks.values import check_size, is_integer, labelled, shown
 from pixelrefer_fast.regions.formats import (
     as_array,
     bitmap_of,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pixelrefer_fast.checks import is_integer, shown
+from pixelrefer_fast.checks.values import is_integer, shown
 
 MAX_TEXT = 2**23
 """Longest compressed counts, in characters, and most runs of uncompressed ones."""

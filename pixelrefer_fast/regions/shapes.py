@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 import torch
 
-from pixelrefer_fast.checks import check_size, is_integer, is_number, numpy_of, shown
+from pixelrefer_fast.checks.values import check_size, is_integer, is_number, numpy_of, shown
 from pixelrefer_fast.regions.rle import compress_counts, compress_mask, parse_counts
 
 MAX_COORDINATE = 2**24

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import yaml
 
-from pixelrefer_fast.safe_files import brief, listed, read_limited
+from pixelrefer_fast.checks.safe_files import brief, listed, read_limited
 from pixelrefer_fast.train.optimizer import OPTIMIZERS
 
 PARTS = ("llm", "projector", "region_encoder", "vision_encoder")

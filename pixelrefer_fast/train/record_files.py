@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from pixelrefer_fast.safe_files import brief, reading
+from pixelrefer_fast.checks.safe_files import brief, reading
 
 CHUNK = 1 << 22
 MAX_SAMPLE = 1 << 26

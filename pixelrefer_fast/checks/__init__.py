@@ -1,0 +1,1 @@
+"""What users hand in is checked here: values, files, and how messages show both."""
