@@ -75,7 +75,7 @@ def region_pass(
 
 def count(of: Pass, dry: bool = True) -> tuple[Any, Any]:
     """Counts of the whole region stage, and of pooling and infusion alone."""
-    from pixelrefer_fast.counters import counting
+    from pixelrefer_fast.device.counters import counting
 
     projection = of.tokenizer.feat_linear
     with torch.inference_mode():
@@ -127,7 +127,7 @@ Made by `python benchmarks/launches.py --markdown docs/kernels/launches.md`; do 
 From features to object tokens, PixelRefer-Lite at full width (D={workloads.WIDTH}, 8 heads, n={workloads.TOKENS}, \
 LLM width
 {workloads.LLM_WIDTH}), bfloat16, marks of {HEIGHT} by {WIDTH} pixel images, with the Triton kernels. Counted by
-`pixelrefer_fast/counters.py` without a device and not timed: `tests/test_launches.py` holds these numbers. A wait is a
+`pixelrefer_fast/device/counters.py` without a device and not timed: `tests/test_launches.py` holds these numbers. A wait is a
 value that the host reads or a shape that depends on values. FLOPs are what the kernels declare and those of dense
 products; the reference spends {REFERENCE / 1e9:g} GFLOP an object. Bytes are those of each launch's inputs and
 outputs, each once.

@@ -121,9 +121,9 @@ def our_model(weights: dict[str, torch.Tensor], device: torch.device, dtype: tor
 
 def region_case(rival: RegionStage | Plain, models: Models, objects: int) -> tuple[Runs, dict[str, int]]:
     """Features to object tokens: what to run on either side, and the sizes."""
+    from pixelrefer_fast.device.transfers import upload
     from pixelrefer_fast.object_tokenizer import kmeans_starts
     from pixelrefer_fast.selection import select_patches
-    from pixelrefer_fast.transfers import upload
     from pixelrefer_fast.views import Mark, plan_views
 
     masks = workloads.blobs(objects, HEIGHT, WIDTH, SEED)

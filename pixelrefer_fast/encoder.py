@@ -15,9 +15,9 @@ from torch import nn
 
 from pixelrefer_fast import ops
 from pixelrefer_fast.config import VisionConfig
-from pixelrefer_fast.graphs import GraphCache, bucket
+from pixelrefer_fast.device.graphs import GraphCache, bucket
+from pixelrefer_fast.device.transfers import upload
 from pixelrefer_fast.ops.rope2d import rope2d_table
-from pixelrefer_fast.transfers import upload
 
 Grid = tuple[int, int, int]  # rows, columns, merge
 # Patches that go through the layers together: it bounds the MLP's activations (4304 wide, float32: 280 MB).

@@ -10,8 +10,8 @@ from pixelrefer_fast import ops
 from pixelrefer_fast.checkpoint import Checkpoint, open_checkpoint
 from pixelrefer_fast.checkpoint.folder import HEAD
 from pixelrefer_fast.checks.values import is_integer
+from pixelrefer_fast.device.graphs import GraphCache
 from pixelrefer_fast.embedded import EMBEDDED_LITE
-from pixelrefer_fast.graphs import GraphCache
 from pixelrefer_fast.model import PixelRefer, PixelReferLite
 from pixelrefer_fast.quantization import check_kind, quantise
 

@@ -22,6 +22,7 @@ from pixelrefer_fast.batching.preparing import DESCRIBE_IMAGE, DESCRIBE_VIDEO, B
 from pixelrefer_fast.checks.values import labelled, plain_list
 from pixelrefer_fast.config import ModelConfig
 from pixelrefer_fast.decoder import Decoder, Generation
+from pixelrefer_fast.device.transfers import upload
 from pixelrefer_fast.encoder import VisionEncoder
 from pixelrefer_fast.joint import plan_request
 from pixelrefer_fast.media import Video
@@ -34,7 +35,6 @@ from pixelrefer_fast.prompt import REGION_TAG, Prompt, build_prompt, check_quest
 from pixelrefer_fast.regions import as_regions
 from pixelrefer_fast.request import FrameSource, Request, bind_regions
 from pixelrefer_fast.selection import Selection, select_patches
-from pixelrefer_fast.transfers import upload
 from pixelrefer_fast.views import ViewPlan
 
 

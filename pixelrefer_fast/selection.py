@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from pixelrefer_fast import ops
+from pixelrefer_fast.device.transfers import upload
 from pixelrefer_fast.ops.infuse import Groups, plan_groups
-from pixelrefer_fast.transfers import upload
 from pixelrefer_fast.views import MarkPlan, View, ViewPlan
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from plain_memory import plain_memory
 
-from pixelrefer_fast.counters import counting
+from pixelrefer_fast.device.counters import counting
 
 M, K, N = 3, 5, 7
 

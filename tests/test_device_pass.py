@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import pixelrefer_fast as pf
+from pixelrefer_fast.device.graphs import GraphCache
 from pixelrefer_fast.encoder import PassLayout
-from pixelrefer_fast.graphs import GraphCache
 from pixelrefer_fast.object_tokenizer import kmeans_starts
 from pixelrefer_fast.options import EncodeOptions
 from pixelrefer_fast.patches import pack_patches

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recorded_graphs import SIZE, Recorder
 
-from pixelrefer_fast.graphs import SMALLEST_BUCKET, GraphCache, bucket
+from pixelrefer_fast.device.graphs import SMALLEST_BUCKET, GraphCache, bucket
 
 
 def _double(x: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from plain_memory import plain_memory
 
-from pixelrefer_fast.counters import counting
+from pixelrefer_fast.device.counters import counting
 from pixelrefer_fast.object_tokenizer import ObjectTokenizer
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

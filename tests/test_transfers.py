@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixelrefer_fast.transfers import ALIGNMENT, _staged, _views, upload
+from pixelrefer_fast.device.transfers import ALIGNMENT, _staged, _views, upload
 
 DTYPES = (torch.int32, torch.int64, torch.float32, torch.float16, torch.bool, torch.uint8)
 SHAPES = st.lists(st.integers(0, 5), max_size=3).map(tuple)

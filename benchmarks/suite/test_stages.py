@@ -13,7 +13,7 @@ import torch
 from conftest import model_names
 
 from pixelrefer_fast.bench import stages, whole
-from pixelrefer_fast.counters import Counts
+from pixelrefer_fast.device.counters import Counts
 
 CASES = ("one object", "20-frame video")
 TOKENS, SMOKE_TOKENS = 64, 3

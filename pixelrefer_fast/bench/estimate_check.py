@@ -11,7 +11,7 @@ from pixelrefer_fast.bench import costs, results
 from pixelrefer_fast.bench.estimate import ITEMS, Estimate, Workload, config_of, estimate
 from pixelrefer_fast.bench.gpus import THIS, Gpu, this_machine
 from pixelrefer_fast.bench.results import Row
-from pixelrefer_fast.counters import Counts
+from pixelrefer_fast.device.counters import Counts
 from pixelrefer_fast.prompt import REGION_TAG
 
 UNITS = ("tokens", "FLOP", "bytes", "launches", "s")

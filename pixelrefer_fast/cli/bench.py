@@ -74,7 +74,7 @@ def planned(
         ValueError: naming the option, what was expected and what came.
     """
     from pixelrefer_fast.bench import results
-    from pixelrefer_fast.graphs import GraphCache
+    from pixelrefer_fast.device.graphs import GraphCache
     from pixelrefer_fast.loading import auto_device, auto_dtype
 
     chosen = auto_device(device)
@@ -175,7 +175,7 @@ def run_bench(plan: Plan, told: Callable[[str], Any]) -> dict[str, Any]:
 @contextlib.contextmanager
 def _loaded(plan: Plan, name: str) -> Iterator[Any]:
     from pixelrefer_fast.bench import workloads
-    from pixelrefer_fast.graphs import GraphCache
+    from pixelrefer_fast.device.graphs import GraphCache
 
     model = workloads.load_model(name, plan.device, plan.dtype)
     if plan.graph_bytes:

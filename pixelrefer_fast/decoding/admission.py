@@ -13,7 +13,7 @@ from pixelrefer_fast.decoding.lanes import Entry, Kind, Lanes
 from pixelrefer_fast.decoding.prefixes import Boundary, PrefixCache
 from pixelrefer_fast.decoding.qwen import LanguageModel, Packing
 from pixelrefer_fast.decoding.tickets import Ticket
-from pixelrefer_fast.transfers import upload
+from pixelrefer_fast.device.transfers import upload
 
 
 class OutOfBlocks(Exception):

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from pixelrefer_fast.transfers import upload
+from pixelrefer_fast.device.transfers import upload
 
 TRASH = 0  # the block that sequences without any write to
 FIRST_BLOCKS = 64

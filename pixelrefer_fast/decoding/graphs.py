@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable
 
 import torch
 
-from pixelrefer_fast.graphs import Captured, Capturer, CudaCapturer
+from pixelrefer_fast.device.graphs import Captured, Capturer, CudaCapturer
 
 
 class StepGraphs:

@@ -15,7 +15,7 @@ import torch
 from pixelrefer_fast.decoding.cache import TRASH, BlockPool
 from pixelrefer_fast.decoding.qwen import LanguageModel
 from pixelrefer_fast.decoding.sampling import choose, penalised, uniform
-from pixelrefer_fast.transfers import upload
+from pixelrefer_fast.device.transfers import upload
 
 
 @dataclass(frozen=True)

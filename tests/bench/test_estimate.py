@@ -21,7 +21,7 @@ from pixelrefer_fast.bench.costs import Machine
 from pixelrefer_fast.bench.estimate import Estimate, Workload, config_of, estimate, other_kind, paper_flops, sizes_of
 from pixelrefer_fast.bench.gpus import Gpu
 from pixelrefer_fast.config import VisionConfig
-from pixelrefer_fast.counters import counting
+from pixelrefer_fast.device.counters import counting
 from pixelrefer_fast.embedded import embedded_folder
 from pixelrefer_fast.encoder import VisionEncoder
 from pixelrefer_fast.media import open_media

@@ -16,7 +16,7 @@ from pixelrefer_fast.bench import profile as profiling
 from pixelrefer_fast.bench import rates, resources, run_kernel, timing, traces
 from pixelrefer_fast.bench.results import Quantiles
 from pixelrefer_fast.bench.stages import Stage
-from pixelrefer_fast.counters import Counts
+from pixelrefer_fast.device.counters import Counts
 
 ONE: Quantiles = {"q10": 1.0, "median": 1.0, "q90": 1.0}
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pixelrefer_fast.bench import results, stages, timing
-from pixelrefer_fast.counters import counting
+from pixelrefer_fast.device.counters import counting
 
 QUESTION = "What is <region>?"
 BOX = [10, 10, 60, 50]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pixelrefer_fast.graphs import Function, Inputs
+from pixelrefer_fast.device.graphs import Function, Inputs
 
 SIZE = 1000  # bytes that a stand-in's graph holds besides its inputs
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from plain_memory import plain_memory
 
-from pixelrefer_fast.counters import counting
+from pixelrefer_fast.device.counters import counting
 from pixelrefer_fast.ops import add_norm
 
 pytestmark = pytest.mark.kernel

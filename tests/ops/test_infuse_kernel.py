@@ -10,7 +10,7 @@ import torch
 from infusion_case import FLOATS, Case, attended, infusion_case
 from plain_memory import plain_memory
 
-from pixelrefer_fast.counters import counting
+from pixelrefer_fast.device.counters import counting
 from pixelrefer_fast.ops import infuse
 from pixelrefer_fast.ops.infuse import folded_work, plan_groups, projected_work
 
