@@ -50,7 +50,7 @@ def tokenizer(device: torch.device, dtype: torch.dtype, width: int = workloads.W
 
 
 def config(width: int, n: int) -> Any:
-    from pixelrefer_fast.config import ModelConfig, VisionConfig
+    from pixelrefer_fast.checkpoint.config import ModelConfig, VisionConfig
 
     return ModelConfig("lite", VisionConfig(width, 1, 4, 4 * width), {"hidden_size": 4 * width // 3}, n, 16384, 2, {})
 
@@ -127,8 +127,8 @@ Made by `python benchmarks/launches.py --markdown docs/kernels/launches.md`; do 
 From features to object tokens, PixelRefer-Lite at full width (D={workloads.WIDTH}, 8 heads, n={workloads.TOKENS}, \
 LLM width
 {workloads.LLM_WIDTH}), bfloat16, marks of {HEIGHT} by {WIDTH} pixel images, with the Triton kernels. Counted by
-`pixelrefer_fast/device/counters.py` without a device and not timed: `tests/test_launches.py` holds these numbers. A wait is a
-value that the host reads or a shape that depends on values. FLOPs are what the kernels declare and those of dense
+`pixelrefer_fast/device/counters.py` without a device and not timed: `tests/benchmarks/test_launches.py` holds these
+numbers. A wait is a value that the host reads or a shape that depends on values. FLOPs are what the kernels declare and those of dense
 products; the reference spends {REFERENCE / 1e9:g} GFLOP an object. Bytes are those of each launch's inputs and
 outputs, each once.
 

@@ -24,7 +24,7 @@ KINDS = (None, "int8", "fp8", "int4")
 def row(name: str, device: str, dtype: str, kind: str | None, questions: int) -> dict[str, Any]:
     """One kind: bytes of the LLM, seconds and answers; or why there are none."""
     import pixelrefer_fast as pf
-    from pixelrefer_fast.quantization import weight_bytes
+    from pixelrefer_fast.checkpoint.quantization import weight_bytes
     from pixelrefer_fast.world.evaluate import evaluate
 
     try:

@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from pixelrefer_fast.bench import machine, results, tables, timing, workloads
 from pixelrefer_fast.bench.reference import RegionStage, recorded_permutations
 from pixelrefer_fast.bench.timing import Run
-from pixelrefer_fast.config import VisionConfig
+from pixelrefer_fast.checkpoint.config import VisionConfig
 
 LIMIT = 1e-4
 DTYPES = ("float32", "bfloat16", "float16")
@@ -95,7 +95,7 @@ def our_model(weights: dict[str, torch.Tensor], device: torch.device, dtype: tor
     """A PixelReferLite on these weights, around the smallest LLM of the right width (which is not run)."""
     import pixelrefer_fast as pf
     from pixelrefer_fast.checkpoint import open_checkpoint
-    from pixelrefer_fast.config import ModelConfig
+    from pixelrefer_fast.checkpoint.config import ModelConfig
 
     llm = {
         "hidden_size": workloads.LLM_WIDTH,

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pixelrefer_fast import ops
-from pixelrefer_fast.config import VisionConfig
+from pixelrefer_fast.checkpoint.config import VisionConfig
 from pixelrefer_fast.device.graphs import GraphCache, bucket
 from pixelrefer_fast.device.transfers import upload
 from pixelrefer_fast.ops.rope2d import rope2d_table

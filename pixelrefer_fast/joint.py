@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pixelrefer_fast.config import ModelConfig
+from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.ops.view_patches import BLACK
 from pixelrefer_fast.request import FrameSource, Request
 from pixelrefer_fast.views import ViewPlan, plan_views

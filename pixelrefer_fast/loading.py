@@ -1,19 +1,23 @@
-"""Checkpoint, device and dtype -> a model ready to answer."""
+"""Checkpoint, device and dtype -> a model ready to answer; and a checkpoint rewritten in one folder."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pixelrefer_fast import ops
 from pixelrefer_fast.checkpoint import Checkpoint, open_checkpoint
-from pixelrefer_fast.checkpoint.folder import HEAD
+from pixelrefer_fast.checkpoint.embedded import EMBEDDED_LITE
+from pixelrefer_fast.checkpoint.folder import HEAD, shards, write_folder
+from pixelrefer_fast.checkpoint.new_folder import new_folder, vacant
+from pixelrefer_fast.checkpoint.quantization import check_kind, quantise
+from pixelrefer_fast.checkpoint.tokenizer import tokenizer_files
 from pixelrefer_fast.checks.values import is_integer
 from pixelrefer_fast.device.graphs import GraphCache
-from pixelrefer_fast.embedded import EMBEDDED_LITE
 from pixelrefer_fast.model import PixelRefer, PixelReferLite
-from pixelrefer_fast.quantization import check_kind, quantise
 
 
 def auto_device(device: str | torch.device = "auto") -> torch.device:
@@ -109,6 +113,40 @@ def empty_model(checkpoint: Checkpoint, backend: str = "auto") -> PixelRefer | P
         model = model_class(checkpoint.config, tokenizer, checkpoint.generation, backend)
     checkpoint.check(model.checkpoint_slots(), _optional(model))
     return model
+
+
+def convert(src: str | Path, dst: str | Path) -> dict[str, Any]:
+    """Copies a checkpoint of any released layout to one self-contained safetensors folder.
+
+    Values keep their dtype and every bit; at most one weight file is in memory at a time.
+
+    Args:
+        src: a folder or a hub id.
+        dst: a folder that does not exist or is empty.
+
+    Returns:
+        A report: source, destination, tensors (how many), bytes, dtype, shards.
+
+    Raises:
+        ValueError: `src` is not a checkpoint that loads, or `dst` is not empty; nothing has then been written.
+    """
+    target = vacant(dst)
+    checkpoint = open_checkpoint(src)
+    empty_model(checkpoint)
+    parts = [(file.open, part) for file in checkpoint.files for part in shards(file.tensors)]
+    with new_folder(target) as new:
+        for path in tokenizer_files(checkpoint.folder):
+            shutil.copyfile(path, new / path.name)
+        write_folder(new, checkpoint.config.to_dict(), checkpoint.generation, parts)
+    tensors = checkpoint.tensors
+    return {
+        "source": str(checkpoint.folder),
+        "destination": str(target),
+        "tensors": len(tensors),
+        "bytes": sum(info.nbytes for info in tensors.values()),
+        "dtype": ", ".join(sorted({str(info.dtype).removeprefix("torch.") for info in tensors.values()})),
+        "shards": len(parts),
+    }
 
 
 def _graphs(limit: int, device: torch.device) -> GraphCache | None:

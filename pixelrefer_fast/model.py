@@ -19,8 +19,8 @@ from pixelrefer_fast.batching.asks import Ask, BatchError
 from pixelrefer_fast.batching.calls import BatchCalls
 from pixelrefer_fast.batching.encoding import Prepared, embedded_prompt, encode_prepared
 from pixelrefer_fast.batching.preparing import DESCRIBE_IMAGE, DESCRIBE_VIDEO, Bound, MediaCache, prepare
+from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.checks.values import labelled, plain_list
-from pixelrefer_fast.config import ModelConfig
 from pixelrefer_fast.decoder import Decoder, Generation
 from pixelrefer_fast.device.transfers import upload
 from pixelrefer_fast.encoder import VisionEncoder

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from pixelrefer_fast import ops
+from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.checks.values import check_seed, is_integer
-from pixelrefer_fast.config import ModelConfig
 from pixelrefer_fast.infusion import Infusion
 from pixelrefer_fast.selection import Selection
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.checks.values import labelled
-from pixelrefer_fast.config import ModelConfig
 from pixelrefer_fast.ops.view_patches import AREA, BLACK, LINEAR, PATCH, PLAN_COLUMNS
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
+from pixelrefer_fast.checkpoint.config import VISION_PREFIX, ModelConfig, VisionConfig, read_generation
 from pixelrefer_fast.checks.safe_files import MAX_CONFIG_BYTES, parse_json
-from pixelrefer_fast.config import VISION_PREFIX, ModelConfig, VisionConfig, read_generation
 
 ASSETS = Path(str(files("pixelrefer_fast.assets")))
 RAW = json.loads((ASSETS / "lite/config.json").read_text())

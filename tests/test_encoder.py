@@ -12,7 +12,7 @@ from recorded_graphs import Recorder
 
 from pixelrefer_fast import encoder as module
 from pixelrefer_fast import ops
-from pixelrefer_fast.config import VisionConfig
+from pixelrefer_fast.checkpoint.config import VisionConfig
 from pixelrefer_fast.device.graphs import GraphCache
 from pixelrefer_fast.encoder import Grid, PassLayout, VisionEncoder
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pixelrefer_fast as pf
-from pixelrefer_fast.config import ModelConfig, VisionConfig
+from pixelrefer_fast.checkpoint.config import ModelConfig, VisionConfig
 from pixelrefer_fast.loading import auto_device, auto_dtype
 
 ASSETS = Path(__file__).parents[1] / "pixelrefer_fast" / "assets"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from pixelrefer_fast import ops
-from pixelrefer_fast.config import ModelConfig, VisionConfig
+from pixelrefer_fast.checkpoint.config import ModelConfig, VisionConfig
 from pixelrefer_fast.object_tokenizer import ObjectTokenizer, kmeans_starts
 from pixelrefer_fast.selection import select_patches
 from pixelrefer_fast.views import MarkPlan, View, ViewPlan

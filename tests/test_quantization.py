@@ -14,8 +14,8 @@ import torch
 from decoding import new_decoder, prompt
 
 import pixelrefer_fast as pf
+from pixelrefer_fast.checkpoint.quantization import KINDS, check_kind, quantise, weight_bytes
 from pixelrefer_fast.decoding import Generation
-from pixelrefer_fast.quantization import KINDS, check_kind, quantise, weight_bytes
 
 
 class _Config:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from planning import AREA, BLACK, FULL, LINEAR, LITE, boxes_mask, marks_of, model_config, plan_of
 
-from pixelrefer_fast.config import ModelConfig
+from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.views import ViewPlan, plan_views
 
 # Boxes and scales by hand

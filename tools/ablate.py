@@ -20,7 +20,7 @@ import cv2
 import torch
 
 from pixelrefer_fast.checkpoint import open_checkpoint
-from pixelrefer_fast.embedded import embedded_folder
+from pixelrefer_fast.checkpoint.embedded import embedded_folder
 from pixelrefer_fast.loading import load
 from pixelrefer_fast.model import PixelReferLite
 from pixelrefer_fast.train.config import Stage, TrainConfig, World

@@ -15,7 +15,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from pixelrefer_fast.embedded import TITLES
+from pixelrefer_fast.checkpoint.embedded import TITLES
 from pixelrefer_fast.world.questions import CATEGORIES
 
 ASSETS = Path(__file__).resolve().parents[1] / "pixelrefer_fast" / "assets"

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from pixelrefer_fast.bench.cases import Arguments, normal
+from pixelrefer_fast.checkpoint.config import ModelConfig, VisionConfig
 from pixelrefer_fast.checks.values import is_integer, shown
-from pixelrefer_fast.config import ModelConfig, VisionConfig
 from pixelrefer_fast.ops.infuse import is_projected, plan_groups
 from pixelrefer_fast.ops.rope2d import rope2d_table
 from pixelrefer_fast.ops.view_patches import pack_pixels

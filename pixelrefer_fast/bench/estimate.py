@@ -15,7 +15,7 @@ import numpy as np
 from pixelrefer_fast.bench import costs
 from pixelrefer_fast.bench.costs import Machine, Sizes, Work
 from pixelrefer_fast.bench.gpus import Gpu
-from pixelrefer_fast.config import VISION_FILE, VISION_KEY, ModelConfig, VisionConfig, read_config
+from pixelrefer_fast.checkpoint.config import VISION_FILE, VISION_KEY, ModelConfig, VisionConfig, read_config
 from pixelrefer_fast.decoding.decoder import SHARED
 from pixelrefer_fast.selection import select_patches
 from pixelrefer_fast.views import Mark, ViewPlan, plan_views

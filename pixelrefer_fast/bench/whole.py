@@ -29,7 +29,7 @@ from pixelrefer_fast.bench.askers import (
     stage_counts,
 )
 from pixelrefer_fast.bench.results import Quantiles, Row
-from pixelrefer_fast.config import GLOBAL_VIEW
+from pixelrefer_fast.checkpoint.config import GLOBAL_VIEW
 from pixelrefer_fast.device.counters import Counts, counting
 from pixelrefer_fast.media import open_media
 

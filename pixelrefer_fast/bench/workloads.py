@@ -54,7 +54,7 @@ def model_config(name: str) -> Any:
     Raises:
         ValueError: it is none of them.
     """
-    from pixelrefer_fast.config import ModelConfig, VisionConfig
+    from pixelrefer_fast.checkpoint.config import ModelConfig, VisionConfig
 
     if name not in NAMES:
         raise ValueError(f"model: expected one of {', '.join(NAMES)}, got {name!r}")
@@ -79,7 +79,7 @@ def random_model(config: Any, device: str | torch.device, dtype: torch.dtype) ->
     """A model of this `ModelConfig` with weights from a seed, made on the device."""
     import pixelrefer_fast as pf
     from pixelrefer_fast.checkpoint import open_checkpoint
-    from pixelrefer_fast.embedded import embedded_folder
+    from pixelrefer_fast.checkpoint.embedded import embedded_folder
     from pixelrefer_fast.loading import restore_buffers
 
     tokenizer = open_checkpoint(embedded_folder()).tokenizer()

@@ -1,5 +1,5 @@
 """Released and own checkpoints in and out."""
 
-from pixelrefer_fast.checkpoint.folder import Checkpoint, convert, open_checkpoint, save_checkpoint
+from pixelrefer_fast.checkpoint.folder import Checkpoint, open_checkpoint, save_checkpoint
 
-__all__ = ["Checkpoint", "convert", "open_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "open_checkpoint", "save_checkpoint"]

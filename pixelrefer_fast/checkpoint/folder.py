@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,13 +11,13 @@ from typing import Any
 
 import torch
 
+from pixelrefer_fast.checkpoint.config import ModelConfig, check_generation, read_config, read_generation
 from pixelrefer_fast.checkpoint.hub import checkpoint_folder
 from pixelrefer_fast.checkpoint.new_folder import new_folder, vacant
 from pixelrefer_fast.checkpoint.safetensors_file import Read, TensorInfo, tensor_info, write_safetensors
-from pixelrefer_fast.checkpoint.tokenizer import load_tokenizer, tokenizer_files
+from pixelrefer_fast.checkpoint.tokenizer import load_tokenizer
 from pixelrefer_fast.checkpoint.weight_files import INDEX, SINGLE, open_weights
 from pixelrefer_fast.checks.safe_files import listed, name_of
-from pixelrefer_fast.config import ModelConfig, check_generation, read_config, read_generation
 
 SHARD_BYTES = 5_000_000_000
 HEAD = "lm_head.weight"
@@ -45,6 +44,7 @@ class Checkpoint:
         folder: where it is, resolved.
         config: what its config.json says.
         generation: its generation_config.json, {} when it has none.
+        files: its weight files, in order.
     """
 
     folder: Path
@@ -54,7 +54,7 @@ class Checkpoint:
     def __init__(self, folder: Path):
         self.folder = folder.resolve()
         read_config(self.folder)  # before the weights: a folder of something else is best told from its config
-        self._files = open_weights(self.folder)
+        self.files = open_weights(self.folder)
         self.config = ModelConfig.from_folder(self.folder, self.keys)
         self.generation = read_generation(self.folder, self.config.llm["vocab_size"])
 
@@ -66,7 +66,7 @@ class Checkpoint:
     @property
     def tensors(self) -> dict[str, TensorInfo]:
         """The dtype and shape of every tensor by its name."""
-        return {name: info for file in self._files for name, info in file.tensors.items()}
+        return {name: info for file in self.files for name, info in file.tensors.items()}
 
     def check(
         self, slots: Mapping[str, torch.Tensor], optional: Collection[str] = (), ignored: Collection[str] = ()
@@ -110,7 +110,7 @@ class Checkpoint:
         """
         self.check(slots, optional, ignored)
         with torch.no_grad():
-            for file in self._files:
+            for file in self.files:
                 with file.open() as read:
                     for name in file.tensors:
                         if name in slots:
@@ -159,46 +159,12 @@ def save_checkpoint(
             fields[key] = _common_dtype(tensors)
     with new_folder(target) as new:
         tokenizer.save_pretrained(str(new))
-        _write(new, fields, generation, [(lambda: nullcontext(slots.__getitem__), part) for part in _split(tensors)])
+        write_folder(
+            new, fields, generation, [(lambda: nullcontext(slots.__getitem__), part) for part in shards(tensors)]
+        )
 
 
-def convert(src: str | Path, dst: str | Path) -> dict[str, Any]:
-    """Copies a checkpoint of any released layout to one self-contained safetensors folder.
-
-    Values keep their dtype and every bit; at most one weight file is in memory at a time.
-
-    Args:
-        src: a folder or a hub id.
-        dst: a folder that does not exist or is empty.
-
-    Returns:
-        A report: source, destination, tensors (how many), bytes, dtype, shards.
-
-    Raises:
-        ValueError: `src` is not a checkpoint that loads, or `dst` is not empty; nothing has then been written.
-    """
-    from pixelrefer_fast.loading import empty_model  # which imports this package
-
-    target = vacant(dst)
-    checkpoint = open_checkpoint(src)
-    empty_model(checkpoint)
-    parts = [(file.open, part) for file in checkpoint._files for part in _split(file.tensors)]
-    with new_folder(target) as new:
-        for path in tokenizer_files(checkpoint.folder):
-            shutil.copyfile(path, new / path.name)
-        _write(new, checkpoint.config.to_dict(), checkpoint.generation, parts)
-    tensors = checkpoint.tensors
-    return {
-        "source": str(checkpoint.folder),
-        "destination": str(target),
-        "tensors": len(tensors),
-        "bytes": sum(info.nbytes for info in tensors.values()),
-        "dtype": ", ".join(sorted({str(info.dtype).removeprefix("torch.") for info in tensors.values()})),
-        "shards": len(parts),
-    }
-
-
-def _split(tensors: Mapping[str, TensorInfo]) -> list[dict[str, TensorInfo]]:
+def shards(tensors: Mapping[str, TensorInfo]) -> list[dict[str, TensorInfo]]:
     """The tensors in their order, in parts of at most 5 GB (a larger tensor has a part of its own)."""
     parts: list[dict[str, TensorInfo]] = []
     room = 0
@@ -215,7 +181,7 @@ def _split(tensors: Mapping[str, TensorInfo]) -> list[dict[str, TensorInfo]]:
 Part = tuple[Callable[[], AbstractContextManager[Read]], Mapping[str, TensorInfo]]
 
 
-def _write(folder: Path, config: Mapping[str, Any], generation: Mapping[str, Any], parts: Sequence[Part]) -> None:
+def write_folder(folder: Path, config: Mapping[str, Any], generation: Mapping[str, Any], parts: Sequence[Part]) -> None:
     _write_json(folder / "config.json", config)
     if generation:
         _write_json(folder / "generation_config.json", generation)

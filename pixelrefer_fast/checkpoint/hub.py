@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pixelrefer_fast.checkpoint.embedded import embedded_folder, is_embedded
 from pixelrefer_fast.checkpoint.tokenizer import TOKENIZER_FILES
 from pixelrefer_fast.checks.safe_files import brief
-from pixelrefer_fast.embedded import embedded_folder, is_embedded
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*/[A-Za-z0-9][A-Za-z0-9_.\-]*")
 _SIZES = ("config.json", "vision_encoder/config.json")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.checks.safe_files import brief, file_in, read_json
-from pixelrefer_fast.config import ModelConfig
 
 IMAGE_TOKEN = "<image>"
 REGION_TOKEN = "<REGION>"

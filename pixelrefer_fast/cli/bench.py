@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from pixelrefer_fast.checkpoint.embedded import EMBEDDED_FULL, EMBEDDED_LITE
 from pixelrefer_fast.cli.options import RELEASED
 from pixelrefer_fast.cli.output import progress_bar
-from pixelrefer_fast.embedded import EMBEDDED_FULL, EMBEDDED_LITE
 
 RESULTS = "bench.json"
 NONE, FULL, REFERENCE = "none", "full", "reference"

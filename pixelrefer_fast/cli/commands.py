@@ -294,7 +294,7 @@ def convert(
 ) -> None:
     """Rewrite a checkpoint as one self-contained safetensors folder."""
     with reserved_stdout() as out:
-        from pixelrefer_fast.checkpoint import convert as rewrite
+        from pixelrefer_fast.loading import convert as rewrite
 
         with clean_end():  # what is written by then may be as large as the weights
             report = rewrite(source, target)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from pixelrefer_fast.checkpoint.embedded import EMBEDDED_FULL, EMBEDDED_LITE, TITLES
 from pixelrefer_fast.checks.printable import one_line
-from pixelrefer_fast.embedded import EMBEDDED_FULL, EMBEDDED_LITE, TITLES
 
 if TYPE_CHECKING:
     from pixelrefer_fast.world.questions import Question

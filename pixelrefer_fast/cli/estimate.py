@@ -10,8 +10,8 @@ from typing import Any, TextIO
 from pixelrefer_fast.bench import estimate_check, gpus, stages
 from pixelrefer_fast.bench.estimate import ITEMS, Estimate, Workload, config_of, estimate, other_kind
 from pixelrefer_fast.bench.estimate_check import Check, Quantity
+from pixelrefer_fast.checkpoint.config import KINDS, ModelConfig
 from pixelrefer_fast.cli.output import write_json
-from pixelrefer_fast.config import KINDS, ModelConfig
 
 MEASURED_STEPS = len(stages.NAMES) + 3  # that --measure tells of
 

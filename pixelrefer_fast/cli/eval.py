@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from pixelrefer_fast.embedded import EMBEDDED_FULL, EMBEDDED_LITE, TITLES
+from pixelrefer_fast.checkpoint.embedded import EMBEDDED_FULL, EMBEDDED_LITE, TITLES
 
 KINDS = {"lite": EMBEDDED_LITE, "full": EMBEDDED_FULL}
 

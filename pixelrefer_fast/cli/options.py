@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pixelrefer_fast.embedded import EMBEDDED_LITE, LIMITS, TITLES
+from pixelrefer_fast.checkpoint.embedded import EMBEDDED_LITE, LIMITS, TITLES
 
 RELEASED = tuple(f"Alibaba-DAMO-Academy/PixelRefer-{name}" for name in ("2B", "7B", "Lite-2B", "Lite-7B"))
 MODEL_VARIABLE = "PIXELREFER_FAST_MODEL"

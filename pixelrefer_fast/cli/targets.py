@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from pixelrefer_fast.embedded import EMBEDDED_LITE, embedded_folder, is_embedded
+from pixelrefer_fast.checkpoint.embedded import EMBEDDED_LITE, embedded_folder, is_embedded
 
 
 def check_target(ctx: typer.Context, option: str, path: str, suffixes: Sequence[str] | None = None) -> None:

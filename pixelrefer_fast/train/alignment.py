@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pixelrefer_fast.config import ModelConfig
+from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.media import Video
 from pixelrefer_fast.regions import Region
 from pixelrefer_fast.request import FrameSource, Request

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from pixelrefer_fast import ops
-from pixelrefer_fast.config import VisionConfig
+from pixelrefer_fast.checkpoint.config import VisionConfig
 from pixelrefer_fast.encoder import EncoderLayer, PassLayout, VisionEncoder
 from pixelrefer_fast.world import Scene
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pixelrefer_fast.config import ModelConfig
+from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.joint import Joint, join
 from pixelrefer_fast.object_tokenizer import kmeans_starts
 from pixelrefer_fast.patches import pack_patches

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pixelrefer_fast.checkpoint import open_checkpoint
-from pixelrefer_fast.config import ModelConfig
+from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.train.config import Records, TrainConfig
 from pixelrefer_fast.train.malformed import Malformed, MalformedLog
 from pixelrefer_fast.train.records_source import RecordsSource

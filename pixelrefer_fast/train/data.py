@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
-from pixelrefer_fast.config import ModelConfig
+from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.train.batch import Sample, collate
 from pixelrefer_fast.train.malformed import Malformed, MalformedError, MalformedLog
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pixelrefer_fast.config import ModelConfig
+from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.joint import plan_request
 from pixelrefer_fast.llm_attention import pack
 from pixelrefer_fast.request import Request

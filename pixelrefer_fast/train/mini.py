@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pixelrefer_fast.config import ModelConfig, VisionConfig
+from pixelrefer_fast.checkpoint.config import ModelConfig, VisionConfig
 from pixelrefer_fast.model import PixelRefer, PixelReferLite
 
 NAMES = {"lite": "PixelRefer-Lite-mini", "full": "PixelRefer-mini"}

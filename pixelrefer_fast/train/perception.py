@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pixelrefer_fast import ops
-from pixelrefer_fast.config import ModelConfig
+from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.encoder import VisionEncoder
 from pixelrefer_fast.joint import Joint, join, together
 from pixelrefer_fast.ops.view_patches import LINEAR

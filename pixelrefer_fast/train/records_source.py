@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.checks.values import labelled
-from pixelrefer_fast.config import ModelConfig
 from pixelrefer_fast.media import Video, open_media
 from pixelrefer_fast.media.images import load_image
 from pixelrefer_fast.request import FrameSource, Request, bind_regions

@@ -16,8 +16,8 @@ import torch
 
 from pixelrefer_fast._version import __version__
 from pixelrefer_fast.checkpoint import Checkpoint, open_checkpoint
+from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.checks.safe_files import brief, read_json
-from pixelrefer_fast.config import ModelConfig
 from pixelrefer_fast.loading import auto_device, load
 from pixelrefer_fast.train.config import Stage, TrainConfig, World
 from pixelrefer_fast.train.data import Items, Source

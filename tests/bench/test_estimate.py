@@ -20,9 +20,9 @@ from pixelrefer_fast.bench.askers import Ours, as_measured, counted, stage_count
 from pixelrefer_fast.bench.costs import Machine
 from pixelrefer_fast.bench.estimate import Estimate, Workload, config_of, estimate, other_kind, paper_flops, sizes_of
 from pixelrefer_fast.bench.gpus import Gpu
-from pixelrefer_fast.config import VisionConfig
+from pixelrefer_fast.checkpoint.config import VisionConfig
+from pixelrefer_fast.checkpoint.embedded import embedded_folder
 from pixelrefer_fast.device.counters import counting
-from pixelrefer_fast.embedded import embedded_folder
 from pixelrefer_fast.encoder import VisionEncoder
 from pixelrefer_fast.media import open_media
 from pixelrefer_fast.object_tokenizer import ObjectTokenizer, kmeans_starts

@@ -12,8 +12,9 @@ import pytest
 from checkpoints import ASSETS, REFERENCE
 from safetensors.torch import save_file
 
-from pixelrefer_fast.checkpoint import convert, open_checkpoint
+from pixelrefer_fast.checkpoint import open_checkpoint
 from pixelrefer_fast.checkpoint.hub import checkpoint_folder
+from pixelrefer_fast.loading import convert
 
 HUB_SCRIPT = """
     import sys

@@ -15,7 +15,8 @@ import torch
 from checkpoints import ASSETS, REFERENCE, loaded, same_bits, shard, slots_for
 from safetensors.torch import save_file
 
-from pixelrefer_fast.checkpoint import convert, open_checkpoint
+from pixelrefer_fast.checkpoint import open_checkpoint
+from pixelrefer_fast.loading import convert
 
 
 @pytest.mark.parametrize("kind", ["lite", "full"])
@@ -151,7 +152,7 @@ def test_weights_that_change_after_opening_are_noticed(folder):
 
 MEMORY_SCRIPT = """
     import sys, torch
-    from pixelrefer_fast.checkpoint import open_checkpoint, convert
+    from pixelrefer_fast.checkpoint import open_checkpoint
     def peak():
         line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
@@ -164,7 +165,7 @@ MEMORY_SCRIPT = """
         from pixelrefer_fast import loading
         loading.empty_model = lambda checkpoint: None  # these tensors are of no model
         before = peak()
-        convert(sys.argv[1], sys.argv[2])
+        loading.convert(sys.argv[1], sys.argv[2])
         print(peak() - before)
     before = peak()
     slots = {name: torch.empty(shape, dtype=dtype) for name, shape in checkpoint.keys.items()}

@@ -13,11 +13,11 @@ import torch
 from checkpoints import ASSETS, PROMPT, PROMPT_IDS, REFERENCE, loaded, same_bits, shard
 from safetensors.torch import load_file
 
-from pixelrefer_fast.checkpoint import convert, open_checkpoint, save_checkpoint
 from pixelrefer_fast.checkpoint import folder as module
+from pixelrefer_fast.checkpoint import open_checkpoint, save_checkpoint
 from pixelrefer_fast.checkpoint.new_folder import new_folder
 from pixelrefer_fast.checkpoint.safetensors_file import DTYPES
-from pixelrefer_fast.loading import load
+from pixelrefer_fast.loading import convert, load
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

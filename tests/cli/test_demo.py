@@ -12,9 +12,9 @@ import pytest
 from command_line import one_error_line
 from PIL import Image
 
+from pixelrefer_fast.checkpoint.embedded import EMBEDDED_FULL, EMBEDDED_LITE
 from pixelrefer_fast.cli import demo_picture
 from pixelrefer_fast.cli.demo import CATEGORIES, SEED, chosen_questions
-from pixelrefer_fast.embedded import EMBEDDED_FULL, EMBEDDED_LITE
 from pixelrefer_fast.world import make_scene
 
 LINES = [

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pixelrefer_fast.checkpoint import convert, open_checkpoint
+from pixelrefer_fast.checkpoint import open_checkpoint
+from pixelrefer_fast.loading import convert
 
 ASSETS = Path(str(files("pixelrefer_fast.assets"))) / "lite"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pixelrefer_fast.config import ModelConfig, VisionConfig
+from pixelrefer_fast.checkpoint.config import ModelConfig, VisionConfig
 from pixelrefer_fast.views import Mark, ViewPlan, plan_views
 
 LINEAR, AREA = 0, 1

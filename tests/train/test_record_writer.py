@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pixelrefer_fast.config import ModelConfig
+from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.media import Video, open_media
 from pixelrefer_fast.regions import Region
 from pixelrefer_fast.train.batch import Sample

@@ -12,7 +12,7 @@ from pixelrefer_fast.bench.costs.language import decode, prefill, step
 from pixelrefer_fast.bench.costs.memory import memory, weights
 from pixelrefer_fast.bench.costs.vision import encoder, infusion, pooling, projector, views
 from pixelrefer_fast.bench.costs.work import Machine, Sizes, Work
-from pixelrefer_fast.config import ModelConfig
+from pixelrefer_fast.checkpoint.config import ModelConfig
 
 __all__ = [
     "STAGES",

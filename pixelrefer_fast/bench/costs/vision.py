@@ -9,7 +9,7 @@ from itertools import groupby
 import torch
 
 from pixelrefer_fast.bench.costs.work import VALUES, Machine, Sizes, Work, alike, repeated
-from pixelrefer_fast.config import ModelConfig
+from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.encoder import PASS_PATCHES
 from pixelrefer_fast.infusion import HEADS
 from pixelrefer_fast.object_tokenizer import ITERATIONS

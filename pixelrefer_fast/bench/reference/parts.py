@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pixelrefer_fast.bench.reference.checkout import import_reference, running_on
-from pixelrefer_fast.config import VISION_PREFIX, VisionConfig
+from pixelrefer_fast.checkpoint.config import VISION_PREFIX, VisionConfig
 
 REGION_PREFIX = "model.region_encoder."
 REGION_ID = 0

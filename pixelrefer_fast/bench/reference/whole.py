@@ -34,7 +34,7 @@ from pixelrefer_fast.bench.reference.checkout import (
     unwarned,
 )
 from pixelrefer_fast.bench.reference.parts import fill, image_processor, restore_rotary, vision_tower
-from pixelrefer_fast.config import GLOBAL_VIEW, LOCAL_VIEW, ModelConfig, VisionConfig
+from pixelrefer_fast.checkpoint.config import GLOBAL_VIEW, LOCAL_VIEW, ModelConfig, VisionConfig
 from pixelrefer_fast.media import Video, open_media
 from pixelrefer_fast.model import PixelRefer, PixelReferLite
 from pixelrefer_fast.prompt import REGION_TAG, REGION_TOKEN

@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from pixelrefer_fast.checkpoint import convert, open_checkpoint
-from pixelrefer_fast.loading import load
+from pixelrefer_fast.checkpoint import open_checkpoint
+from pixelrefer_fast.loading import convert, load
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from hostile_checkpoints import ASSETS, refused
 
-from pixelrefer_fast.checkpoint import convert, open_checkpoint
+from pixelrefer_fast.checkpoint import open_checkpoint
+from pixelrefer_fast.loading import convert
 
 
 def write_index(folder: Path, weight_map: object) -> None:
