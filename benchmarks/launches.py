@@ -60,8 +60,8 @@ def region_pass(
 ) -> Pass:
     """Objects spread over images of 720 by 1280, with the views that a request for them gets."""
     from pixelrefer_fast.object_tokenizer import kmeans_starts
-    from pixelrefer_fast.selection import select_patches
-    from pixelrefer_fast.views import Mark, plan_views
+    from pixelrefer_fast.planning.selection import select_patches
+    from pixelrefer_fast.planning.views import Mark, plan_views
 
     masks = workloads.blobs(objects, HEIGHT, WIDTH, SEED)
     marks = [Mark(i % images, mask, f"region {i}") for i, mask in enumerate(masks)]
@@ -127,10 +127,10 @@ Made by `python benchmarks/launches.py --markdown docs/kernels/launches.md`; do 
 From features to object tokens, PixelRefer-Lite at full width (D={workloads.WIDTH}, 8 heads, n={workloads.TOKENS}, \
 LLM width
 {workloads.LLM_WIDTH}), bfloat16, marks of {HEIGHT} by {WIDTH} pixel images, with the Triton kernels. Counted by
-`pixelrefer_fast/device/counters.py` without a device and not timed: `tests/benchmarks/test_launches.py` holds these
-numbers. A wait is a value that the host reads or a shape that depends on values. FLOPs are what the kernels declare and those of dense
-products; the reference spends {REFERENCE / 1e9:g} GFLOP an object. Bytes are those of each launch's inputs and
-outputs, each once.
+`pixelrefer_fast/device/counters.py` without a device and not timed; `tests/benchmarks/test_launches.py` holds these
+numbers. A wait is a value that the host reads or a shape that depends on values. FLOPs are what the kernels declare and
+those of dense products; the reference spends {REFERENCE / 1e9:g} GFLOP an object. Bytes are those of each launch's
+inputs and outputs, each once.
 
 {tables.markdown(HEADINGS, table(counted))}
 What is launched differs only where an infusion step projects keys and values (`infuse.gather`) instead of folding

@@ -123,8 +123,8 @@ def region_case(rival: RegionStage | Plain, models: Models, objects: int) -> tup
     """Features to object tokens: what to run on either side, and the sizes."""
     from pixelrefer_fast.device.transfers import upload
     from pixelrefer_fast.object_tokenizer import kmeans_starts
-    from pixelrefer_fast.selection import select_patches
-    from pixelrefer_fast.views import Mark, plan_views
+    from pixelrefer_fast.planning.selection import select_patches
+    from pixelrefer_fast.planning.views import Mark, plan_views
 
     masks = workloads.blobs(objects, HEIGHT, WIDTH, SEED)
     marks = [Mark(0, mask, f"region {i}") for i, mask in enumerate(masks)]
@@ -167,7 +167,7 @@ def region_case(rival: RegionStage | Plain, models: Models, objects: int) -> tup
 
 def pixel_case(rival: RegionStage | Plain, models: Models) -> tuple[Runs, dict[str, int]]:
     """Pixels to object tokens: what to run on either side, and the sizes."""
-    from pixelrefer_fast.views import Mark, plan_views
+    from pixelrefer_fast.planning.views import Mark, plan_views
 
     image = workloads.picture(HEIGHT, WIDTH, SEED)
     masks = workloads.blobs(PIXEL_OBJECTS, HEIGHT, WIDTH, SEED)

@@ -7,7 +7,7 @@ from torch import nn
 
 from pixelrefer_fast import ops
 from pixelrefer_fast.ops.infuse import Groups, is_projected
-from pixelrefer_fast.selection import Selection
+from pixelrefer_fast.planning.selection import Selection
 
 HEADS = 8  # at any width
 

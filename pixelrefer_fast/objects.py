@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pixelrefer_fast._version import __version__
-from pixelrefer_fast.prompt import ObjectTokens
+from pixelrefer_fast.planning.request import ObjectTokens
 
 FORMAT = "pixelrefer_fast.objects/1"
 

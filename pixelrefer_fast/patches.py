@@ -12,8 +12,8 @@ import torch
 from pixelrefer_fast import ops
 from pixelrefer_fast.device.transfers import upload
 from pixelrefer_fast.ops.view_patches import BLACK, IMAGE, PATCH, check_plan, pack_pixels
-from pixelrefer_fast.request import FrameSource
-from pixelrefer_fast.views import ViewPlan
+from pixelrefer_fast.planning.request import FrameSource
+from pixelrefer_fast.planning.views import ViewPlan
 
 # Source pixels that lie on a device together, in bytes: 170 frames of 1080p are cut in one launch.
 PIXEL_BYTES = 2**30

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from pixelrefer_fast.checks.values import shown
+from pixelrefer_fast.planning.request import REGION_TAG, REGION_TOKEN, ObjectTokens
 
-REGION_TAG = "<region>"
-REGION_TOKEN = "<REGION>"
 IMAGE_TOKEN = "<image>"
 VIDEO_TAG = "<video>"
 MAX_QUESTION = 1 << 18  # characters; more than any context holds
@@ -25,20 +24,6 @@ class Prompt:
     input_ids: torch.Tensor  # (L,) int64, placeholders included
     region_slots: torch.Tensor  # (T,) int64: where the object tokens go
     image_slots: torch.Tensor  # (Z,) int64: where the vision tokens go
-
-
-@dataclass(frozen=True)
-class ObjectTokens:
-    """How one object is written: its number of tokens per mark and, in a Lite video, each mark's time in seconds."""
-
-    counts: tuple[int, ...]
-    times: tuple[float, ...] | None = None
-
-    def text(self) -> str:
-        if self.times is None:
-            return f"[{REGION_TOKEN * sum(self.counts)}]"
-        parts = (f"Time {round(t, 1)}:{REGION_TOKEN * count}" for t, count in zip(self.times, self.counts, strict=True))
-        return f"[{','.join(parts)}]"
 
 
 def scene_text(counts: Sequence[int], times: Sequence[float] | None) -> str:

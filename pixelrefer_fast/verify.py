@@ -22,11 +22,10 @@ from pixelrefer_fast.object_tokenizer import kmeans_starts
 from pixelrefer_fast.objects import Objects
 from pixelrefer_fast.ops.view_patches import resize_view
 from pixelrefer_fast.patches import pack_patches
-from pixelrefer_fast.prompt import ObjectTokens
+from pixelrefer_fast.planning.request import FrameSource, ObjectTokens
+from pixelrefer_fast.planning.selection import Selection, select_patches
+from pixelrefer_fast.planning.views import Mark, ViewPlan, plan_views
 from pixelrefer_fast.recorded import Case
-from pixelrefer_fast.request import FrameSource
-from pixelrefer_fast.selection import Selection, select_patches
-from pixelrefer_fast.views import Mark, ViewPlan, plan_views
 
 GREY_LEVELS = 1  # a resized value may differ by so many levels ...
 GREY_SHARE = 1e-3  # ... on this share of the values

@@ -10,7 +10,7 @@ from planning import boxes_mask, plan_of
 
 from pixelrefer_fast.encoder import PassLayout
 from pixelrefer_fast.object_tokenizer import kmeans_starts
-from pixelrefer_fast.selection import select_patches
+from pixelrefer_fast.planning.selection import select_patches
 
 
 @pytest.mark.parametrize("kind", ["lite", "full"])

@@ -14,11 +14,11 @@ import pixelrefer_fast as pf
 from pixelrefer_fast.device.graphs import GraphCache
 from pixelrefer_fast.encoder import PassLayout
 from pixelrefer_fast.object_tokenizer import kmeans_starts
-from pixelrefer_fast.options import EncodeOptions
 from pixelrefer_fast.patches import pack_patches
-from pixelrefer_fast.request import FrameSource
-from pixelrefer_fast.selection import select_patches
-from pixelrefer_fast.views import Mark, ViewPlan, plan_views
+from pixelrefer_fast.planning.options import EncodeOptions
+from pixelrefer_fast.planning.request import FrameSource
+from pixelrefer_fast.planning.selection import select_patches
+from pixelrefer_fast.planning.views import Mark, ViewPlan, plan_views
 
 pytestmark = pytest.mark.gpu
 

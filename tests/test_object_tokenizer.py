@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from pixelrefer_fast import ops
 from pixelrefer_fast.checkpoint.config import ModelConfig, VisionConfig
 from pixelrefer_fast.object_tokenizer import ObjectTokenizer, kmeans_starts
-from pixelrefer_fast.selection import select_patches
-from pixelrefer_fast.views import MarkPlan, View, ViewPlan
+from pixelrefer_fast.planning.selection import select_patches
+from pixelrefer_fast.planning.views import MarkPlan, View, ViewPlan
 
 DATA = Path(__file__).parent / "data"
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from pixelrefer_fast.objects import FORMAT, Objects, Scene
-from pixelrefer_fast.prompt import ObjectTokens
+from pixelrefer_fast.planning.request import ObjectTokens
 
 PROVENANCE = {"model": "abc", "video": False, "regions": [{"box": [1, 2, 3, 4]}], "size": [480, 640]}
 

@@ -15,8 +15,8 @@ from pixelrefer_fast import patches as module
 from pixelrefer_fast.kernels._launch import listen
 from pixelrefer_fast.ops.view_patches import pack_pixels
 from pixelrefer_fast.patches import pack_patches
-from pixelrefer_fast.request import FrameSource
-from pixelrefer_fast.views import View, ViewPlan
+from pixelrefer_fast.planning.request import FrameSource
+from pixelrefer_fast.planning.views import View, ViewPlan
 
 BLACK = -1
 

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pixelrefer_fast.prompt import ObjectTokens
+from pixelrefer_fast.planning.request import FrameSource, ObjectTokens, Request, bind_regions
 from pixelrefer_fast.regions import Region
-from pixelrefer_fast.request import FrameSource, Request, bind_regions
 
 IMAGE = FrameSource.of_images([np.zeros((20, 30, 3), np.uint8)])
 VIDEO = FrameSource.of_images([np.zeros((20, 30, 3), np.uint8)] * 4, [0.0, 0.5, 1.0, 1.5])

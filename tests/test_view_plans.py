@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from planning import AREA, BLACK, FULL, LINEAR, LITE, boxes_mask, marks_of, model_config, plan_of
 
 from pixelrefer_fast.checkpoint.config import ModelConfig
-from pixelrefer_fast.views import ViewPlan, plan_views
+from pixelrefer_fast.planning.views import ViewPlan, plan_views
 
 # Boxes and scales by hand
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from planning import AREA, BLACK, LINEAR, LITE, boxes_mask, model_config, plan_of
 
 from pixelrefer_fast.checkpoint.config import ModelConfig
-from pixelrefer_fast.views import Mark, ViewPlan, pixel_budget, plan_views, processor_size
+from pixelrefer_fast.planning.views import Mark, ViewPlan, pixel_budget, plan_views, processor_size
 
 # The spec, a second time
 

@@ -9,7 +9,7 @@ import torch
 
 from pixelrefer_fast.bench import arguments as makers
 from pixelrefer_fast.bench.cases import Case, moved
-from pixelrefer_fast.views import ViewPlan
+from pixelrefer_fast.planning.views import ViewPlan
 
 
 def cases() -> Iterator[Case]:

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from pixelrefer_fast.decoding import Generation, PromptEmbeds, prefix_boundaries
-from pixelrefer_fast.joint import merge
 from pixelrefer_fast.object_tokenizer import kmeans_starts
 from pixelrefer_fast.objects import Objects, Scene
-from pixelrefer_fast.options import EncodeOptions
-from pixelrefer_fast.request import FrameSource, Request
-from pixelrefer_fast.views import View, ViewPlan
+from pixelrefer_fast.planning.merge import merge
+from pixelrefer_fast.planning.options import EncodeOptions
+from pixelrefer_fast.planning.request import FrameSource, Request
+from pixelrefer_fast.planning.views import View, ViewPlan
 
 SCENES = 16  # whole images and videos of which a queue keeps the vision tokens
 

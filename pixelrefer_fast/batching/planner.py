@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from pixelrefer_fast.batching.encoding import Prepared
 from pixelrefer_fast.batching.memory import Budget
-from pixelrefer_fast.views import View
+from pixelrefer_fast.planning.views import View
 
 
 class Packing:

@@ -20,7 +20,7 @@ from pixelrefer_fast.checks.values import is_integer, shown
 from pixelrefer_fast.ops.infuse import is_projected, plan_groups
 from pixelrefer_fast.ops.rope2d import rope2d_table
 from pixelrefer_fast.ops.view_patches import pack_pixels
-from pixelrefer_fast.views import Mark, ViewPlan, plan_views
+from pixelrefer_fast.planning.views import Mark, ViewPlan, plan_views
 
 CROP, LOCAL, GLOBAL = 150, 256, 576  # patches of an object's views
 WIDTH, LLM_WIDTH, TOKENS = 1152, 1536, 32

@@ -17,8 +17,8 @@ from pixelrefer_fast.bench.costs import Machine, Sizes, Work
 from pixelrefer_fast.bench.gpus import Gpu
 from pixelrefer_fast.checkpoint.config import VISION_FILE, VISION_KEY, ModelConfig, VisionConfig, read_config
 from pixelrefer_fast.decoding.decoder import SHARED
-from pixelrefer_fast.selection import select_patches
-from pixelrefer_fast.views import Mark, ViewPlan, plan_views
+from pixelrefer_fast.planning.selection import select_patches
+from pixelrefer_fast.planning.views import Mark, ViewPlan, plan_views
 
 ITEMS = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Tokens of text, counted with Qwen2.5's tokenizer: what stands around any question, the brackets of an object, a time

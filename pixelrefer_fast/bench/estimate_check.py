@@ -12,7 +12,7 @@ from pixelrefer_fast.bench.estimate import ITEMS, Estimate, Workload, config_of,
 from pixelrefer_fast.bench.gpus import THIS, Gpu, this_machine
 from pixelrefer_fast.bench.results import Row
 from pixelrefer_fast.device.counters import Counts
-from pixelrefer_fast.prompt import REGION_TAG
+from pixelrefer_fast.planning.request import REGION_TAG
 
 UNITS = ("tokens", "FLOP", "bytes", "launches", "s")
 SUITES = ("whole", "scaling", "against", "stages")  # of result files, whose rows the model can say something of

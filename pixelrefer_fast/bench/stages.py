@@ -21,9 +21,9 @@ from pixelrefer_fast.decoding import Generation
 from pixelrefer_fast.device.counters import Counts, counting
 from pixelrefer_fast.device.transfers import upload
 from pixelrefer_fast.object_tokenizer import kmeans_starts
-from pixelrefer_fast.options import EncodeOptions
 from pixelrefer_fast.patches import pack_patches
-from pixelrefer_fast.selection import select_patches
+from pixelrefer_fast.planning.options import EncodeOptions
+from pixelrefer_fast.planning.selection import select_patches
 
 NAMES = ("plan", "views", "encoder", "pooling", "infusion", "projector", "prompt", "prefill", "decode")
 HOST = ("plan",)  # works in host memory alone: nothing of it is a device's

@@ -65,7 +65,7 @@ def own_picture() -> Any:
 def default_question(objects: int) -> str:
     """About so many objects."""
     from pixelrefer_fast.batching.preparing import DESCRIBE_IMAGE
-    from pixelrefer_fast.prompt import REGION_TAG
+    from pixelrefer_fast.planning.request import REGION_TAG
 
     if objects == 1:
         return DESCRIBE_IMAGE

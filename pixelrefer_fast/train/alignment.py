@@ -15,8 +15,8 @@ from torch import nn
 
 from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.media import Video
+from pixelrefer_fast.planning.request import FrameSource, Request
 from pixelrefer_fast.regions import Region
-from pixelrefer_fast.request import FrameSource, Request
 from pixelrefer_fast.train.batch import PackedBatch, Sample, collate
 from pixelrefer_fast.train.language import Symbols, scene_grids
 from pixelrefer_fast.train.module import TrainingModel

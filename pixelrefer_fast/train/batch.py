@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from pixelrefer_fast.checkpoint.config import ModelConfig
-from pixelrefer_fast.joint import Joint, join
 from pixelrefer_fast.object_tokenizer import kmeans_starts
 from pixelrefer_fast.patches import pack_patches
+from pixelrefer_fast.planning.merge import Joint, join
+from pixelrefer_fast.planning.request import Request
+from pixelrefer_fast.planning.selection import Selection, select_patches
 from pixelrefer_fast.projector import kept_cells
 from pixelrefer_fast.prompt import Prompt, build_prompt, continue_prompt
-from pixelrefer_fast.request import Request
-from pixelrefer_fast.selection import Selection, select_patches
 
 IGNORED = -100  # label of a token that is not learnt
 

@@ -21,14 +21,14 @@ from torch import nn
 from pixelrefer_fast import ops
 from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.encoder import VisionEncoder
-from pixelrefer_fast.joint import Joint, join, together
 from pixelrefer_fast.ops.view_patches import LINEAR
 from pixelrefer_fast.patches import pack_patches
-from pixelrefer_fast.request import FrameSource, Request
+from pixelrefer_fast.planning.merge import Joint, join, together
+from pixelrefer_fast.planning.request import FrameSource, Request
+from pixelrefer_fast.planning.views import View, ViewPlan
 from pixelrefer_fast.train.alike import Watch, WholeView, WholeViews, alike
 from pixelrefer_fast.train.pretraining import EndlessBatches
 from pixelrefer_fast.train.symbols import ALIKE, shown_objects
-from pixelrefer_fast.views import View, ViewPlan
 from pixelrefer_fast.world import Scene, make_crowd, make_scene
 from pixelrefer_fast.world.marked import scene_media, scene_region
 from pixelrefer_fast.world.things import COLORS, PATTERNS, SHAPES, SIZES, SYMMETRY

@@ -11,13 +11,13 @@ from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.checks.values import labelled
 from pixelrefer_fast.media import Video, open_media
 from pixelrefer_fast.media.images import load_image
-from pixelrefer_fast.request import FrameSource, Request, bind_regions
+from pixelrefer_fast.planning.request import FrameSource, Request, bind_regions
+from pixelrefer_fast.planning.views import PATCH
 from pixelrefer_fast.train.batch import Sample
 from pixelrefer_fast.train.config import Records
 from pixelrefer_fast.train.malformed import Malformed, MalformedLog
 from pixelrefer_fast.train.record_files import read_sample, scan
 from pixelrefer_fast.train.records import Record, parse_record
-from pixelrefer_fast.views import PATCH
 
 CHARACTERS = 3.5  # of a token of text, about
 TURN_TOKENS = 10  # of the chat template

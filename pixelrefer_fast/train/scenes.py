@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pixelrefer_fast.media import Video
+from pixelrefer_fast.planning.request import FrameSource, Request
 from pixelrefer_fast.regions import Region
-from pixelrefer_fast.request import FrameSource, Request
 from pixelrefer_fast.train.batch import Sample
 from pixelrefer_fast.train.config import World
 from pixelrefer_fast.train.malformed import Malformed

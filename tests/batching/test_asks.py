@@ -13,8 +13,8 @@ from pixelrefer_fast.batching.encoding import Prepared
 from pixelrefer_fast.batching.memory import Budget, free_bytes, out_of_memory
 from pixelrefer_fast.batching.planner import Packing
 from pixelrefer_fast.decoder import Generation
-from pixelrefer_fast.request import FrameSource, Request
-from pixelrefer_fast.views import View, ViewPlan
+from pixelrefer_fast.planning.request import FrameSource, Request
+from pixelrefer_fast.planning.views import View, ViewPlan
 
 
 def test_forms_of_a_request() -> None:

@@ -26,7 +26,7 @@ from pixelrefer_fast.device.counters import counting
 from pixelrefer_fast.encoder import VisionEncoder
 from pixelrefer_fast.media import open_media
 from pixelrefer_fast.object_tokenizer import ObjectTokenizer, kmeans_starts
-from pixelrefer_fast.selection import select_patches
+from pixelrefer_fast.planning.selection import select_patches
 
 CPU = Machine("cpu", 4)
 

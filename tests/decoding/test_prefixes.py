@@ -15,7 +15,8 @@ from pixelrefer_fast.decoding import Boundary, Generation, PromptEmbeds, prefix_
 from pixelrefer_fast.decoding.cache import BlockPool
 from pixelrefer_fast.decoding.prefixes import PrefixCache, content
 from pixelrefer_fast.objects import Objects, Scene
-from pixelrefer_fast.prompt import ObjectTokens, Prompt
+from pixelrefer_fast.planning.request import ObjectTokens
+from pixelrefer_fast.prompt import Prompt
 
 OPTIONS = Generation(max_new_tokens=8)
 

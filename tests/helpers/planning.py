@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pixelrefer_fast.checkpoint.config import ModelConfig, VisionConfig
-from pixelrefer_fast.views import Mark, ViewPlan, plan_views
+from pixelrefer_fast.planning.views import Mark, ViewPlan, plan_views
 
 LINEAR, AREA = 0, 1
 BLACK = -1

@@ -19,7 +19,7 @@ from pixelrefer_fast.kernels import _launch
 from pixelrefer_fast.kernels import view_patches as kernel
 from pixelrefer_fast.ops import view_patches
 from pixelrefer_fast.ops.view_patches import IMAGE, pack_pixels
-from pixelrefer_fast.views import ViewPlan, plan_views
+from pixelrefer_fast.planning.views import ViewPlan, plan_views
 
 pytestmark = pytest.mark.kernel
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import pixelrefer_fast as pf
-from pixelrefer_fast.joint import join
 from pixelrefer_fast.media import open_media
-from pixelrefer_fast.options import EncodeOptions
+from pixelrefer_fast.planning.merge import join
+from pixelrefer_fast.planning.options import EncodeOptions
+from pixelrefer_fast.planning.request import FrameSource, Request
 from pixelrefer_fast.regions import Region
-from pixelrefer_fast.request import FrameSource, Request
 from pixelrefer_fast.train.batch import Sample, collate
 from pixelrefer_fast.train.module import TrainingModel
 

@@ -37,9 +37,8 @@ from pixelrefer_fast.bench.reference.parts import fill, image_processor, restore
 from pixelrefer_fast.checkpoint.config import GLOBAL_VIEW, LOCAL_VIEW, ModelConfig, VisionConfig
 from pixelrefer_fast.media import Video, open_media
 from pixelrefer_fast.model import PixelRefer, PixelReferLite
-from pixelrefer_fast.prompt import REGION_TAG, REGION_TOKEN
+from pixelrefer_fast.planning.request import REGION_TAG, REGION_TOKEN, FrameSource, Request, bind_regions
 from pixelrefer_fast.regions import as_regions
-from pixelrefer_fast.request import FrameSource, Request, bind_regions
 
 RELEASED_VIEWS = (GLOBAL_VIEW, LOCAL_VIEW)
 SEED = 11  # of the clusterings' starts

@@ -10,7 +10,7 @@ import torch
 from pixelrefer_fast import ops
 from pixelrefer_fast.device.transfers import upload
 from pixelrefer_fast.ops.infuse import Groups, plan_groups
-from pixelrefer_fast.views import MarkPlan, View, ViewPlan
+from pixelrefer_fast.planning.views import MarkPlan, View, ViewPlan
 
 
 @dataclass(frozen=True)

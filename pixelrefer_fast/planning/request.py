@@ -8,9 +8,25 @@ from dataclasses import dataclass
 import numpy as np
 
 from pixelrefer_fast.media import Video
-from pixelrefer_fast.prompt import ObjectTokens
+from pixelrefer_fast.planning.views import Mark
 from pixelrefer_fast.regions import Region
-from pixelrefer_fast.views import Mark
+
+REGION_TAG = "<region>"  # in a question, one for each region
+REGION_TOKEN = "<REGION>"  # in a prompt, one for each object token
+
+
+@dataclass(frozen=True)
+class ObjectTokens:
+    """How one object is written: its number of tokens per mark and, in a Lite video, each mark's time in seconds."""
+
+    counts: tuple[int, ...]
+    times: tuple[float, ...] | None = None
+
+    def text(self) -> str:
+        if self.times is None:
+            return f"[{REGION_TOKEN * sum(self.counts)}]"
+        parts = (f"Time {round(t, 1)}:{REGION_TOKEN * count}" for t, count in zip(self.times, self.counts, strict=True))
+        return f"[{','.join(parts)}]"
 
 
 @dataclass(frozen=True)

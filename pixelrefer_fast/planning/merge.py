@@ -12,8 +12,8 @@ import numpy as np
 
 from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.ops.view_patches import BLACK
-from pixelrefer_fast.request import FrameSource, Request
-from pixelrefer_fast.views import ViewPlan, plan_views
+from pixelrefer_fast.planning.request import FrameSource, Request
+from pixelrefer_fast.planning.views import ViewPlan, plan_views
 
 
 @dataclass(frozen=True)
