@@ -42,7 +42,7 @@ class Pass:
 
 def tokenizer(device: torch.device, dtype: torch.dtype, width: int = workloads.WIDTH, n: int = workloads.TOKENS) -> Any:
     """An object tokenizer of Lite with random weights."""
-    from pixelrefer_fast.object_tokenizer import ObjectTokenizer
+    from pixelrefer_fast.encoding.object_tokenizer import ObjectTokenizer
 
     torch.manual_seed(SEED)
     made = ObjectTokenizer(config(width, n)).requires_grad_(False)
@@ -59,7 +59,7 @@ def region_pass(
     module: Any, objects: int, images: int, width: int = workloads.WIDTH, n: int = workloads.TOKENS
 ) -> Pass:
     """Objects spread over images of 720 by 1280, with the views that a request for them gets."""
-    from pixelrefer_fast.object_tokenizer import kmeans_starts
+    from pixelrefer_fast.encoding.object_tokenizer import kmeans_starts
     from pixelrefer_fast.planning.selection import select_patches
     from pixelrefer_fast.planning.views import Mark, plan_views
 

@@ -122,7 +122,7 @@ def our_model(weights: dict[str, torch.Tensor], device: torch.device, dtype: tor
 def region_case(rival: RegionStage | Plain, models: Models, objects: int) -> tuple[Runs, dict[str, int]]:
     """Features to object tokens: what to run on either side, and the sizes."""
     from pixelrefer_fast.device.transfers import upload
-    from pixelrefer_fast.object_tokenizer import kmeans_starts
+    from pixelrefer_fast.encoding.object_tokenizer import kmeans_starts
     from pixelrefer_fast.planning.selection import select_patches
     from pixelrefer_fast.planning.views import Mark, plan_views
 

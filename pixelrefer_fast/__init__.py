@@ -13,10 +13,10 @@ from pixelrefer_fast._version import __version__
 if TYPE_CHECKING:
     from pixelrefer_fast import ops, verify
     from pixelrefer_fast.batching import Answer, Ask, BatchError
+    from pixelrefer_fast.encoding.objects import Objects
     from pixelrefer_fast.loading import load
     from pixelrefer_fast.media import Video, load_image, open_media
     from pixelrefer_fast.model import PixelRefer, PixelReferLite
-    from pixelrefer_fast.objects import Objects
     from pixelrefer_fast.regions import Region
 
 _WHERE = {

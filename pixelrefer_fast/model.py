@@ -23,17 +23,17 @@ from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.checks.values import labelled, plain_list
 from pixelrefer_fast.decoder import Decoder, Generation
 from pixelrefer_fast.device.transfers import upload
-from pixelrefer_fast.encoder import VisionEncoder
+from pixelrefer_fast.encoding.encoder import VisionEncoder
+from pixelrefer_fast.encoding.object_tokenizer import ObjectTokenizer, kmeans_starts
+from pixelrefer_fast.encoding.objects import Objects, Scene
+from pixelrefer_fast.encoding.patches import pack_patches
+from pixelrefer_fast.encoding.projector import VisionProjector, kept_cells
 from pixelrefer_fast.media import Video
-from pixelrefer_fast.object_tokenizer import ObjectTokenizer, kmeans_starts
-from pixelrefer_fast.objects import Objects, Scene
-from pixelrefer_fast.patches import pack_patches
 from pixelrefer_fast.planning.merge import plan_request
 from pixelrefer_fast.planning.options import EncodeOptions, split_options
 from pixelrefer_fast.planning.request import REGION_TAG, FrameSource, Request, bind_regions
 from pixelrefer_fast.planning.selection import Selection, select_patches
 from pixelrefer_fast.planning.views import ViewPlan
-from pixelrefer_fast.projector import VisionProjector, kept_cells
 from pixelrefer_fast.prompt import Prompt, build_prompt, check_question
 from pixelrefer_fast.regions import as_regions
 

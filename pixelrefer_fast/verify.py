@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from pixelrefer_fast.decoder import Generation
+from pixelrefer_fast.encoding.object_tokenizer import kmeans_starts
+from pixelrefer_fast.encoding.objects import Objects
+from pixelrefer_fast.encoding.patches import pack_patches
 from pixelrefer_fast.loading import load
 from pixelrefer_fast.model import PixelRefer, PixelReferLite
-from pixelrefer_fast.object_tokenizer import kmeans_starts
-from pixelrefer_fast.objects import Objects
 from pixelrefer_fast.ops.view_patches import resize_view
-from pixelrefer_fast.patches import pack_patches
 from pixelrefer_fast.planning.request import FrameSource, ObjectTokens
 from pixelrefer_fast.planning.selection import Selection, select_patches
 from pixelrefer_fast.planning.views import Mark, ViewPlan, plan_views

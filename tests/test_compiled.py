@@ -8,8 +8,8 @@ import pytest
 import torch
 from planning import boxes_mask, plan_of
 
-from pixelrefer_fast.encoder import PassLayout
-from pixelrefer_fast.object_tokenizer import kmeans_starts
+from pixelrefer_fast.encoding.encoder import PassLayout
+from pixelrefer_fast.encoding.object_tokenizer import kmeans_starts
 from pixelrefer_fast.planning.selection import select_patches
 
 

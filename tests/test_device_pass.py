@@ -12,9 +12,9 @@ import torch
 
 import pixelrefer_fast as pf
 from pixelrefer_fast.device.graphs import GraphCache
-from pixelrefer_fast.encoder import PassLayout
-from pixelrefer_fast.object_tokenizer import kmeans_starts
-from pixelrefer_fast.patches import pack_patches
+from pixelrefer_fast.encoding.encoder import PassLayout
+from pixelrefer_fast.encoding.object_tokenizer import kmeans_starts
+from pixelrefer_fast.encoding.patches import pack_patches
 from pixelrefer_fast.planning.options import EncodeOptions
 from pixelrefer_fast.planning.request import FrameSource
 from pixelrefer_fast.planning.selection import select_patches

@@ -10,11 +10,11 @@ import pytest
 import torch
 from recorded_graphs import Recorder
 
-from pixelrefer_fast import encoder as module
 from pixelrefer_fast import ops
 from pixelrefer_fast.checkpoint.config import VisionConfig
 from pixelrefer_fast.device.graphs import GraphCache
-from pixelrefer_fast.encoder import Grid, PassLayout, VisionEncoder
+from pixelrefer_fast.encoding import encoder as module
+from pixelrefer_fast.encoding.encoder import Grid, PassLayout, VisionEncoder
 
 CONFIG = VisionConfig(hidden_size=48, num_layers=3, num_heads=3, intermediate_size=80)
 GRIDS: list[Grid] = [(3, 5, 1), (4, 6, 2), (1, 1, 1), (4, 6, 1), (2, 2, 2), (3, 5, 1)]

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixelrefer_fast.object_tokenizer import kmeans_starts
+from pixelrefer_fast.encoding.object_tokenizer import kmeans_starts
 
 
 def test_default_starts_are_evenly_spaced_ranks() -> None:

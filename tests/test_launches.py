@@ -14,7 +14,7 @@ import torch
 from plain_memory import plain_memory
 
 from pixelrefer_fast.device.counters import counting
-from pixelrefer_fast.object_tokenizer import ObjectTokenizer
+from pixelrefer_fast.encoding.object_tokenizer import ObjectTokenizer
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PAGE = BENCHMARKS.parent / "docs" / "kernels" / "launches.md"

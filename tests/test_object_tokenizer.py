@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from pixelrefer_fast import ops
 from pixelrefer_fast.checkpoint.config import ModelConfig, VisionConfig
-from pixelrefer_fast.object_tokenizer import ObjectTokenizer, kmeans_starts
+from pixelrefer_fast.encoding.object_tokenizer import ObjectTokenizer, kmeans_starts
 from pixelrefer_fast.planning.selection import select_patches
 from pixelrefer_fast.planning.views import MarkPlan, View, ViewPlan
 

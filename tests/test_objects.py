@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from pixelrefer_fast.objects import FORMAT, Objects, Scene
+from pixelrefer_fast.encoding.objects import FORMAT, Objects, Scene
 from pixelrefer_fast.planning.request import ObjectTokens
 
 PROVENANCE = {"model": "abc", "video": False, "regions": [{"box": [1, 2, 3, 4]}], "size": [480, 640]}
@@ -225,8 +225,8 @@ def test_another_safetensors_file(tmp_path: Path) -> None:
     path = tmp_path / "cat"
     save_file({"object_tokens": torch.zeros(1, 2)}, path)
     assert _refused(path).endswith(f"(expected the format '{FORMAT}', got None)")
-    save_file({"object_tokens": torch.zeros(1, 2)}, path, {"format": "pixelrefer_fast.objects/2"})
-    assert _refused(path).endswith(f"(expected the format '{FORMAT}', got 'pixelrefer_fast.objects/2')")
+    save_file({"object_tokens": torch.zeros(1, 2)}, path, {"format": "pixelrefer_fast.encoding.objects/2"})
+    assert _refused(path).endswith(f"(expected the format '{FORMAT}', got 'pixelrefer_fast.encoding.objects/2')")
     save_file({"object_tokens": torch.zeros(1, 2)}, path, {"format": FORMAT})
     _refused(path)
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pixelrefer_fast import ops
-from pixelrefer_fast.projector import VisionProjector, kept_cells
+from pixelrefer_fast.encoding.projector import VisionProjector, kept_cells
 
 
 def _by_formula(projector: VisionProjector, features: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from pixelrefer_fast.decoding import Generation, PromptEmbeds, prefix_boundaries
-from pixelrefer_fast.object_tokenizer import kmeans_starts
-from pixelrefer_fast.objects import Objects, Scene
+from pixelrefer_fast.encoding.object_tokenizer import kmeans_starts
+from pixelrefer_fast.encoding.objects import Objects, Scene
 from pixelrefer_fast.planning.merge import merge
 from pixelrefer_fast.planning.options import EncodeOptions
 from pixelrefer_fast.planning.request import FrameSource, Request

@@ -20,8 +20,8 @@ from pixelrefer_fast.bench.results import Quantiles, Row, relative_error
 from pixelrefer_fast.decoding import Generation
 from pixelrefer_fast.device.counters import Counts, counting
 from pixelrefer_fast.device.transfers import upload
-from pixelrefer_fast.object_tokenizer import kmeans_starts
-from pixelrefer_fast.patches import pack_patches
+from pixelrefer_fast.encoding.object_tokenizer import kmeans_starts
+from pixelrefer_fast.encoding.patches import pack_patches
 from pixelrefer_fast.planning.options import EncodeOptions
 from pixelrefer_fast.planning.selection import select_patches
 

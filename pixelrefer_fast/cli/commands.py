@@ -391,7 +391,7 @@ def _marked_media(ctx: typer.Context, source: str, frame: int | None) -> tuple[A
 
 
 def _encoded(ctx: typer.Context, source: str) -> Any:
-    from pixelrefer_fast.objects import Objects
+    from pixelrefer_fast.encoding.objects import Objects
 
     given = ("boxes", "sized_boxes", "masks", "rles", "polygons", "scribbles", "region_files")
     if any(ctx.params[name] for name in given):

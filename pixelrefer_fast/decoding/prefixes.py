@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 
 from pixelrefer_fast.decoding.cache import BlockPool
-from pixelrefer_fast.objects import Objects
+from pixelrefer_fast.encoding.objects import Objects
 from pixelrefer_fast.prompt import Prompt
 
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 
 from pixelrefer_fast import ops
 from pixelrefer_fast.checkpoint.config import VisionConfig
-from pixelrefer_fast.encoder import EncoderLayer, PassLayout, VisionEncoder
+from pixelrefer_fast.encoding.encoder import EncoderLayer, PassLayout, VisionEncoder
 from pixelrefer_fast.world import Scene
 
 LOOKS = ("color", "shape")

@@ -20,9 +20,9 @@ from torch import nn
 
 from pixelrefer_fast import ops
 from pixelrefer_fast.checkpoint.config import ModelConfig
-from pixelrefer_fast.encoder import VisionEncoder
+from pixelrefer_fast.encoding.encoder import VisionEncoder
+from pixelrefer_fast.encoding.patches import pack_patches
 from pixelrefer_fast.ops.view_patches import LINEAR
-from pixelrefer_fast.patches import pack_patches
 from pixelrefer_fast.planning.merge import Joint, join, together
 from pixelrefer_fast.planning.request import FrameSource, Request
 from pixelrefer_fast.planning.views import View, ViewPlan

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pixelrefer_fast.checkpoint.config import ModelConfig
-from pixelrefer_fast.encoder import EncoderLayer, VisionEncoder
+from pixelrefer_fast.encoding.encoder import EncoderLayer, VisionEncoder
 from pixelrefer_fast.train.perception import HEADS, PerceptionData, PerceptionModel, without_budget
 from pixelrefer_fast.train.pretraining import run_pretraining
 from pixelrefer_fast.train.processes import processes, wait

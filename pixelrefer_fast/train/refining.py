@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pixelrefer_fast.checkpoint.config import ModelConfig
-from pixelrefer_fast.encoder import EncoderLayer
+from pixelrefer_fast.encoding.encoder import EncoderLayer
 from pixelrefer_fast.train.batch import PackedBatch, collate
 from pixelrefer_fast.train.config import PARTS
 from pixelrefer_fast.train.mini import fresh_model

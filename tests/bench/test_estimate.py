@@ -23,9 +23,9 @@ from pixelrefer_fast.bench.gpus import Gpu
 from pixelrefer_fast.checkpoint.config import VisionConfig
 from pixelrefer_fast.checkpoint.embedded import embedded_folder
 from pixelrefer_fast.device.counters import counting
-from pixelrefer_fast.encoder import VisionEncoder
+from pixelrefer_fast.encoding.encoder import VisionEncoder
+from pixelrefer_fast.encoding.object_tokenizer import ObjectTokenizer, kmeans_starts
 from pixelrefer_fast.media import open_media
-from pixelrefer_fast.object_tokenizer import ObjectTokenizer, kmeans_starts
 from pixelrefer_fast.planning.selection import select_patches
 
 CPU = Machine("cpu", 4)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pixelrefer_fast.encoder import VisionEncoder
+from pixelrefer_fast.encoding.encoder import VisionEncoder
 from pixelrefer_fast.train.alike import (
     BACKGROUND,
     CENTRES,

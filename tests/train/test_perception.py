@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pixelrefer_fast.encoder import VisionEncoder
+from pixelrefer_fast.encoding.encoder import VisionEncoder
 from pixelrefer_fast.ops.rope2d import rope2d, rope2d_table
 from pixelrefer_fast.train.mini import VISION, make_tokenizer, mini_config, world_texts
 from pixelrefer_fast.train.perception import (

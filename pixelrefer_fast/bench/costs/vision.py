@@ -10,9 +10,9 @@ import torch
 
 from pixelrefer_fast.bench.costs.work import VALUES, Machine, Sizes, Work, alike, repeated
 from pixelrefer_fast.checkpoint.config import ModelConfig
-from pixelrefer_fast.encoder import PASS_PATCHES
-from pixelrefer_fast.infusion import HEADS
-from pixelrefer_fast.object_tokenizer import ITERATIONS
+from pixelrefer_fast.encoding.encoder import PASS_PATCHES
+from pixelrefer_fast.encoding.infusion import HEADS
+from pixelrefer_fast.encoding.object_tokenizer import ITERATIONS
 from pixelrefer_fast.ops.infuse import Groups, is_projected
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from pixelrefer_fast import ops
 from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.checks.values import check_seed, is_integer
-from pixelrefer_fast.infusion import Infusion
+from pixelrefer_fast.encoding.infusion import Infusion
 from pixelrefer_fast.planning.selection import Selection
 
 ITERATIONS = {"lite": 3, "full": 5}
