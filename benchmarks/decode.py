@@ -44,7 +44,7 @@ GOALS: dict[str, str | dict[str, str]] = {
 
 def decode_rows(model: Any, device: str, repeats: int, copy: float | None) -> list[dict[str, Any]]:
     """The time of a step: that of TOKENS + 1 tokens less that of one, by steps."""
-    from pixelrefer_fast.decoder import Generation
+    from pixelrefer_fast.decoding.options import Generation
 
     _, read = weight_bytes(model)
     width = model.llm.config.hidden_size

@@ -21,7 +21,9 @@ from pixelrefer_fast.batching.encoding import Prepared, embedded_prompt, encode_
 from pixelrefer_fast.batching.preparing import DESCRIBE_IMAGE, DESCRIBE_VIDEO, Bound, MediaCache, prepare
 from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.checks.values import labelled, plain_list
-from pixelrefer_fast.decoder import Decoder, Generation
+from pixelrefer_fast.decoding.decoder import Decoder
+from pixelrefer_fast.decoding.options import Generation
+from pixelrefer_fast.decoding.prompt import Prompt, build_prompt, check_question
 from pixelrefer_fast.device.transfers import upload
 from pixelrefer_fast.encoding.encoder import VisionEncoder
 from pixelrefer_fast.encoding.object_tokenizer import ObjectTokenizer, kmeans_starts
@@ -34,7 +36,6 @@ from pixelrefer_fast.planning.options import EncodeOptions, split_options
 from pixelrefer_fast.planning.request import REGION_TAG, FrameSource, Request, bind_regions
 from pixelrefer_fast.planning.selection import Selection, select_patches
 from pixelrefer_fast.planning.views import ViewPlan
-from pixelrefer_fast.prompt import Prompt, build_prompt, check_question
 from pixelrefer_fast.regions import as_regions
 
 

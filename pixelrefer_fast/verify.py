@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pixelrefer_fast.decoder import Generation
+from pixelrefer_fast.decoding.options import Generation
 from pixelrefer_fast.encoding.object_tokenizer import kmeans_starts
 from pixelrefer_fast.encoding.objects import Objects
 from pixelrefer_fast.encoding.patches import pack_patches

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixelrefer_fast.decoder import Decoder, Generation
+from pixelrefer_fast.decoding.decoder import Decoder
+from pixelrefer_fast.decoding.options import Generation
 from pixelrefer_fast.decoding.qwen import LanguageModel
 from pixelrefer_fast.decoding.text import BROKEN
 

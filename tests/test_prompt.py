@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pixelrefer_fast.decoding.prompt import build_prompt, expand_question, scene_text
 from pixelrefer_fast.planning.request import ObjectTokens
-from pixelrefer_fast.prompt import build_prompt, expand_question, scene_text
 
 
 def _regions(*counts: int) -> list[ObjectTokens]:

@@ -13,11 +13,11 @@ import numpy as np
 from pixelrefer_fast.batching.asks import Ask
 from pixelrefer_fast.batching.encoding import Prepared
 from pixelrefer_fast.decoding import Generation
+from pixelrefer_fast.decoding.prompt import check_question, check_tags
 from pixelrefer_fast.encoding.objects import Objects
 from pixelrefer_fast.media import Video, open_media
 from pixelrefer_fast.planning.options import EncodeOptions, split_options
 from pixelrefer_fast.planning.request import REGION_TAG, FrameSource, Request
-from pixelrefer_fast.prompt import check_question, check_tags
 
 DESCRIBE_IMAGE = f"Please describe {REGION_TAG} in detail."
 DESCRIBE_VIDEO = f"Please describe in detail the marked object {REGION_TAG} in the video."

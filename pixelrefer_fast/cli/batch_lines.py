@@ -10,8 +10,8 @@ from pixelrefer_fast.batching import Ask
 from pixelrefer_fast.checks.safe_files import parse_json
 from pixelrefer_fast.checks.values import is_integer, labelled, shown
 from pixelrefer_fast.cli.regions import region_reader
+from pixelrefer_fast.decoding.prompt import check_question
 from pixelrefer_fast.planning.request import REGION_TAG
-from pixelrefer_fast.prompt import check_question
 from pixelrefer_fast.regions import Region, as_regions
 
 MAX_LINE = 1 << 26  # bytes; a mask of 89 megapixels as run lengths is far smaller

@@ -3,7 +3,7 @@
 from pixelrefer_fast.decoding.decoder import Decoder
 from pixelrefer_fast.decoding.options import Answer, FinishReason, Generation, Step
 from pixelrefer_fast.decoding.prefixes import Boundary, PromptEmbeds, prefix_boundaries
-from pixelrefer_fast.decoding.tickets import Ticket
+from pixelrefer_fast.decoding.sequence import Ticket
 
 __all__ = [
     "Answer",

@@ -12,7 +12,7 @@ from pixelrefer_fast.decoding.cache import BlockPool
 from pixelrefer_fast.decoding.lanes import Entry, Kind, Lanes
 from pixelrefer_fast.decoding.prefixes import Boundary, PrefixCache
 from pixelrefer_fast.decoding.qwen import LanguageModel, Packing
-from pixelrefer_fast.decoding.tickets import Ticket
+from pixelrefer_fast.decoding.sequence import Ticket
 from pixelrefer_fast.device.transfers import upload
 
 

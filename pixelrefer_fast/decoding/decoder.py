@@ -12,14 +12,14 @@ import torch
 from pixelrefer_fast.checks.values import is_integer, shown
 from pixelrefer_fast.decoding.cache import default_limit
 from pixelrefer_fast.decoding.engine import Engine, Limits
-from pixelrefer_fast.decoding.graphs import StepGraphs
 from pixelrefer_fast.decoding.lanes import Lanes
 from pixelrefer_fast.decoding.options import Generation, Step
 from pixelrefer_fast.decoding.prefixes import PrefixCache, PromptEmbeds
 from pixelrefer_fast.decoding.qwen import LanguageModel
 from pixelrefer_fast.decoding.sampling import signed
+from pixelrefer_fast.decoding.sequence import Ticket
+from pixelrefer_fast.decoding.step_graphs import StepGraphs
 from pixelrefer_fast.decoding.text import Detokenizer
-from pixelrefer_fast.decoding.tickets import Ticket
 
 MAX_RUNNING = 64
 PREFILL_TOKENS = 16384

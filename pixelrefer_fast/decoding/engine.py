@@ -16,11 +16,11 @@ import torch
 
 from pixelrefer_fast.decoding.admission import Admission, OutOfBlocks
 from pixelrefer_fast.decoding.cache import BlockPool
-from pixelrefer_fast.decoding.graphs import StepGraphs
 from pixelrefer_fast.decoding.lanes import Kind, Lanes, Notes
 from pixelrefer_fast.decoding.prefixes import PrefixCache
 from pixelrefer_fast.decoding.qwen import LanguageModel
-from pixelrefer_fast.decoding.tickets import Ticket
+from pixelrefer_fast.decoding.sequence import Ticket
+from pixelrefer_fast.decoding.step_graphs import StepGraphs
 
 SHARING_PASSES = 3  # of an admission: one for each kind of beginning that a prompt may share
 

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import torch
 
 from pixelrefer_fast.decoding.cache import BlockPool
+from pixelrefer_fast.decoding.prompt import Prompt
 from pixelrefer_fast.encoding.objects import Objects
-from pixelrefer_fast.prompt import Prompt
 
 
 class Boundary(NamedTuple):

@@ -1,1 +1,1 @@
-"""From pixels to object tokens: packed patches, features, pooling, infusion, projection; and encoded objects in files."""
+"""From pixels to object tokens: patches, features, pooling, infusion, projection; and encoded objects in files."""

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from pixelrefer_fast.checkpoint.config import ModelConfig
+from pixelrefer_fast.decoding.prompt import Prompt, build_prompt, continue_prompt
 from pixelrefer_fast.encoding.object_tokenizer import kmeans_starts
 from pixelrefer_fast.encoding.patches import pack_patches
 from pixelrefer_fast.encoding.projector import kept_cells
 from pixelrefer_fast.planning.merge import Joint, join
 from pixelrefer_fast.planning.request import Request
 from pixelrefer_fast.planning.selection import Selection, select_patches
-from pixelrefer_fast.prompt import Prompt, build_prompt, continue_prompt
 
 IGNORED = -100  # label of a token that is not learnt
 

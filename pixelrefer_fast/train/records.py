@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pixelrefer_fast.checks.values import check_size, is_integer, labelled, shown
+from pixelrefer_fast.decoding.prompt import IMAGE_TOKEN, VIDEO_TAG, check_question
 from pixelrefer_fast.planning.request import REGION_TAG, REGION_TOKEN
-from pixelrefer_fast.prompt import IMAGE_TOKEN, VIDEO_TAG, check_question
 from pixelrefer_fast.regions import Region
 
 SPEAKERS = ("human", "gpt")

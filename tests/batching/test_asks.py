@@ -12,7 +12,7 @@ from pixelrefer_fast.batching.asks import as_ask
 from pixelrefer_fast.batching.encoding import Prepared
 from pixelrefer_fast.batching.memory import Budget, free_bytes, out_of_memory
 from pixelrefer_fast.batching.planner import Packing
-from pixelrefer_fast.decoder import Generation
+from pixelrefer_fast.decoding.options import Generation
 from pixelrefer_fast.planning.request import FrameSource, Request
 from pixelrefer_fast.planning.views import View, ViewPlan
 

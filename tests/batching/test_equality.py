@@ -14,7 +14,7 @@ from mixed_requests import CAT, mixed_requests
 import pixelrefer_fast as pf
 from pixelrefer_fast.batching.preparing import Bound
 from pixelrefer_fast.checkpoint.embedded import EMBEDDED_FULL, EMBEDDED_LITE, is_embedded
-from pixelrefer_fast.decoder import Generation
+from pixelrefer_fast.decoding.options import Generation
 from pixelrefer_fast.planning.options import EncodeOptions
 from pixelrefer_fast.planning.request import FrameSource, Request
 from pixelrefer_fast.recorded import Case

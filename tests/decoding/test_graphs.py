@@ -11,8 +11,8 @@ from recorded_graphs import SIZE, Recorder
 
 from pixelrefer_fast.decoding import Generation
 from pixelrefer_fast.decoding import decoder as decoder_module
-from pixelrefer_fast.decoding import graphs as graphs_module
-from pixelrefer_fast.decoding.graphs import StepGraphs
+from pixelrefer_fast.decoding import step_graphs as graphs_module
+from pixelrefer_fast.decoding.step_graphs import StepGraphs
 
 LENGTHS = [5, 40, 1, 33, 32, 17, 70]
 

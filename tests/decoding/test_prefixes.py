@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from pixelrefer_fast.decoding import Boundary, Generation, PromptEmbeds, prefix_boundaries
 from pixelrefer_fast.decoding.cache import BlockPool
 from pixelrefer_fast.decoding.prefixes import PrefixCache, content
+from pixelrefer_fast.decoding.prompt import Prompt
 from pixelrefer_fast.encoding.objects import Objects, Scene
 from pixelrefer_fast.planning.request import ObjectTokens
-from pixelrefer_fast.prompt import Prompt
 
 OPTIONS = Generation(max_new_tokens=8)
 
