@@ -20,7 +20,7 @@ MODE = os.environ.get(VARIABLE, "")
 if MODE not in ("", "0", "1"):
     raise SystemExit(f"{VARIABLE}: expected 0, 1 or nothing, got {MODE!r}")
 # by its path: the package itself needs torch, which an isolated build does not have
-BUILDER = runpy.run_path(str(Path(__file__).parent / "pixelrefer_fast" / "build_extension.py"))
+BUILDER = runpy.run_path(str(Path(__file__).parent / "pixelrefer_fast" / "ops" / "extension" / "build.py"))
 
 
 class BuildExtension(build_ext):

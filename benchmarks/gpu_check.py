@@ -43,7 +43,7 @@ LOG_BYTES = 200_000  # of each part that are kept
 OPS_BENCH = (PYTHON, "benchmarks/ops_bench.py")
 # all of the extension or a failure: `doctor --build` is content with what can be built
 BUILD = (
-    "import sys; from pixelrefer_fast import doctor, extension; "
+    "import sys; from pixelrefer_fast.doctor import probes; from pixelrefer_fast.ops.extension import load; "
     "sys.exit(doctor.main(['--build']) or extension.reason('cpu') or extension.reason('cuda'))"
 )
 EXTENSION = ("pack_objects", "pack_views", "scatter_tokens")

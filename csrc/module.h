@@ -5,7 +5,7 @@
 #include <Python.h>
 
 #ifndef PIXELREFER_FAST_SOURCES
-#error "PIXELREFER_FAST_SOURCES is the digest of csrc/; pixelrefer_fast/build_extension.py defines it"
+#error "PIXELREFER_FAST_SOURCES is the digest of csrc/; pixelrefer_fast/ops/extension/build.py defines it"
 #endif
 
 // Read from the file before it is loaded: a build from other sources may have other signatures.

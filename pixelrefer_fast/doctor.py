@@ -273,7 +273,7 @@ def _op(op: Any) -> dict[str, Any]:
 
 
 def _extension() -> dict[str, Any]:
-    return dict(importlib.import_module("pixelrefer_fast.extension").describe())
+    return dict(importlib.import_module("pixelrefer_fast.ops.extension.load").describe())
 
 
 _PROBES: dict[str, Callable[[], Any]] = {
@@ -379,7 +379,8 @@ def _problems(found: dict[str, Any]) -> list[str]:
 
 def build() -> int:
     """Compile the extension here, with a line for each step; 0 if it loads afterwards."""
-    from pixelrefer_fast import build_extension, extension
+    from pixelrefer_fast.ops.extension import build as build_extension
+    from pixelrefer_fast.ops.extension import load as extension
 
     try:
         extension.build_in_place(lambda line: print(line, flush=True))

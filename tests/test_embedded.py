@@ -12,8 +12,8 @@ import pytest
 from sampling import at_most, least_right, lower_bound
 
 import pixelrefer_fast as pf
-from pixelrefer_fast import extension
 from pixelrefer_fast.checkpoint.embedded import EMBEDDED_FULL, EMBEDDED_LITE, TITLES, embedded_folder
+from pixelrefer_fast.ops.extension import load as extension
 from pixelrefer_fast.world import CATEGORIES, ask_about, make_scene, normalise
 from pixelrefer_fast.world.evaluate import Evaluation, evaluate
 from pixelrefer_fast.world.marked import scene_media, scene_region

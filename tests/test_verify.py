@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from pixelrefer_fast import extension
+from pixelrefer_fast.ops.extension import load as extension
 from pixelrefer_fast.verify import STAGES, Limits, verify
 
 ROOT = Path(__file__).parents[1]

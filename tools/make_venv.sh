@@ -45,8 +45,8 @@ have=$("$folder/bin/python" -c 'import importlib.metadata as m; print("torch==" 
 "${pip[@]}" install "$have" "${pins[@]}" -e ".[test]"
 # pip keeps to itself what the build said of the extension
 "$folder/bin/python" - <<'PY'
-from pixelrefer_fast import extension
+from pixelrefer_fast.ops.extension import load
 
-for name, module in extension.describe()["modules"].items():
+for name, module in load.describe()["modules"].items():
     print(f"extension {name}: {'loads' if module['loads'] else module['reason']}")
 PY

@@ -23,14 +23,14 @@ def out_variant(schema: str) -> Callable[..., None]:
 
 def available() -> Reason:
     """Why nothing of the extension can be used here, or None. Loads it."""
-    from pixelrefer_fast import extension
+    from pixelrefer_fast.ops.extension import load as extension
 
     return extension.reason("cpu")
 
 
 def declines(tensor: torch.Tensor) -> Reason:
     """Why the extension cannot compute where this tensor is, or None."""
-    from pixelrefer_fast import extension
+    from pixelrefer_fast.ops.extension import load as extension
 
     return extension.reason(tensor.device.type)
 

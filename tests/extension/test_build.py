@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pixelrefer_fast import build_extension
-from pixelrefer_fast.build_extension import BuildError, architectures, plan
+from pixelrefer_fast.ops.extension import build as build_extension
+from pixelrefer_fast.ops.extension.build import BuildError, architectures, plan
 
 ROOT = Path(__file__).parents[2]
 COMPILER = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
@@ -130,7 +130,8 @@ def test_the_cuda_module_links_and_loads(tmp_path: Path) -> None:
     code = f"""
 import torch
 from pathlib import Path
-from pixelrefer_fast import extension, ops
+from pixelrefer_fast import ops
+from pixelrefer_fast.ops.extension import load as extension
 extension._found = lambda name: Path({str(tmp_path)!r}) / f"{{name}}.abi3.so"
 print(extension.reason("cpu"), extension.reason("cuda"))
 for name in ("pack_objects_out", "pack_views_out", "scatter_tokens_", "gather_tokens_out"):
@@ -142,7 +143,7 @@ for name in ("pack_objects_out", "pack_views_out", "scatter_tokens_", "gather_to
 
 
 def test_building_asks_neither_network_nor_git_nor_the_driver() -> None:
-    for name in ("setup.py", "pixelrefer_fast/build_extension.py"):
+    for name in ("setup.py", "pixelrefer_fast/ops/extension/build.py"):
         text = (ROOT / name).read_text()
         assert not [word for word in ("nvidia-smi", "git ", "http", "urllib", "import torch") if word in text], name
 
@@ -176,7 +177,7 @@ print(plan.torch.version, plan.torch.cuda)
 for name in ("_C", "_C_cuda"):
     print(plan.missing.get(name, "planned"))
 """
-    path = str(ROOT / "pixelrefer_fast" / "build_extension.py")
+    path = str(ROOT / "pixelrefer_fast" / "ops" / "extension" / "build.py")
     command = [sys.executable, "-c", code, path, json.dumps(environment)]
     ran = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": site}, cwd=tmp_path, capture_output=True, text=True, check=False
@@ -212,7 +213,7 @@ print(find_torch({}), find_torch({"VIRTUAL_ENV": sys.argv[2]}).folder, "torch" i
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     (tmp_path / "bin" / "python").chmod(0o755)
-    path = str(ROOT / "pixelrefer_fast" / "build_extension.py")
+    path = str(ROOT / "pixelrefer_fast" / "ops" / "extension" / "build.py")
     command = [sys.executable, "-S", "-c", code, path, str(tmp_path)]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     ran = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)

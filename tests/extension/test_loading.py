@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 import pixelrefer_fast
-from pixelrefer_fast import build_extension, doctor, extension
+from pixelrefer_fast import doctor
+from pixelrefer_fast.ops.extension import build as build_extension
+from pixelrefer_fast.ops.extension import load as extension
 
 PACKAGE = Path(pixelrefer_fast.__file__).parent
 COMPILER = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
@@ -44,7 +46,8 @@ def _python(copy: Path, code: str, *arguments: str, **environment: str) -> subpr
 CALL = """
 import logging, sys, torch
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
-from pixelrefer_fast import extension, ops
+from pixelrefer_fast import ops
+from pixelrefer_fast.ops.extension import load as extension
 for _ in range(3):
     packed = ops.pack_objects(torch.ones(6), torch.tensor([[2, 3]]), 6)
 assert packed.counts.tolist() == [6]
@@ -123,7 +126,8 @@ def test_other_devices_are_named() -> None:
 def test_importing_the_package_and_its_operations_loads_nothing(copy: Path) -> None:
     (copy / "_C.abi3.so").write_bytes(b"not a library")
     ran = _python(
-        copy, "import pixelrefer_fast, pixelrefer_fast.ops, sys; print('pixelrefer_fast.extension' in sys.modules)"
+        copy,
+        "import pixelrefer_fast, pixelrefer_fast.ops, sys; print('pixelrefer_fast.ops.extension.load' in sys.modules)",
     )
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "False\n", "")
 

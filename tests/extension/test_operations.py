@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pixelrefer_fast import extension
 from pixelrefer_fast.ops import Op, pack_objects, pack_views, registry, scatter_tokens
+from pixelrefer_fast.ops.extension import load as extension
 from pixelrefer_fast.ops.scatter_tokens import gather_tokens
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

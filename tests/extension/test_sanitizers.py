@@ -69,13 +69,13 @@ def test_the_extension_itself(tmp_path: Path) -> None:
     code = """
 import sys, torch
 from pathlib import Path
-from pixelrefer_fast import build_extension, extension
-plan = build_extension.plan()
+from pixelrefer_fast.ops.extension import build, load
+plan = build.plan()
 target = Path(sys.argv[1])
-outcome = build_extension.build(plan, target, lambda line: None)
+outcome = build.build(plan, target, lambda line: None)
 assert not set(outcome.missing) - {"_C_cuda"}, outcome
-extension._found = lambda name: target / f"{name}.abi3.so"
-assert extension.reason("cpu") is None, extension.reason("cpu")
+load._found = lambda name: target / f"{name}.abi3.so"
+assert load.reason("cpu") is None, load.reason("cpu")
 from pixelrefer_fast.ops import registry
 for name in ("pack_objects", "pack_views", "scatter_tokens"):
     for sample in registry()[name].samples(torch.Generator().manual_seed(0), torch.float16):

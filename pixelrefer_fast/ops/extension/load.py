@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pixelrefer_fast import build_extension
+from pixelrefer_fast.ops.extension import build
 
 MODULES = {"cpu": "_C", "cuda": "_C_cuda"}
 ADVICE = "pixelrefer-fast doctor --build"
@@ -36,7 +36,7 @@ def describe() -> dict[str, Any]:
     for device, name in MODULES.items():
         why, path = reason(device), _found(name)
         modules[name] = {"loads": why is None, "file": None if path is None else str(path), "reason": why or ""}
-    planned = build_extension.plan()
+    planned = build.plan()
     missing = "; ".join(f"{name}: {why}" for name, why in planned.missing.items())
     return {"modules": modules, "can_build": planned.modules, "cannot_build": missing}
 
@@ -45,32 +45,32 @@ def build_in_place(progress: Callable[[str], None]) -> None:
     """Compile what can be compiled here into the package's folder, or the user's cache where that is read-only.
 
     Raises:
-        build_extension.BuildError: a module that could be built here was not.
+        build.BuildError: a module that could be built here was not.
     """
-    planned = build_extension.plan()
+    planned = build.plan()
     if not planned.modules:
-        raise build_extension.BuildError(build_extension.summary(build_extension.Outcome([], planned.missing)))
-    own = Path(__file__).parent
-    target = own if os.access(own, os.W_OK) else build_extension.user_folder()
+        raise build.BuildError(build.summary(build.Outcome([], planned.missing)))
+    own = build.PACKAGE
+    target = own if os.access(own, os.W_OK) else build.user_folder()
     progress(f"building {' and '.join(planned.modules)} with {planned.compiler[0]} into {target}")
-    outcome = build_extension.build(planned, target, progress)
+    outcome = build.build(planned, target, progress)
     if len(outcome.built) < len(planned.modules):
-        raise build_extension.BuildError(build_extension.summary(outcome))
-    progress(build_extension.summary(outcome))
+        raise build.BuildError(build.summary(outcome))
+    progress(build.summary(outcome))
 
 
 def _found(name: str) -> Path | None:
     """A build of these sources before one of others, the package's own before the user's."""
-    file = f"{name}{build_extension.SUFFIX}"
-    places = [Path(__file__).parent / file]
-    if build_extension.CSRC is not None:
-        places.append(build_extension.user_folder() / file)
+    file = f"{name}{build.SUFFIX}"
+    places = [build.PACKAGE / file]
+    if build.CSRC is not None:
+        places.append(build.user_folder() / file)
     there = [path for path in places if path.is_file()]
     return next(filter(_is_current, there), there[0] if there else None)
 
 
 def _is_current(path: Path) -> bool:
-    return build_extension.CSRC is None or build_extension.marker() in path.read_bytes()
+    return build.CSRC is None or build.marker() in path.read_bytes()
 
 
 def _is_whole(path: Path) -> bool:

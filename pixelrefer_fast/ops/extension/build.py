@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # the folder of a checkout, or that of an installed package
-CSRC = next((p for p in (Path(__file__).parent / "csrc", Path(__file__).parents[1] / "csrc") if p.is_dir()), None)
+PACKAGE = Path(__file__).parents[2]
+CSRC = next((p for p in (PACKAGE / "csrc", PACKAGE.parent / "csrc") if p.is_dir()), None)
 SOURCES = {
     "_C": ("bindings_cpu.cpp", "cpu/pack_objects.cpp", "cpu/pack_views.cpp", "cpu/scatter_tokens.cpp"),
     "_C_cuda": ("bindings_cuda.cpp", "cuda/pack_objects.cu", "cuda/pack_views.cu", "cuda/scatter_tokens.cu"),

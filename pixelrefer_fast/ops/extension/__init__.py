@@ -1,0 +1,1 @@
+"""The compiled extension of csrc/: built, found and loaded."""
