@@ -44,7 +44,7 @@ OPS_BENCH = (PYTHON, "benchmarks/ops_bench.py")
 # all of the extension or a failure: `doctor --build` is content with what can be built
 BUILD = (
     "import sys; from pixelrefer_fast.doctor import probes; from pixelrefer_fast.ops.extension import load; "
-    "sys.exit(doctor.main(['--build']) or extension.reason('cpu') or extension.reason('cuda'))"
+    "sys.exit(probes.main(['--build']) or load.reason('cpu') or load.reason('cuda'))"
 )
 EXTENSION = ("pack_objects", "pack_views", "scatter_tokens")
 KERNELS = ("add_norm", "infuse", "object_pool", "paged_attention", "rope2d", "varlen_attention", "view_patches")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixelrefer_fast import badges, captions, render
 from pixelrefer_fast.checks.printable import one_line, safe_text
+from pixelrefer_fast.pictures import answers, badges, captions
 
 
 def box(height: int, width: int, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
@@ -35,14 +35,14 @@ def test_any_size_gives_an_upright_picture_with_every_number_and_a_panel_of_its_
         box(height, width, 0, 0, -(-width // 2), -(-height // 2)),
         box(height, width, width - 1, height - 1, width, height),
     ]
-    picture = render.picture(grey(height, width), masks, ["a large one", "one pixel"])
-    assert max(picture.size) >= render.SMALLEST
-    assert max(picture.size) <= 2 * render.LARGEST
+    picture = answers.picture(grey(height, width), masks, ["a large one", "one pixel"])
+    assert max(picture.size) >= answers.SMALLEST
+    assert max(picture.size) <= 2 * answers.LARGEST
     for number in (0, 1):
-        assert share(picture, render.colour(number)) > 0
+        assert share(picture, answers.colour(number)) > 0
     # the photograph's part is as large as promised, and the paper of the panel lies outside it
     longest = max(height, width)
-    factor = -(-render.SMALLEST // longest) if longest < render.SMALLEST else 1
+    factor = -(-answers.SMALLEST // longest) if longest < answers.SMALLEST else 1
     pixels = np.asarray(picture)[: height * factor, : width * factor]
     assert pixels.shape[:2] == (height * factor, width * factor)
     assert not (pixels == captions.PAPER).all(axis=2).any()
@@ -51,15 +51,15 @@ def test_any_size_gives_an_upright_picture_with_every_number_and_a_panel_of_its_
 
 
 def test_a_large_picture_is_reduced_and_a_single_pixel_of_it_stays_marked() -> None:
-    picture = render.picture(grey(100, 9000), [box(100, 9000, 4501, 51, 4502, 52)], [""])
-    assert picture.width == render.LARGEST
-    assert share(picture, render.colour(0)) > 0
+    picture = answers.picture(grey(100, 9000), [box(100, 9000, 4501, 51, 4502, 52)], [""])
+    assert picture.width == answers.LARGEST
+    assert share(picture, answers.colour(0)) > 0
 
 
 def test_the_fill_tints_the_region_and_leaves_the_rest_of_the_image_alone() -> None:
     image = grey(700, 900)
-    picture = np.asarray(render.picture(image, [box(700, 900, 100, 100, 400, 500)], ["x"]))
-    expected = np.round(90 * 0.8 + 0.2 * np.array(render.colour(0)))
+    picture = np.asarray(answers.picture(image, [box(700, 900, 100, 100, 400, 500)], ["x"]))
+    expected = np.round(90 * 0.8 + 0.2 * np.array(answers.colour(0)))
     assert np.abs(picture[450, 150] - expected).max() <= 1
     assert (picture[:700, 450:900] == 90).all()
     assert (image == 90).all()
@@ -68,10 +68,10 @@ def test_the_fill_tints_the_region_and_leaves_the_rest_of_the_image_alone() -> N
 def placed(masks: list[np.ndarray], size: int = 16, gap: int = 3) -> list[badges.Badge]:
     shapes = []
     for number, mask in enumerate(masks):
-        contours, _ = render.cv2.findContours(mask, render.cv2.RETR_CCOMP, render.cv2.CHAIN_APPROX_SIMPLE)
+        contours, _ = answers.cv2.findContours(mask, answers.cv2.RETR_CCOMP, answers.cv2.CHAIN_APPROX_SIMPLE)
         ys, xs = np.nonzero(mask)
         area = np.s_[int(ys.min()) : int(ys.max()) + 1, int(xs.min()) : int(xs.max()) + 1]
-        shapes.append(badges.Shape(number, render.colour(number), area, contours))
+        shapes.append(badges.Shape(number, answers.colour(number), area, contours))
     covered = np.minimum(sum(m.astype(int) for m in masks), 2).astype(np.uint8)
     return badges.place(shapes, covered, size, gap)
 
@@ -161,7 +161,7 @@ def test_captions_end_inside_their_rectangles_whatever_the_text() -> None:
         "👩‍👩‍👧 " * 40,
     ]
     sheet = captions.panel(
-        [captions.Caption(i, render.colour(i), text) for i, text in enumerate(nasty)], 900, 18, tallest=2000
+        [captions.Caption(i, answers.colour(i), text) for i, text in enumerate(nasty)], 900, 18, tallest=2000
     )
     pixels = np.asarray(sheet)
     assert (pixels[:, :10] == captions.PAPER).all()
@@ -169,13 +169,13 @@ def test_captions_end_inside_their_rectangles_whatever_the_text() -> None:
     assert (pixels[:8] == captions.PAPER).all()
     assert (pixels[-8:] == captions.PAPER).all()
     for i in range(len(nasty)):
-        assert share(sheet, render.colour(i)) > 0
-    render.picture(grey(40, 40), [box(40, 40, 0, 0, 20, 20)] * len(nasty), nasty)
+        assert share(sheet, answers.colour(i)) > 0
+    answers.picture(grey(40, 40), [box(40, 40, 0, 0, 20, 20)] * len(nasty), nasty)
 
 
 def test_many_regions_share_a_panel_of_bounded_height() -> None:
     masks = (box(300, 450, (i % 20) * 22, (i // 20) * 14, (i % 20) * 22 + 18, (i // 20) * 14 + 11) for i in range(300))
-    picture = render.picture(grey(300, 450), masks, ["A long description of a small thing. " * 9] * 300)
+    picture = answers.picture(grey(300, 450), masks, ["A long description of a small thing. " * 9] * 300)
     assert picture.height < 4 * 600
     whole = captions.panel([captions.Caption(0, (1, 2, 3), "x")], 900, 16, tallest=900)
     some = captions.panel([captions.Caption(i, (1, 2, 3), "x") for i in range(300)], 900, 16, tallest=900)
@@ -228,43 +228,43 @@ def test_safe_text() -> None:
 
 
 def test_colours_of_many_regions_differ() -> None:
-    assert len({render.colour(i) for i in range(60)}) == 60
-    assert all(0 <= c <= 255 for i in range(200) for c in render.colour(i))
+    assert len({answers.colour(i) for i in range(60)}) == 60
+    assert all(0 <= c <= 255 for i in range(200) for c in answers.colour(i))
 
 
 def test_a_mask_of_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match=r"region 1: expected a mask of 30x40 .*got 40x30"):
-        render.picture(grey(30, 40), [box(30, 40, 0, 0, 9, 9), box(40, 30, 0, 0, 9, 9)], ["", ""])
+        answers.picture(grey(30, 40), [box(30, 40, 0, 0, 9, 9), box(40, 30, 0, 0, 9, 9)], ["", ""])
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 16])
 def test_contact_sheet_shows_every_frame_and_its_regions(count: int) -> None:
     frames = [
-        render.Frame(grey(180, 320), f"frame {i} · {i / 25:.2f} s", {i % 3: box(180, 320, 40, 40, 200, 150)})
+        answers.Frame(grey(180, 320), f"frame {i} · {i / 25:.2f} s", {i % 3: box(180, 320, 40, 40, 200, 150)})
         for i in range(count)
     ]
-    sheet = render.contact_sheet(frames, ["first", "second", "third"], title="7 of 9 marked frames")
+    sheet = answers.contact_sheet(frames, ["first", "second", "third"], title="7 of 9 marked frames")
     assert sheet.width == 1600
     assert sheet.height < 4000
     for number in range(min(count, 3)):
-        assert share(sheet, render.colour(number)) > 0
+        assert share(sheet, answers.colour(number)) > 0
     with pytest.raises(ValueError, match="at least one frame"):
-        render.contact_sheet([], [])
+        answers.contact_sheet([], [])
 
 
 def test_sheet_frames_prefers_a_frame_of_every_region() -> None:
-    assert render.sheet_frames([(3,), (5, 6)]) == [3, 5, 6]
+    assert answers.sheet_frames([(3,), (5, 6)]) == [3, 5, 6]
     long = [tuple(range(100)), (500,), (70,)]
-    chosen = render.sheet_frames(long, limit=8)
+    chosen = answers.sheet_frames(long, limit=8)
     assert len(chosen) == 8
     assert chosen == sorted(set(chosen))
     assert all(set(region) & set(chosen) for region in long)
-    assert render.sheet_frames([(i,) for i in range(50)], limit=8) == list(range(8))
-    assert render.sheet_frames([()]) == []
+    assert answers.sheet_frames([(i,) for i in range(50)], limit=8) == list(range(8))
+    assert answers.sheet_frames([()]) == []
 
 
 def test_check_writable_says_why_not_and_leaves_nothing(tmp_path: Path) -> None:
-    assert render.check_writable(tmp_path / "a.PNG") == tmp_path / "a.PNG"
+    assert answers.check_writable(tmp_path / "a.PNG") == tmp_path / "a.PNG"
     for path, why in (
         (tmp_path / "a.gif", "ending in .png"),
         (tmp_path / "a", "ending in .png"),
@@ -272,18 +272,18 @@ def test_check_writable_says_why_not_and_leaves_nothing(tmp_path: Path) -> None:
         (Path("/proc/a.png"), "cannot write"),
     ):
         with pytest.raises(ValueError, match=why):
-            render.check_writable(path)
+            answers.check_writable(path)
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(ValueError, match="got a folder"):
-        render.check_writable(tmp_path / "folder.png")
-    assert render.check_writable(tmp_path / "a.safetensors", (".safetensors",))
+        answers.check_writable(tmp_path / "folder.png")
+    assert answers.check_writable(tmp_path / "a.safetensors", (".safetensors",))
     assert os.listdir(tmp_path) == ["folder.png"]
 
 
-@pytest.mark.parametrize("suffix", render.SUFFIXES)
+@pytest.mark.parametrize("suffix", answers.SUFFIXES)
 def test_save_is_all_or_nothing(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    picture = render.picture(grey(40, 60), [box(40, 60, 5, 5, 30, 30)], ["a box"])
-    target = render.save(picture, tmp_path / f"out{suffix}")
+    picture = answers.picture(grey(40, 60), [box(40, 60, 5, 5, 30, 30)], ["a box"])
+    target = answers.save(picture, tmp_path / f"out{suffix}")
     with Image.open(target) as saved:
         assert saved.size == picture.size
     before = target.read_bytes()
@@ -294,6 +294,6 @@ def test_save_is_all_or_nothing(tmp_path: Path, suffix: str, monkeypatch: pytest
 
     monkeypatch.setattr(Image.Image, "save", lambda self, path, **_: Path(path).write_bytes(b"half") and fails())
     with pytest.raises(OSError, match="disk full"):
-        render.save(picture, target)
+        answers.save(picture, target)
     assert target.read_bytes() == before
     assert list(tmp_path.iterdir()) == [target]

@@ -156,9 +156,9 @@ def describe(
         texts = loaded.describe(media, [one.region for one in regions], question, **options)
         answering = time.perf_counter() - start
         if save is not None:
-            from pixelrefer_fast import render
+            from pixelrefer_fast.pictures import answers
 
-            render.save(render.answers(media, [one.region for one in regions], texts), save)
+            answers.save(answers.answers(media, [one.region for one in regions], texts), save)
         if as_json:
             document: dict[str, Any] = {"source": source, "model": name}
             document |= {"question": question}

@@ -37,15 +37,17 @@ def run_demo(folder: Path, seed: int | None = None, out: TextIO | None = None) -
         ValueError: the folder cannot be made or written.
     """
     import pixelrefer_fast
-    from pixelrefer_fast import render
     from pixelrefer_fast.cli.demo_picture import Line, scene_picture, video_picture
+    from pixelrefer_fast.pictures import answers
     from pixelrefer_fast.world import make_scene
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"--out {folder}: cannot make this folder: {error.strerror}") from error
-    targets = {video: render.check_writable(folder / f"{'video' if video else 'image'}.png") for video in (False, True)}
+    targets = {
+        video: answers.check_writable(folder / f"{'video' if video else 'image'}.png") for video in (False, True)
+    }
     seed = SEED if seed is None else seed
     models = {name: pixelrefer_fast.load(name) for name in NAMES}
     report: dict[str, Any] = {"seed": seed, "models": dict(TITLES)}
@@ -76,7 +78,7 @@ def run_demo(folder: Path, seed: int | None = None, out: TextIO | None = None) -
         subtitle = f"Right answers: {score}. Neither model was trained on this scene (held-out split, seed {seed})."
         draw = video_picture if video else scene_picture
         facts = [f"{TITLES[name]}: {_fact(costs[name])}" for name in NAMES]
-        render.save(draw(scene, title, subtitle, lines, facts), target)
+        answers.save(draw(scene, title, subtitle, lines, facts), target)
         report[what] = {
             "scene": scene.summary(),
             "questions": asked,

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pixelrefer_fast import render
-from pixelrefer_fast.captions import INK, MUTED, PAPER, Colour, badge_size, default_font, draw_badge
+from pixelrefer_fast.pictures import answers
+from pixelrefer_fast.pictures.captions import INK, MUTED, PAPER, Colour, badge_size, default_font, draw_badge
 from pixelrefer_fast.world.scene import Scene
 
 WIDTH = 1200
@@ -53,13 +53,13 @@ def marked_frame(scene: Scene, frame: int, width: float, height: float, size: in
     for i in seen:
         cv2.drawContours(pixels, outlines[i], -1, _HALO, line + 2, cv2.LINE_AA)
     for i in seen:
-        cv2.drawContours(pixels, outlines[i], -1, render.colour(i + FIRST), line, cv2.LINE_AA)
+        cv2.drawContours(pixels, outlines[i], -1, answers.colour(i + FIRST), line, cv2.LINE_AA)
     picture = Image.fromarray(pixels)
     pen = ImageDraw.Draw(picture)
     for i, (left, top) in _badge_places(masks, shape, size).items():
         w, h = badge_size(i + FIRST, size)
         pen.rounded_rectangle((left - 1, top - 1, left + w, top + h), h * 0.32 + 1, fill=_HALO)
-        draw_badge(pen, left, top, i + FIRST, render.colour(i + FIRST), size)
+        draw_badge(pen, left, top, i + FIRST, answers.colour(i + FIRST), size)
     return picture
 
 
@@ -181,7 +181,7 @@ def _flow(pen: ImageDraw.ImageDraw, text: str, objects: Sequence[int], top: floa
         for piece, wide in zip(pieces, widths, strict=True):
             if isinstance(piece, int):
                 high = badge_size(piece, SMALL)[1]
-                draw_badge(pen, round(x), round(middle - high / 2), piece, render.colour(piece), SMALL)
+                draw_badge(pen, round(x), round(middle - high / 2), piece, answers.colour(piece), SMALL)
             else:
                 pen.text((x, middle), piece, INK, font, "lm")
             x += wide

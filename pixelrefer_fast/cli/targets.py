@@ -15,7 +15,7 @@ def check_target(ctx: typer.Context, option: str, path: str, suffixes: Sequence[
 
     `suffixes`: how its name may end; None for those of pictures.
     """
-    from pixelrefer_fast.render import SUFFIXES, check_writable
+    from pixelrefer_fast.pictures.answers import SUFFIXES, check_writable
 
     try:
         check_writable(path, suffixes or SUFFIXES)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from pixelrefer_fast import captions
-from pixelrefer_fast.captions import Colour
+from pixelrefer_fast.pictures import captions
+from pixelrefer_fast.pictures.captions import Colour
 
 _AROUND = ((0, -1), (1, 0), (0, 1), (-1, 0), (1, -1), (1, 1), (-1, 1), (-1, -1))
 

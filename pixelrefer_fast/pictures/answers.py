@@ -15,11 +15,11 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pixelrefer_fast import captions as _captions
-from pixelrefer_fast.badges import Shape, place
-from pixelrefer_fast.captions import MUTED, PAPER, Caption, Colour
 from pixelrefer_fast.checks.printable import one_line
 from pixelrefer_fast.media.video import Video
+from pixelrefer_fast.pictures import captions as _captions
+from pixelrefer_fast.pictures.badges import Shape, place
+from pixelrefer_fast.pictures.captions import MUTED, PAPER, Caption, Colour
 from pixelrefer_fast.regions import Region
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")

@@ -1,0 +1,1 @@
+"""Answers drawn: regions outlined, numbered and captioned."""
