@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pixelrefer_fast import doctor, doctor_table
+from pixelrefer_fast.doctor import probes as doctor
+from pixelrefer_fast.doctor import table as doctor_table
 
 HEAVY = (
     "transformers",

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pixelrefer_fast.ops.extension import load as extension
-from pixelrefer_fast.verify import STAGES, Limits, verify
+from pixelrefer_fast.verify.replay import STAGES, Limits, verify
 
 ROOT = Path(__file__).parents[1]
 ASSETS = ROOT / "pixelrefer_fast" / "assets"

@@ -321,7 +321,7 @@ def verify(
     """Replay recorded cases and compare every stage; exit 0 only if all hold."""
     with reserved_stdout() as out:
         from pixelrefer_fast.cli.verify import print_report
-        from pixelrefer_fast.verify import verify as replay
+        from pixelrefer_fast.verify.replay import verify as replay
 
         with progress_bar("verify", sum(1 for _ in Path(folder).glob("case_*.safetensors"))) as progress:
             report = replay(folder, backend=backend, device=device, dtype=dtype, progress=progress)
@@ -339,7 +339,7 @@ def doctor(
     build: Annotated[bool, typer.Option("--build", help="Compile the extension of csrc/ here; no report.")] = False,
 ) -> None:
     """Report versions, devices, providers of every operation, caches and settings."""
-    from pixelrefer_fast import doctor as diagnosis
+    from pixelrefer_fast.doctor import probes as diagnosis
 
     if code := diagnosis.main(["--json"] * as_json + ["--build"] * build):
         raise typer.Exit(code)

@@ -17,8 +17,8 @@ from pixelrefer_fast.checkpoint.embedded import EMBEDDED_FULL, EMBEDDED_LITE, is
 from pixelrefer_fast.decoding.options import Generation
 from pixelrefer_fast.planning.options import EncodeOptions
 from pixelrefer_fast.planning.request import FrameSource, Request
-from pixelrefer_fast.recorded import Case
-from pixelrefer_fast.verify import _plan
+from pixelrefer_fast.verify.case import Case
+from pixelrefer_fast.verify.replay import _plan
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT.parent / "shared" / "golden"

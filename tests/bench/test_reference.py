@@ -27,7 +27,7 @@ from pixelrefer_fast.bench.reference.checkout import (
 )
 from pixelrefer_fast.bench.reference.whole import Inputs, prepared
 from pixelrefer_fast.bench.results import relative_error
-from pixelrefer_fast.recorded import Case
+from pixelrefer_fast.verify.case import Case
 
 VARIABLE = "PIXELREFER_REFERENCE"
 CASES = Path(__file__).resolve().parent.parent / "data" / "cases"

@@ -37,7 +37,7 @@ def test_verify_exit_code_table_and_json(
         asked.append({"folder": folder, **options})
         return verified(ok)
 
-    monkeypatch.setattr(pixelrefer_fast.verify, "verify", replay)
+    monkeypatch.setattr(pixelrefer_fast.verify.replay, "verify", replay)
     options = ("--backend", "torch", "--device", "cpu", "--dtype", "float32")
     result = run("verify", str(tmp_path), *options, "--json")
     assert result.code == (0 if ok else 1)
@@ -69,7 +69,7 @@ def test_verify_table_with_many_stages_is_not_cut(capsys: pytest.CaptureFixture[
 
 
 def test_doctor_json(run: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch) -> None:
-    from pixelrefer_fast import doctor
+    from pixelrefer_fast.doctor import probes as doctor
 
     monkeypatch.setattr(doctor, "report", lambda: {"problems": [], "value": float("nan")})
     assert json.loads(run("doctor", "--json").out) == {"problems": [], "value": None}

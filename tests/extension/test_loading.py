@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import pixelrefer_fast
-from pixelrefer_fast import doctor
+from pixelrefer_fast.doctor import probes as doctor
 from pixelrefer_fast.ops.extension import build as build_extension
 from pixelrefer_fast.ops.extension import load as extension
 

@@ -400,9 +400,9 @@ def build() -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; 0 whatever it found, 1 if --build fails."""
-    from pixelrefer_fast import doctor_table
     from pixelrefer_fast.checks.printable import one_line
     from pixelrefer_fast.cli.output import write_json
+    from pixelrefer_fast.doctor import table
 
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--help" in arguments or "-h" in arguments:
@@ -417,9 +417,5 @@ def main(arguments: list[str] | None = None) -> int:
     if "--json" in arguments:
         write_json(found, sys.stdout)
     else:
-        doctor_table.show(found)
+        table.show(found)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

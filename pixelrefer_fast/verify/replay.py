@@ -25,7 +25,7 @@ from pixelrefer_fast.ops.view_patches import resize_view
 from pixelrefer_fast.planning.request import FrameSource, ObjectTokens
 from pixelrefer_fast.planning.selection import Selection, select_patches
 from pixelrefer_fast.planning.views import Mark, ViewPlan, plan_views
-from pixelrefer_fast.recorded import Case
+from pixelrefer_fast.verify.case import Case
 
 GREY_LEVELS = 1  # a resized value may differ by so many levels ...
 GREY_SHARE = 1e-3  # ... on this share of the values
