@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pixelrefer_fast.bench.workloads import REGION_PREFIX, VISION_PREFIX
+from pixelrefer_fast.bench.run.workloads import REGION_PREFIX, VISION_PREFIX
 
 PATCH, PAD, MAX_CELLS, ITERATIONS, HEADS = 14, 28, 50, 3, 8
 Box = tuple[int, int, int, int]

@@ -24,8 +24,9 @@ from typing import Any
 
 import torch
 
-from pixelrefer_fast.bench import machine, rates, results, tables, timing
-from pixelrefer_fast.bench.workloads import NAMES, boxes, load_model, picture, weight_bytes
+from pixelrefer_fast.bench.measure import machine, rates, timing
+from pixelrefer_fast.bench.report import results, tables
+from pixelrefer_fast.bench.run.workloads import NAMES, boxes, load_model, picture, weight_bytes
 
 HEIGHT, WIDTH = 1080, 1920
 BATCHES = (1, 8, 64)

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from pixelrefer_fast.bench import tables, workloads
+from pixelrefer_fast.bench.report import tables
+from pixelrefer_fast.bench.run import workloads
 
 HEIGHT, WIDTH, SEED = 720, 1280, 11
 SIZES = ((1, 1), (4, 1), (16, 1), (64, 1), (8, 8), (64, 8))  # objects, images

@@ -26,8 +26,10 @@ from typing import Any
 
 import torch
 
-from pixelrefer_fast.bench import ops, power, rates, results, tables, timing
-from pixelrefer_fast.bench.cases import Case
+from pixelrefer_fast.bench.measure import power, rates, timing
+from pixelrefer_fast.bench.report import results, tables
+from pixelrefer_fast.bench.run import ops
+from pixelrefer_fast.bench.run.cases import Case
 
 CASES = Path(__file__).resolve().parent / "ops"
 

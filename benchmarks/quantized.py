@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from pixelrefer_fast.bench import machine, results, tables
+from pixelrefer_fast.bench.measure import machine
+from pixelrefer_fast.bench.report import results, tables
 
 KINDS = (None, "int8", "fp8", "int4")
 

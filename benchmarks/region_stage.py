@@ -30,9 +30,11 @@ from _plain import Plain
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from pixelrefer_fast.bench import machine, results, tables, timing, workloads
+from pixelrefer_fast.bench.measure import machine, timing
+from pixelrefer_fast.bench.measure.timing import Run
 from pixelrefer_fast.bench.reference import RegionStage, recorded_permutations
-from pixelrefer_fast.bench.timing import Run
+from pixelrefer_fast.bench.report import results, tables
+from pixelrefer_fast.bench.run import workloads
 from pixelrefer_fast.checkpoint.config import VisionConfig
 
 LIMIT = 1e-4

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pixelrefer_fast.bench import results, tables
+from pixelrefer_fast.bench.report import results, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -172,7 +172,7 @@ def measured_on(document: Document) -> str:
 
 def write_pictures(documents: Sequence[Document], folder: Path) -> dict[str, list[str]]:
     """The pictures of each document by its name; `folder` holds them and nothing else afterwards."""
-    from pixelrefer_fast.bench import plots
+    from pixelrefer_fast.bench.report import plots
 
     folder.mkdir(parents=True, exist_ok=True)
     drawn: dict[str, list[str]] = {}

@@ -23,7 +23,8 @@ from typing import Any
 
 import torch
 
-from pixelrefer_fast.bench import machine, results, tables, timing
+from pixelrefer_fast.bench.measure import machine, timing
+from pixelrefer_fast.bench.report import results, tables
 
 SIZES = (1, 8, 32, 128)
 GOAL_SIZE, GOAL = 32, 3.0  # on a CPU, the embedded model

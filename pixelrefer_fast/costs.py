@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pixelrefer_fast.bench import memory, stages, timing
+from pixelrefer_fast.bench.measure import memory, timing
+from pixelrefer_fast.bench.run import stages
 
 REPEATS = 3
 

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from pixelrefer_fast.bench import workloads
+from pixelrefer_fast.bench.run import workloads
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 ASSETS = Path(__file__).parents[1] / "pixelrefer_fast" / "assets"

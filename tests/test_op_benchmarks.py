@@ -15,9 +15,10 @@ import pytest
 import torch
 
 import pixelrefer_fast.ops
-from pixelrefer_fast.bench import ops, results
-from pixelrefer_fast.bench.cases import Case, Rival, check, expected, normal
-from pixelrefer_fast.bench.timing import WallClock
+from pixelrefer_fast.bench.measure.timing import WallClock
+from pixelrefer_fast.bench.report import results
+from pixelrefer_fast.bench.run import ops
+from pixelrefer_fast.bench.run.cases import Case, Rival, check, expected, normal
 from pixelrefer_fast.ops import registry
 
 ROOT = Path(__file__).parents[1]

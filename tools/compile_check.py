@@ -37,7 +37,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pixelrefer_fast.bench.resources import compile_case
+from pixelrefer_fast.bench.profile.resources import compile_case
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 KERNELS = REPOSITORY / "kernels"

@@ -115,7 +115,7 @@ class Tuner:
                 module.configuration = _launch.configuration
 
     def workloads(self, cases: Iterable[Any], device: Any) -> list[Workload]:
-        from pixelrefer_fast.bench.cases import call, check, expected
+        from pixelrefer_fast.bench.run.cases import call, check, expected
         from pixelrefer_fast.ops import registry
 
         op = registry()[self.name]
@@ -136,7 +136,7 @@ class Tuner:
 
     def uses(self, workload: Workload) -> set[tuple[str, int]]:
         """(kernel, size) of every configuration that a workload asks for."""
-        from pixelrefer_fast.bench.cases import call
+        from pixelrefer_fast.bench.run.cases import call
 
         self.used.clear()
         call(workload.op, self.run_of(workload.op), workload.arguments)
@@ -144,7 +144,7 @@ class Tuner:
 
     def seconds(self, kernel: str, entry: Entry, workloads: Sequence[Workload]) -> float:
         """Geometric mean of the timed workloads' seconds; infinite where the entry fails or changes a result."""
-        from pixelrefer_fast.bench.cases import call, written
+        from pixelrefer_fast.bench.run.cases import call, written
 
         self.tried[kernel] = entry
         logs = []
@@ -243,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     from ops_bench import load_cases
 
-    from pixelrefer_fast.bench.timing import DeviceClock
+    from pixelrefer_fast.bench.measure.timing import DeviceClock
 
     chosen = options.files or names
     gpu = torch.cuda.get_device_name().replace(" ", "_")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
-from pixelrefer_fast.bench import arguments as makers
-from pixelrefer_fast.bench.cases import Case
+from pixelrefer_fast.bench.run import arguments as makers
+from pixelrefer_fast.bench.run.cases import Case
 
 WIDTH = 1152
 

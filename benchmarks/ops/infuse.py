@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
-from pixelrefer_fast.bench import arguments as makers
-from pixelrefer_fast.bench.cases import Arguments, Case, Rival
+from pixelrefer_fast.bench.run import arguments as makers
+from pixelrefer_fast.bench.run.cases import Arguments, Case, Rival
 from pixelrefer_fast.ops.infuse import folded_work, is_projected, plan_groups, projected_work
 
 TOKENS, WIDTH, HEADS = 32, 1152, 8

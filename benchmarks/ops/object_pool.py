@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
-from pixelrefer_fast.bench import arguments as makers
-from pixelrefer_fast.bench.cases import Arguments, Case, Rival
+from pixelrefer_fast.bench.run import arguments as makers
+from pixelrefer_fast.bench.run.cases import Arguments, Case, Rival
 
 TOKENS, WIDTH, ITERATIONS = 32, 1152, 3
 PATCHES = 150  # selected ones of an ordinary object

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
-from pixelrefer_fast.bench import arguments as makers
-from pixelrefer_fast.bench.cases import Arguments, Case, Rival
+from pixelrefer_fast.bench.run import arguments as makers
+from pixelrefer_fast.bench.run.cases import Arguments, Case, Rival
 
 ROWS, COLUMNS = makers.CELLS
 CELLS = ROWS * COLUMNS

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
-from pixelrefer_fast.bench import arguments as makers
-from pixelrefer_fast.bench.cases import Case
+from pixelrefer_fast.bench.run import arguments as makers
+from pixelrefer_fast.bench.run.cases import Case
 
 PATCHES = sum(rows * columns for rows, columns, _ in makers.VIEWS)
 

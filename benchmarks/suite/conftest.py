@@ -22,8 +22,10 @@ from typing import Any, Protocol
 import pytest
 import torch
 
-from pixelrefer_fast.bench import power, rates, results, timing, workloads
-from pixelrefer_fast.bench.results import Row
+from pixelrefer_fast.bench.measure import power, rates, timing
+from pixelrefer_fast.bench.report import results
+from pixelrefer_fast.bench.report.results import Row
+from pixelrefer_fast.bench.run import workloads
 
 FOLDER = Path(__file__).resolve().parent
 sys.path += [str(FOLDER), str(FOLDER.parent)]  # what lies beside the tests, and ops_bench.py

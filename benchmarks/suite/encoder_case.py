@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.func import functional_call
 
-from pixelrefer_fast.bench.cases import Arguments, Case, Rival, normal
-from pixelrefer_fast.bench.workloads import VISION
+from pixelrefer_fast.bench.run.cases import Arguments, Case, Rival, normal
+from pixelrefer_fast.bench.run.workloads import VISION
 from pixelrefer_fast.checkpoint.config import VisionConfig
 from pixelrefer_fast.encoding.encoder import Grid, VisionEncoder
 from pixelrefer_fast.ops._registry import triton_available

@@ -9,8 +9,8 @@ import torch
 from encoder_case import cases as encoder_cases
 from ops_bench import load_cases, op_files
 
-from pixelrefer_fast.bench import ops
-from pixelrefer_fast.bench.cases import Case
+from pixelrefer_fast.bench.run import ops
+from pixelrefer_fast.bench.run.cases import Case
 
 
 def all_cases(smoke: bool) -> Iterator[Case]:

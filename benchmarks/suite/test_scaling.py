@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from conftest import model_names
 
-from pixelrefer_fast.bench import whole
-from pixelrefer_fast.bench.askers import Ours, answer_all, as_measured, object_tokens
+from pixelrefer_fast.bench.run import whole
+from pixelrefer_fast.bench.run.askers import Ours, answer_all, as_measured, object_tokens
 
 EFFORT = whole.Effort(repeats=3, seconds=1.0)
 SMOKE = whole.Effort(

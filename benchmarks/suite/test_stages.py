@@ -1,4 +1,4 @@
-"""The stages of one question, each by itself (`pixelrefer_fast.bench.stages` says what they are).
+"""The stages of one question, each by itself (`pixelrefer_fast.bench.run.stages` says what they are).
 
 On a CUDA device a stage has the device's own time, with a cold L2, and the host's time to issue it beside that.
 """
@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import model_names
 
-from pixelrefer_fast.bench import stages, whole
+from pixelrefer_fast.bench.run import stages, whole
 from pixelrefer_fast.device.counters import Counts
 
 CASES = ("one object", "20-frame video")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from conftest import model_names
 
-from pixelrefer_fast.bench import whole
-from pixelrefer_fast.bench.askers import Ours, answer_all, as_measured
+from pixelrefer_fast.bench.run import whole
+from pixelrefer_fast.bench.run.askers import Ours, answer_all, as_measured
 
 # what is not pytest-benchmark's to time is timed once, for the way to the first token
 EFFORT = whole.Effort(repeats=3, seconds=1.0)

@@ -73,7 +73,7 @@ def planned(
     Raises:
         ValueError: naming the option, what was expected and what came.
     """
-    from pixelrefer_fast.bench import results
+    from pixelrefer_fast.bench.report import results
     from pixelrefer_fast.device.graphs import GraphCache
     from pixelrefer_fast.loading import auto_device, auto_dtype
 
@@ -126,8 +126,10 @@ def run_bench(plan: Plan, told: Callable[[str], Any]) -> dict[str, Any]:
     Raises:
         ValueError: a model cannot be loaded or is of the wrong kind, the reference cannot be used.
     """
-    from pixelrefer_fast.bench import rates, results, whole
-    from pixelrefer_fast.bench.against import run_against_rival, run_pairs
+    from pixelrefer_fast.bench.measure import rates
+    from pixelrefer_fast.bench.report import results
+    from pixelrefer_fast.bench.run import whole
+    from pixelrefer_fast.bench.run.against import run_against_rival, run_pairs
 
     effort = whole.QUICK_EFFORT if plan.quick else whole.FULL_EFFORT
     told("rates of this machine")
@@ -174,7 +176,7 @@ def run_bench(plan: Plan, told: Callable[[str], Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _loaded(plan: Plan, name: str) -> Iterator[Any]:
-    from pixelrefer_fast.bench import workloads
+    from pixelrefer_fast.bench.run import workloads
     from pixelrefer_fast.device.graphs import GraphCache
 
     model = workloads.load_model(name, plan.device, plan.dtype)
@@ -203,15 +205,15 @@ def _rival(plan: Plan, model: Any) -> tuple[Any, Any]:
 
 
 def _commit(folder: Path) -> str | None:
-    from pixelrefer_fast.bench.machine import git
+    from pixelrefer_fast.bench.measure.machine import git
 
     return git(folder, "rev-parse", "HEAD") or None
 
 
 def steps(plan: Plan) -> int:
     """How many times `told` is called."""
-    from pixelrefer_fast.bench import whole
-    from pixelrefer_fast.bench.against import PAIRS
+    from pixelrefer_fast.bench.run import whole
+    from pixelrefer_fast.bench.run.against import PAIRS
 
     effort = whole.QUICK_EFFORT if plan.quick else whole.FULL_EFFORT
     count = 2 + whole.CASES
@@ -231,7 +233,7 @@ def telling(plan: Plan) -> Iterator[Callable[[str], Any]]:
 
 def draw(document: dict[str, Any], folder: Path) -> list[Path]:
     """The pictures; none, and a word why, where matplotlib is missing: the numbers are there without them."""
-    from pixelrefer_fast.bench import plots
+    from pixelrefer_fast.bench.report import plots
 
     try:
         return plots.every_plot(document, folder)
@@ -242,7 +244,7 @@ def draw(document: dict[str, Any], folder: Path) -> list[Path]:
 
 def print_bench(document: dict[str, Any], plan: Plan, pictures: Sequence[Path], file: TextIO) -> None:
     """Tables, and where everything is."""
-    from pixelrefer_fast.bench import tables
+    from pixelrefer_fast.bench.report import tables
 
     what = TITLES.get(plan.model, "")
     print(

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from pixelrefer_fast.bench import estimate_check, gpus, stages
-from pixelrefer_fast.bench.estimate import ITEMS, Estimate, Workload, config_of, estimate, other_kind
-from pixelrefer_fast.bench.estimate_check import Check, Quantity
+from pixelrefer_fast.bench.estimate import estimate_check, gpus
+from pixelrefer_fast.bench.estimate.estimate import ITEMS, Estimate, Workload, config_of, estimate, other_kind
+from pixelrefer_fast.bench.estimate.estimate_check import Check, Quantity
+from pixelrefer_fast.bench.run import stages
 from pixelrefer_fast.checkpoint.config import KINDS, ModelConfig
 from pixelrefer_fast.cli.output import write_json
 
@@ -239,7 +240,7 @@ def checks_of_file(path: str) -> list[estimate_check.Check]:
 
 def tell(checks: Sequence[Check], target: Path | None, as_json: bool, file: TextIO) -> None:
     """Print what was held against what, and append it to a result file if one is wanted."""
-    from pixelrefer_fast.bench import results
+    from pixelrefer_fast.bench.report import results
 
     if target is not None or as_json:
         document = estimate_check.document(checks)
@@ -253,7 +254,7 @@ def tell(checks: Sequence[Check], target: Path | None, as_json: bool, file: Text
 
 def checked_target(path: str | None) -> Path | None:
     """The result file to append to, refused before any work if it cannot be."""
-    from pixelrefer_fast.bench import results
+    from pixelrefer_fast.bench.report import results
 
     if path is None:
         return None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from pixelrefer_fast.bench.profile import Line, Profile
+    from pixelrefer_fast.bench.profile.profile import Line, Profile
 
 PICTURE = (448, 616)  # height, width, where none is given
 SEED = 1
@@ -45,7 +45,7 @@ def seeded_boxes(media: Any, objects: int) -> list[Any]:
     Raises:
         ValueError: fewer than one.
     """
-    from pixelrefer_fast.bench import workloads
+    from pixelrefer_fast.bench.run import workloads
     from pixelrefer_fast.media.video import Video
 
     if objects < 1:
@@ -57,7 +57,7 @@ def seeded_boxes(media: Any, objects: int) -> list[Any]:
 
 def own_picture() -> Any:
     """A picture from a seed."""
-    from pixelrefer_fast.bench import workloads
+    from pixelrefer_fast.bench.run import workloads
 
     return workloads.picture(*PICTURE, SEED)
 
@@ -79,7 +79,7 @@ def load_model(name: str, device: str, dtype: str, backend: str) -> Any:
         ValueError: as `pixelrefer_fast.load`.
     """
     import pixelrefer_fast
-    from pixelrefer_fast.bench import workloads
+    from pixelrefer_fast.bench.run import workloads
     from pixelrefer_fast.loading import auto_device, auto_dtype
     from pixelrefer_fast.ops import check_backend
 
@@ -98,7 +98,7 @@ def check_kernel(name: str) -> None:
     Raises:
         ValueError: there is no such kernel.
     """
-    from pixelrefer_fast.bench import resources
+    from pixelrefer_fast.bench.profile import resources
     from pixelrefer_fast.ops import registry
 
     if name.split(".")[0] in registry() and resources.installed():
@@ -118,8 +118,8 @@ def run_profile(
     Raises:
         ValueError: as `model.ask`; a file cannot be written.
     """
-    from pixelrefer_fast.bench.calls import save
-    from pixelrefer_fast.bench.profile import profile
+    from pixelrefer_fast.bench.profile.calls import save
+    from pixelrefer_fast.bench.profile.profile import profile
 
     with _told() as tick:
         found = profile(
@@ -140,7 +140,7 @@ def run_profile(
 @contextmanager
 def _told() -> Iterator[Any]:
     """Says on a terminal what is measured."""
-    from pixelrefer_fast.bench.stages import NAMES
+    from pixelrefer_fast.bench.run.stages import NAMES
     from pixelrefer_fast.cli.output import progress_bar
 
     with progress_bar("profile", len(NAMES) + 4) as tick:
@@ -167,8 +167,8 @@ def kernel_facts(asked: Asked, found: Profile, kernel: str, calls: str | None) -
     Raises:
         ValueError: neither the profile nor this project has such a kernel.
     """
-    from pixelrefer_fast.bench import resources
-    from pixelrefer_fast.bench.profile import commands, stage_commands
+    from pixelrefer_fast.bench.profile import resources
+    from pixelrefer_fast.bench.profile.profile import commands, stage_commands
     from pixelrefer_fast.ops import registry
 
     lines = [line for line in found.lines if kernel in (line.operation, *([line.kernel.name] if line.kernel else []))]
@@ -199,7 +199,7 @@ def compiled(kernel: str, dtype: str, arch: int | None) -> tuple[list[dict[str, 
         dtype: of the model.
         arch: compute capability, 90 for 9.0.
     """
-    from pixelrefer_fast.bench import resources
+    from pixelrefer_fast.bench.profile import resources
 
     reason = resources.unusable()
     if reason is not None:
@@ -252,7 +252,9 @@ def print_profile(
     if trace is not None:
         console.print(f"trace for ui.perfetto.dev or chrome://tracing: {trace}", soft_wrap=True)
     if calls is not None:
-        console.print(f"calls for `python -m pixelrefer_fast.bench.run_kernel OP --calls`: {calls}", soft_wrap=True)
+        console.print(
+            f"calls for `python -m pixelrefer_fast.bench.profile.run_kernel OP --calls`: {calls}", soft_wrap=True
+        )
     if facts is None:
         best = next((line.operation for line in found.lines if line.own), "infuse.scores")
         console.print(f"closer: --kernel {best} (what it takes, and commands for ncu and nsys)", soft_wrap=True)

@@ -105,7 +105,7 @@ def profile(
         )
         loaded = profiling.load_model(name, device, dtype, backend)
         if once:
-            from pixelrefer_fast.bench.profile import once as run_once
+            from pixelrefer_fast.bench.profile.profile import once as run_once
 
             run_once(loaded, media, asked.question, regions, max_new_tokens)
             return

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from bench_rows import TINY, shrink
 
-from pixelrefer_fast.bench import whole
+from pixelrefer_fast.bench.run import whole
 
 
 @pytest.fixture(scope="session")

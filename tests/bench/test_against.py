@@ -8,8 +8,9 @@ import pytest
 import torch
 from bench_rows import TINY, shrink
 
-from pixelrefer_fast.bench import against, results, tables, whole
-from pixelrefer_fast.bench.askers import Ours
+from pixelrefer_fast.bench.report import results, tables
+from pixelrefer_fast.bench.run import against, whole
+from pixelrefer_fast.bench.run.askers import Ours
 
 
 class Twin:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pixelrefer_fast import ops
-from pixelrefer_fast.bench import whole
-from pixelrefer_fast.bench.askers import (
+from pixelrefer_fast.bench.run import whole
+from pixelrefer_fast.bench.run.askers import (
     Ours,
     answer_all,
     as_measured,

@@ -15,11 +15,22 @@ from plain_memory import plain_memory
 
 import pixelrefer_fast as pf
 from pixelrefer_fast.batching import memory as batching_memory
-from pixelrefer_fast.bench import costs, estimate_check, gpus, memory, results, stages, whole, workloads
-from pixelrefer_fast.bench.askers import Ours, as_measured, counted, stage_counts
-from pixelrefer_fast.bench.costs import Machine
-from pixelrefer_fast.bench.estimate import Estimate, Workload, config_of, estimate, other_kind, paper_flops, sizes_of
-from pixelrefer_fast.bench.gpus import Gpu
+from pixelrefer_fast.bench.estimate import costs, estimate_check, gpus
+from pixelrefer_fast.bench.estimate.costs import Machine
+from pixelrefer_fast.bench.estimate.estimate import (
+    Estimate,
+    Workload,
+    config_of,
+    estimate,
+    other_kind,
+    paper_flops,
+    sizes_of,
+)
+from pixelrefer_fast.bench.estimate.gpus import Gpu
+from pixelrefer_fast.bench.measure import memory
+from pixelrefer_fast.bench.report import results
+from pixelrefer_fast.bench.run import stages, whole, workloads
+from pixelrefer_fast.bench.run.askers import Ours, as_measured, counted, stage_counts
 from pixelrefer_fast.checkpoint.config import VisionConfig
 from pixelrefer_fast.checkpoint.embedded import embedded_folder
 from pixelrefer_fast.device.counters import counting
@@ -240,7 +251,7 @@ def test_a_gpu_s_region_stage_and_encoder(
 
 
 def cost_plan(config: Any, workload: Workload) -> Any:
-    from pixelrefer_fast.bench.estimate import plan_of
+    from pixelrefer_fast.bench.estimate.estimate import plan_of
 
     return plan_of(config, workload)
 

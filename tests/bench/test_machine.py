@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pixelrefer_fast.bench import machine
+from pixelrefer_fast.bench.measure import machine
 
 
 @pytest.fixture

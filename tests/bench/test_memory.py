@@ -8,7 +8,7 @@ import types
 import pytest
 import torch
 
-from pixelrefer_fast.bench import memory
+from pixelrefer_fast.bench.measure import memory
 
 KB = 1024
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from bench_rows import against_rows, curve_rows, document, left_out_row, reference_rows, whole_row
 
-from pixelrefer_fast.bench import plots
+from pixelrefer_fast.bench.report import plots
 
 ROWS = [
     whole_row(),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from pixelrefer_fast.bench import machine, power
+from pixelrefer_fast.bench.measure import machine, power
 
 
 class Driver(types.ModuleType):

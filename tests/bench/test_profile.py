@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pixelrefer_fast.bench import profile as profiling
-from pixelrefer_fast.bench import rates, resources, run_kernel, timing, traces
-from pixelrefer_fast.bench.results import Quantiles
-from pixelrefer_fast.bench.stages import Stage
+from pixelrefer_fast.bench.measure import rates, timing
+from pixelrefer_fast.bench.profile import profile as profiling
+from pixelrefer_fast.bench.profile import resources, run_kernel, traces
+from pixelrefer_fast.bench.report.results import Quantiles
+from pixelrefer_fast.bench.run.stages import Stage
 from pixelrefer_fast.device.counters import Counts
 
 ONE: Quantiles = {"q10": 1.0, "median": 1.0, "q90": 1.0}
@@ -157,11 +158,11 @@ def test_commands_launch_the_kernel_alone(tmp_path: Path) -> None:
     assert ncu[ncu.index("--profile-from-start") + 1] == "off"
     assert shlex.split(found["nsys"])[:2] == ["nsys", "profile"]
     for command in found.values():
-        options = run_kernel._parser().parse_args(after(command, "pixelrefer_fast.bench.run_kernel"))
+        options = run_kernel._parser().parse_args(after(command, "pixelrefer_fast.bench.profile.run_kernel"))
         assert (options.op, options.device, options.dtype) == ("infuse", "cuda", "bfloat16")
     calls = tmp_path / "a file.safetensors"
     command = profiling.commands("rope2d.rows", "float16", None, calls, "encoder/rope2d/0")["ncu"]
-    options = run_kernel._parser().parse_args(after(command, "pixelrefer_fast.bench.run_kernel"))
+    options = run_kernel._parser().parse_args(after(command, "pixelrefer_fast.bench.profile.run_kernel"))
     assert (options.calls, options.case, options.dtype) == (calls, "encoder/rope2d/0", None)
     assert "--kernel-name" not in command
 

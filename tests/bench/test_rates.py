@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pixelrefer_fast.bench import rates, timing
+from pixelrefer_fast.bench.measure import rates, timing
 
 
 def test_bytes_and_operations_over_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from pixelrefer_fast.bench.reference.checkout import (
     running_on,
 )
 from pixelrefer_fast.bench.reference.whole import Inputs, prepared
-from pixelrefer_fast.bench.results import relative_error
+from pixelrefer_fast.bench.report.results import relative_error
 from pixelrefer_fast.verify.case import Case
 
 VARIABLE = "PIXELREFER_REFERENCE"

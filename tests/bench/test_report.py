@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from bench_rows import against_rows, curve_rows, document, left_out_row, reference_rows, whole_row
 
-from pixelrefer_fast.bench import results
+from pixelrefer_fast.bench.report import results
 
 ROOT = Path(__file__).parents[2]
 ROWS = [whole_row(), *against_rows(), *reference_rows(), *curve_rows("objects", (1, 8)), left_out_row("objects 64")]

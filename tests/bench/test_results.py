@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from pixelrefer_fast.bench import results
+from pixelrefer_fast.bench.report import results
 
 RATES = {"copy": 1000.0, "float32": 500.0}
 

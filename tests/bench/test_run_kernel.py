@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from pixelrefer_fast import ops
-from pixelrefer_fast.bench import arguments, calls, run_kernel
+from pixelrefer_fast.bench.profile import calls, run_kernel
+from pixelrefer_fast.bench.run import arguments
 from pixelrefer_fast.ops import registry
 from pixelrefer_fast.ops._registry import listen
 

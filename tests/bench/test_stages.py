@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from pixelrefer_fast.bench import results, stages, timing
+from pixelrefer_fast.bench.measure import timing
+from pixelrefer_fast.bench.report import results
+from pixelrefer_fast.bench.run import stages
 from pixelrefer_fast.device.counters import counting
 
 QUESTION = "What is <region>?"

@@ -6,7 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pixelrefer_fast.bench import results, stages
+from pixelrefer_fast.bench.report import results
+from pixelrefer_fast.bench.run import stages
 
 SUITE = Path(__file__).parents[2] / "benchmarks" / "suite"
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pixelrefer_fast.bench import results
+from pixelrefer_fast.bench.report import results
 
 SUITE = Path(__file__).parents[2] / "benchmarks" / "suite"
 

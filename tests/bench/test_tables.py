@@ -7,8 +7,8 @@ import io
 import pytest
 from bench_rows import against_rows, curve_rows, document, left_out_row, reference_rows, whole_row
 
-from pixelrefer_fast.bench import tables
-from pixelrefer_fast.bench.results import Row
+from pixelrefer_fast.bench.report import tables
+from pixelrefer_fast.bench.report.results import Row
 
 
 def line(table: tables.Table, name: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from pixelrefer_fast.bench import timing
+from pixelrefer_fast.bench.measure import timing
 
 
 class FakeTime:

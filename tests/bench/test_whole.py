@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pixelrefer_fast.bench import results, whole
-from pixelrefer_fast.bench.askers import Ours, as_measured
+from pixelrefer_fast.bench.report import results
+from pixelrefer_fast.bench.run import whole
+from pixelrefer_fast.bench.run.askers import Ours, as_measured
 
 
 def test_loads_are_what_they_say() -> None:

@@ -13,7 +13,8 @@ import pytest
 from bench_rows import TINY, document, shrink, whole_row
 from command_line import one_error_line
 
-from pixelrefer_fast.bench import against, askers, results, whole
+from pixelrefer_fast.bench.report import results
+from pixelrefer_fast.bench.run import against, askers, whole
 from pixelrefer_fast.cli import bench
 
 LONG = ("--seconds", "1000000")  # a busy machine leaves nothing out
@@ -24,7 +25,7 @@ ALONE = ("--device", "cpu", "--against", "none")
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(whole, "QUICK_EFFORT", TINY)
     shrink(monkeypatch)
-    monkeypatch.setattr("pixelrefer_fast.bench.rates.measured", lambda *_: {"copy": 1e10, "float32": 1e10})
+    monkeypatch.setattr("pixelrefer_fast.bench.measure.rates.measured", lambda *_: {"copy": 1e10, "float32": 1e10})
 
 
 @pytest.mark.usefixtures("tiny")
@@ -120,7 +121,7 @@ def test_bad_options(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(bench, "telling", _silent)
-    monkeypatch.setattr("pixelrefer_fast.bench.rates.measured", lambda *_: {"copy": 1e10, "float32": 1e10})
+    monkeypatch.setattr("pixelrefer_fast.bench.measure.rates.measured", lambda *_: {"copy": 1e10, "float32": 1e10})
     device = () if "--device" in arguments else ("--device", "cpu")
     one_error_line(run("bench", "--out", str(tmp_path / "out"), *device, *arguments), *parts)
     assert not (tmp_path / "out").exists()
@@ -137,7 +138,7 @@ def test_the_other_model_must_be_of_the_other_kind(
     run: Callable[..., SimpleNamespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench, "telling", _silent)
-    monkeypatch.setattr("pixelrefer_fast.bench.rates.measured", lambda *_: {"copy": 1e10, "float32": 1e10})
+    monkeypatch.setattr("pixelrefer_fast.bench.measure.rates.measured", lambda *_: {"copy": 1e10, "float32": 1e10})
     options = ("--quick", "--device", "cpu", "--seconds", "0.001", "--out", str(tmp_path))
     one_error_line(run("bench", *options, "--against", "embedded:lite"), "--against embedded:lite")
     one_error_line(run("bench", *options, "--model", "embedded:full", "--against", "embedded:lite"), "--model")

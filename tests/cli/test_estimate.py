@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from command_line import one_error_line
 
-from pixelrefer_fast.bench import estimate_check, gpus, results
-from pixelrefer_fast.bench.estimate import Workload, estimate
+from pixelrefer_fast.bench.estimate import estimate_check, gpus
+from pixelrefer_fast.bench.estimate.estimate import Workload, estimate
+from pixelrefer_fast.bench.report import results
 
 Run = Callable[..., SimpleNamespace]
 

@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 from command_line import ASSETS, FakeModel, one_error_line
 
-from pixelrefer_fast.bench import calls, rates, timing
-from pixelrefer_fast.bench.stages import NAMES
+from pixelrefer_fast.bench.measure import rates, timing
+from pixelrefer_fast.bench.profile import calls
+from pixelrefer_fast.bench.run.stages import NAMES
 from pixelrefer_fast.cli import profile
 
 LITE = ("--model", str(ASSETS / "lite"), "--max-new-tokens", "2", "--repeats", "1", "--device", "cpu")

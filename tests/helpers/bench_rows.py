@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from pixelrefer_fast.bench import against, results, whole
-from pixelrefer_fast.bench.results import Row
+from pixelrefer_fast.bench.report import results
+from pixelrefer_fast.bench.report.results import Row
+from pixelrefer_fast.bench.run import against, whole
 
 TINY = whole.Effort(
     repeats=1,

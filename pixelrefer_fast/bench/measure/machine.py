@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGE = Path(__file__).resolve().parents[1]
+PACKAGE = Path(__file__).resolve().parents[2]
 LIBRARIES = (
     "torch",
     "triton",
@@ -111,7 +111,7 @@ def clocks() -> dict[str, Any] | None:
     """Clock rates and power limit at this moment, None without a device or without NVML."""
     import torch
 
-    from pixelrefer_fast.bench import power
+    from pixelrefer_fast.bench.measure import power
 
     return power.state(torch.device("cuda")) if torch.cuda.is_available() else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
-from pixelrefer_fast.bench.results import Quantiles, Row, speedup
+from pixelrefer_fast.bench.report.results import Quantiles, Row, speedup
 
 Table = tuple[list[str], list[list[str]]]
 """Headings and lines."""

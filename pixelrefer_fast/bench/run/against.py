@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from pixelrefer_fast.bench.askers import LIMIT, Asker, Ours, answer_all, as_measured, definitions
-from pixelrefer_fast.bench.estimate import paper_flops
-from pixelrefer_fast.bench.results import Row, relative_error
-from pixelrefer_fast.bench.whole import (
+from pixelrefer_fast.bench.estimate.estimate import paper_flops
+from pixelrefer_fast.bench.report.results import Row, relative_error
+from pixelrefer_fast.bench.run.askers import LIMIT, Asker, Ours, answer_all, as_measured, definitions
+from pixelrefer_fast.bench.run.whole import (
     FRAMES,
     Budget,
     Effort,

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from pixelrefer_fast.bench import costs
-from pixelrefer_fast.bench.costs import Machine, Sizes, Work
-from pixelrefer_fast.bench.gpus import Gpu
+from pixelrefer_fast.bench.estimate import costs
+from pixelrefer_fast.bench.estimate.costs import Machine, Sizes, Work
+from pixelrefer_fast.bench.estimate.gpus import Gpu
 from pixelrefer_fast.checkpoint.config import VISION_FILE, VISION_KEY, ModelConfig, VisionConfig, read_config
 from pixelrefer_fast.decoding.decoder import SHARED
 from pixelrefer_fast.planning.selection import select_patches
@@ -101,7 +101,7 @@ class Workload:
     def masks(self, image: int = 0) -> Iterator[np.ndarray]:
         """(H, W) uint8 of each object of an image, in the middle of a video."""
         if self.ellipses:
-            from pixelrefer_fast.bench.whole import ellipses
+            from pixelrefer_fast.bench.run.whole import ellipses
 
             yield from ellipses(self.objects, self.height, self.width, image)
             return
@@ -287,7 +287,7 @@ def config_of(name: str) -> ModelConfig:
     Raises:
         ValueError: there is no such model.
     """
-    from pixelrefer_fast.bench import workloads
+    from pixelrefer_fast.bench.run import workloads
     from pixelrefer_fast.checkpoint.hub import checkpoint_folder
     from pixelrefer_fast.checks.safe_files import file_in
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from pixelrefer_fast.bench import memory, timing
-from pixelrefer_fast.bench.cases import Arguments, Case, Check, Rival, call, check, expected, written
-from pixelrefer_fast.bench.results import Row
+from pixelrefer_fast.bench.measure import memory, timing
+from pixelrefer_fast.bench.report.results import Row
+from pixelrefer_fast.bench.run.cases import Arguments, Case, Check, Rival, call, check, expected, written
 
 DEFINITION, COMPILED = "torch", "torch.compile"
 BUDGET = 2.0  # seconds of one candidate of one case after which it is timed no more

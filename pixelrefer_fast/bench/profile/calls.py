@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from pixelrefer_fast.bench.cases import Arguments, normal
+from pixelrefer_fast.bench.run.cases import Arguments, normal
 from pixelrefer_fast.ops import registry
 from pixelrefer_fast.ops._registry import Op, listen
 

@@ -1,10 +1,10 @@
 """One operation, launched by itself: what ncu and nsys are to look at, and a quick time.
 
-    python -m pixelrefer_fast.bench.run_kernel infuse                            one object of an image, Lite-2B
-    python -m pixelrefer_fast.bench.run_kernel infuse --shape objects=16 rows=256
-    python -m pixelrefer_fast.bench.run_kernel object_pool --shape objects=2 patches=150,37 --dtype float16
-    python -m pixelrefer_fast.bench.run_kernel infuse --calls FILE --case infusion/infuse/0
-    python -m pixelrefer_fast.bench.run_kernel infuse --list                     its sizes and cases
+    python -m pixelrefer_fast.bench.profile.run_kernel infuse                            one object of an image, Lite-2B
+    python -m pixelrefer_fast.bench.profile.run_kernel infuse --shape objects=16 rows=256
+    python -m pixelrefer_fast.bench.profile.run_kernel object_pool --shape objects=2 patches=150,37 --dtype float16
+    python -m pixelrefer_fast.bench.profile.run_kernel infuse --calls FILE --case infusion/infuse/0
+    python -m pixelrefer_fast.bench.profile.run_kernel infuse --list                     its sizes and cases
 
 Arguments are made at named sizes (--shape), or are those of a call that `pixelrefer-fast profile --calls FILE` kept, or
 one of the operation's small samples (--case sample-0). On a CUDA device what is launched after the first call lies
@@ -46,8 +46,8 @@ def launch(op: Any, arguments: tuple[Any, ...], device: torch.device, backend: s
     Raises:
         ValueError: the backend declines.
     """
-    from pixelrefer_fast.bench import timing
-    from pixelrefer_fast.bench.cases import written
+    from pixelrefer_fast.bench.measure import timing
+    from pixelrefer_fast.bench.run.cases import written
     from pixelrefer_fast.kernels import _launch
 
     def prepare() -> tuple[Any, ...]:
@@ -128,7 +128,7 @@ def chosen_backend(op: Any, device: torch.device, wanted: str | None) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m pixelrefer_fast.bench.run_kernel",
+        prog="python -m pixelrefer_fast.bench.profile.run_kernel",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -147,7 +147,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _arguments(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> tuple[str, tuple[Any, ...]]:
     """What to call the operation with, and the name of that."""
-    from pixelrefer_fast.bench import arguments, calls
+    from pixelrefer_fast.bench.profile import calls
+    from pixelrefer_fast.bench.run import arguments
     from pixelrefer_fast.ops import registry
 
     if options.shape is not None and (options.case is not None or options.calls is not None):
@@ -179,7 +180,8 @@ def _text(value: Any) -> str:
 
 
 def _list(options: argparse.Namespace) -> None:
-    from pixelrefer_fast.bench import arguments, calls
+    from pixelrefer_fast.bench.profile import calls
+    from pixelrefer_fast.bench.run import arguments
     from pixelrefer_fast.ops import registry
 
     for name, value in arguments.sizes_of(options.op).items():

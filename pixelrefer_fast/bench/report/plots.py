@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pixelrefer_fast.bench import tables
-from pixelrefer_fast.bench.results import Quantiles, Row
-from pixelrefer_fast.bench.tables import Document
+from pixelrefer_fast.bench.report import tables
+from pixelrefer_fast.bench.report.results import Quantiles, Row
+from pixelrefer_fast.bench.report.tables import Document
 
 # on a transparent ground: each stands out from white and from the near-black of dark pages
 INK, GRID = "#6f7883", "#8b949e"

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from pixelrefer_fast.bench.costs.language import cache_bytes, decode_steps, keys_width_of, layers_of, prefill_passes
-from pixelrefer_fast.bench.costs.vision import passes
-from pixelrefer_fast.bench.costs.work import VALUES, Machine, Sizes
+from pixelrefer_fast.bench.estimate.costs.language import (
+    cache_bytes,
+    decode_steps,
+    keys_width_of,
+    layers_of,
+    prefill_passes,
+)
+from pixelrefer_fast.bench.estimate.costs.vision import passes
+from pixelrefer_fast.bench.estimate.costs.work import VALUES, Machine, Sizes
 from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.decoding.decoder import BLOCK
 

@@ -19,15 +19,17 @@ from typing import Any
 
 import torch
 
-from pixelrefer_fast.bench import calls as op_calls
-from pixelrefer_fast.bench import machine, rates, resources, stages, timing, traces
-from pixelrefer_fast.bench.results import Quantiles
-from pixelrefer_fast.bench.stages import Stage
+from pixelrefer_fast.bench.measure import machine, rates, timing
+from pixelrefer_fast.bench.profile import calls as op_calls
+from pixelrefer_fast.bench.profile import resources, traces
+from pixelrefer_fast.bench.report.results import Quantiles
+from pixelrefer_fast.bench.run import stages
+from pixelrefer_fast.bench.run.stages import Stage
 from pixelrefer_fast.kernels import _launch
 from pixelrefer_fast.ops import registry
 
 PASSES = 3  # of the trace
-RUNNER = ("python", "-m", "pixelrefer_fast.bench.run_kernel")
+RUNNER = ("python", "-m", "pixelrefer_fast.bench.profile.run_kernel")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from itertools import groupby
 
 import torch
 
-from pixelrefer_fast.bench.costs.work import VALUES, Machine, Sizes, Work, alike, repeated
+from pixelrefer_fast.bench.estimate.costs.work import VALUES, Machine, Sizes, Work, alike, repeated
 from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.encoding.encoder import PASS_PATCHES
 from pixelrefer_fast.encoding.infusion import HEADS

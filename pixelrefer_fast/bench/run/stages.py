@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from pixelrefer_fast.batching.preparing import MediaCache
-from pixelrefer_fast.bench import timing
-from pixelrefer_fast.bench.askers import definitions
-from pixelrefer_fast.bench.results import Quantiles, Row, relative_error
+from pixelrefer_fast.bench.measure import timing
+from pixelrefer_fast.bench.report.results import Quantiles, Row, relative_error
+from pixelrefer_fast.bench.run.askers import definitions
 from pixelrefer_fast.decoding import Generation
 from pixelrefer_fast.device.counters import Counts, counting
 from pixelrefer_fast.device.transfers import upload

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-from pixelrefer_fast.bench import machine
+from pixelrefer_fast.bench.measure import machine
 
 SCHEMA = 1
 THRESHOLD = 1.05  # a change by less is none, whatever the quantiles say

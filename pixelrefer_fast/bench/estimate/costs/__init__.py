@@ -8,10 +8,10 @@ and "cpu", where PyTorch's definitions serve them, in more launches. `docs/estim
 
 from __future__ import annotations
 
-from pixelrefer_fast.bench.costs.language import decode, prefill, step
-from pixelrefer_fast.bench.costs.memory import memory, weights
-from pixelrefer_fast.bench.costs.vision import encoder, infusion, pooling, projector, views
-from pixelrefer_fast.bench.costs.work import Machine, Sizes, Work
+from pixelrefer_fast.bench.estimate.costs.language import decode, prefill, step
+from pixelrefer_fast.bench.estimate.costs.memory import memory, weights
+from pixelrefer_fast.bench.estimate.costs.vision import encoder, infusion, pooling, projector, views
+from pixelrefer_fast.bench.estimate.costs.work import Machine, Sizes, Work
 from pixelrefer_fast.checkpoint.config import ModelConfig
 
 __all__ = [

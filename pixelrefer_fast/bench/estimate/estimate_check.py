@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pixelrefer_fast.bench import costs, results
-from pixelrefer_fast.bench.estimate import ITEMS, Estimate, Workload, config_of, estimate
-from pixelrefer_fast.bench.gpus import THIS, Gpu, this_machine
-from pixelrefer_fast.bench.results import Row
+from pixelrefer_fast.bench.estimate import costs
+from pixelrefer_fast.bench.estimate.estimate import ITEMS, Estimate, Workload, config_of, estimate
+from pixelrefer_fast.bench.estimate.gpus import THIS, Gpu, this_machine
+from pixelrefer_fast.bench.report import results
+from pixelrefer_fast.bench.report.results import Row
 from pixelrefer_fast.device.counters import Counts
 from pixelrefer_fast.planning.request import REGION_TAG
 
@@ -108,8 +109,9 @@ def measure(
     import torch
 
     from pixelrefer_fast.batching.memory import free_bytes
-    from pixelrefer_fast.bench import memory, stages, workloads
-    from pixelrefer_fast.bench.askers import as_measured
+    from pixelrefer_fast.bench.measure import memory
+    from pixelrefer_fast.bench.run import stages, workloads
+    from pixelrefer_fast.bench.run.askers import as_measured
     from pixelrefer_fast.loading import auto_device, auto_dtype
 
     if workload.batch > 1 or workload.each:
@@ -169,7 +171,7 @@ def _counted(counts: Counts) -> dict[str, int]:
 
 
 def _question(workload: Workload) -> tuple[Any, list[Any], str]:
-    from pixelrefer_fast.bench import workloads
+    from pixelrefer_fast.bench.run import workloads
     from pixelrefer_fast.media import open_media
 
     frames, size = workload.frames, (workload.height, workload.width)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from pixelrefer_fast.bench.costs.work import Machine, Sizes, Work, alike, repeated
+from pixelrefer_fast.bench.estimate.costs.work import Machine, Sizes, Work, alike, repeated
 from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.decoding.decoder import BLOCK, MAX_RUNNING, PREFILL_TOKENS
 

@@ -16,8 +16,10 @@ import numpy as np
 import torch
 
 from pixelrefer_fast.batching.preparing import DESCRIBE_IMAGE, DESCRIBE_VIDEO
-from pixelrefer_fast.bench import memory, power, stages, timing, workloads
-from pixelrefer_fast.bench.askers import (
+from pixelrefer_fast.bench.measure import memory, power, timing
+from pixelrefer_fast.bench.report.results import Quantiles, Row
+from pixelrefer_fast.bench.run import stages, workloads
+from pixelrefer_fast.bench.run.askers import (
     Asker,
     Ours,
     Request,
@@ -28,7 +30,6 @@ from pixelrefer_fast.bench.askers import (
     object_tokens,
     stage_counts,
 )
-from pixelrefer_fast.bench.results import Quantiles, Row
 from pixelrefer_fast.checkpoint.config import GLOBAL_VIEW
 from pixelrefer_fast.device.counters import Counts, counting
 from pixelrefer_fast.media import open_media

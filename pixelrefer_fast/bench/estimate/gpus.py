@@ -151,7 +151,7 @@ def this_machine(dtype: str, device: str = "auto") -> Gpu:
         ValueError: there is no such device.
     """
     from pixelrefer_fast.batching.memory import free_bytes
-    from pixelrefer_fast.bench import rates
+    from pixelrefer_fast.bench.measure import rates
     from pixelrefer_fast.loading import auto_device
 
     chosen = auto_device(device)
@@ -160,7 +160,7 @@ def this_machine(dtype: str, device: str = "auto") -> Gpu:
         properties = torch.cuda.get_device_properties(chosen)
         title, memory = properties.name, properties.total_memory
     else:
-        from pixelrefer_fast.bench.machine import provenance
+        from pixelrefer_fast.bench.measure.machine import provenance
 
         title, memory = str(provenance()["cpu"]), free_bytes(chosen)
     return Gpu(

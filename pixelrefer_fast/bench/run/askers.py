@@ -13,7 +13,7 @@ import torch
 
 from pixelrefer_fast import model as model_module
 from pixelrefer_fast.batching.asks import Answer, Ask
-from pixelrefer_fast.bench.results import relative_error
+from pixelrefer_fast.bench.report.results import relative_error
 from pixelrefer_fast.device.counters import Counts, counting
 
 STAGES = ("views", "encoder", "region", "projector", "prompt", "prefill", "decode")

@@ -159,7 +159,7 @@ def shipped_cases(kernel: str, dtype: str = "") -> Iterator[Any]:
         ValueError: there is no such kernel.
     """
     file, _, _ = kernel.partition(".")
-    folder = Path(__file__).resolve().parents[1] / "kernels"
+    folder = Path(__file__).resolve().parents[2] / "kernels"
     files = sorted(p.stem for p in folder.glob("*.py") if not p.name.startswith("_"))
     if file not in files:
         raise ValueError(f"kernel: expected one of {', '.join(files)} with a kernel after a dot, got {kernel!r}")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pixelrefer_fast.bench.cases import Arguments, normal
+from pixelrefer_fast.bench.run.cases import Arguments, normal
 from pixelrefer_fast.checkpoint.config import ModelConfig, VisionConfig
 from pixelrefer_fast.checks.values import is_integer, shown
 from pixelrefer_fast.ops.infuse import is_projected, plan_groups

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pixelrefer_fast.bench import timing
+from pixelrefer_fast.bench.measure import timing
 
 COPY = {"cuda": 1 << 31, "cpu": 1 << 27}  # bytes; beyond what either caches
 SIZES = {"cuda": 8192, "cpu": 1024}  # of square matrices

@@ -1,0 +1,1 @@
+"""How a number comes about: time, power, memory, the machine and its rates."""
