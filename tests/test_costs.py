@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pixelrefer_fast.costs import measure
+from pixelrefer_fast.cli.demo.costs import measure
 
 QUESTION = "What is <region>?"
 

@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 from transformers.masking_utils import create_causal_mask
 
-from pixelrefer_fast.llm_attention import NAME, attend, pack
+from pixelrefer_fast.train.llm_attention import NAME, attend, pack
 
 WIDTH = 24
 LENGTHS = [5, 1, 9, 3, 9]

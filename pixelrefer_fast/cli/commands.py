@@ -10,11 +10,11 @@ import typer
 
 from pixelrefer_fast._version import __version__
 from pixelrefer_fast.checks.printable import safe_text
-from pixelrefer_fast.cli.batch_options import BATCH_HELP, BatchFile, BatchOut, BatchSize, check_batch_options
-from pixelrefer_fast.cli.bench_command import EXAMPLES as BENCH_EXAMPLES
-from pixelrefer_fast.cli.bench_command import bench
-from pixelrefer_fast.cli.estimate_command import EXAMPLES as ESTIMATE_EXAMPLES
-from pixelrefer_fast.cli.estimate_command import estimate
+from pixelrefer_fast.cli.batch.options import BATCH_HELP, BatchFile, BatchOut, BatchSize, check_batch_options
+from pixelrefer_fast.cli.bench.command import EXAMPLES as BENCH_EXAMPLES
+from pixelrefer_fast.cli.bench.command import bench
+from pixelrefer_fast.cli.estimate.command import EXAMPLES as ESTIMATE_EXAMPLES
+from pixelrefer_fast.cli.estimate.command import estimate
 from pixelrefer_fast.cli.interrupts import clean_end
 from pixelrefer_fast.cli.options import (
     AsJson,
@@ -35,8 +35,8 @@ from pixelrefer_fast.cli.options import (
     examples,
 )
 from pixelrefer_fast.cli.output import print_texts, progress_bar, reserved_stdout, write_json
-from pixelrefer_fast.cli.profile_command import EXAMPLES as PROFILE_EXAMPLES
-from pixelrefer_fast.cli.profile_command import profile
+from pixelrefer_fast.cli.profile.command import EXAMPLES as PROFILE_EXAMPLES
+from pixelrefer_fast.cli.profile.command import profile
 from pixelrefer_fast.cli.regions import (
     Boxes,
     FrameNumber,
@@ -132,7 +132,7 @@ def describe(
     """Describe each marked region: a text per region. With --batch: those of each line of a file."""
     with reserved_stdout() as out:
         if check_batch_options(ctx):
-            from pixelrefer_fast.cli.batch import answer_file
+            from pixelrefer_fast.cli.batch.run import answer_file
 
             name, options = chosen_model(model), _options(ctx)
             loaded, loading = _load(name, device, dtype, backend)
@@ -356,7 +356,7 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Ask both embedded models about a scene and a video that they were not trained on, and draw what they say."""
-    from pixelrefer_fast.cli.demo import run_demo
+    from pixelrefer_fast.cli.demo.run import run_demo
 
     with reserved_stdout() as out:
         report = run_demo(Path(folder), seed, None if as_json else out)

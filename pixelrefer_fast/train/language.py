@@ -21,11 +21,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pixelrefer_fast.checkpoint.config import ModelConfig
-from pixelrefer_fast.llm_attention import pack
 from pixelrefer_fast.planning.merge import plan_request
 from pixelrefer_fast.planning.request import Request
 from pixelrefer_fast.train.batch import Sample, Scenes, pack_texts, write_text
 from pixelrefer_fast.train.guidance import Guidance, Guide, Told, guide
+from pixelrefer_fast.train.llm_attention import pack
 from pixelrefer_fast.train.module import read_text
 from pixelrefer_fast.train.pretraining import EndlessBatches, each_once, run_pretraining
 from pixelrefer_fast.train.processes import processes, wait

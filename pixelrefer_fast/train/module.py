@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pixelrefer_fast.llm_attention import pack
 from pixelrefer_fast.model import PixelRefer, PixelReferLite
 from pixelrefer_fast.train.batch import PackedBatch
+from pixelrefer_fast.train.llm_attention import pack
 
 
 class TrainingModel(nn.Module):

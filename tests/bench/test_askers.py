@@ -19,7 +19,7 @@ from pixelrefer_fast.bench.run.askers import (
     object_tokens,
     stage_counts,
 )
-from pixelrefer_fast.costs import measure
+from pixelrefer_fast.cli.demo.costs import measure
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ from PIL import Image
 
 import pixelrefer_fast
 from pixelrefer_fast.batching.queue import RequestQueue
-from pixelrefer_fast.cli import batch as batch_module
-from pixelrefer_fast.cli.batch_lines import BadLine, parse_line, read_lines
+from pixelrefer_fast.cli.batch import run as batch_module
+from pixelrefer_fast.cli.batch.lines import BadLine, parse_line, read_lines
 
 BOX = [5, 5, 40, 40]
 Run = Callable[..., SimpleNamespace]
@@ -171,7 +171,7 @@ def test_bad_lines_are_reported_and_stop_nothing(start: Run, lite: Any) -> None:
 
 
 def test_long_and_unfinished_lines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pixelrefer_fast.cli import batch_lines
+    from pixelrefer_fast.cli.batch import lines as batch_lines
 
     monkeypatch.setattr(batch_lines, "MAX_LINE", 10)
     Path("in.jsonl").write_bytes(b"123456789\n1234567890\n\n   \n" + b"x" * 35 + b"\nend")

@@ -13,8 +13,8 @@ from command_line import one_error_line
 from PIL import Image
 
 from pixelrefer_fast.checkpoint.embedded import EMBEDDED_FULL, EMBEDDED_LITE
-from pixelrefer_fast.cli import demo_picture
-from pixelrefer_fast.cli.demo import CATEGORIES, SEED, chosen_questions
+from pixelrefer_fast.cli.demo import picture as demo_picture
+from pixelrefer_fast.cli.demo.run import CATEGORIES, SEED, chosen_questions
 from pixelrefer_fast.world import make_scene
 
 LINES = [

@@ -63,7 +63,7 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Measure whole questions, Full against Lite, the authors' code if given, and how time grows with each size."""
-    from pixelrefer_fast.cli import bench as benchmark
+    from pixelrefer_fast.cli.bench import run as benchmark
 
     with reserved_stdout() as out:
         plan = benchmark.planned(

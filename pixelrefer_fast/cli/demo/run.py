@@ -37,7 +37,7 @@ def run_demo(folder: Path, seed: int | None = None, out: TextIO | None = None) -
         ValueError: the folder cannot be made or written.
     """
     import pixelrefer_fast
-    from pixelrefer_fast.cli.demo_picture import Line, scene_picture, video_picture
+    from pixelrefer_fast.cli.demo.picture import Line, scene_picture, video_picture
     from pixelrefer_fast.pictures import answers
     from pixelrefer_fast.world import make_scene
 
@@ -133,7 +133,7 @@ def _asked(models: dict[str, Any], scene: Scene, question: Question) -> dict[str
 
 def _costs(models: dict[str, Any], scene: Scene) -> dict[str, dict[str, Any]]:
     """What one question about one object of the scene costs each model: the object that is seen best."""
-    from pixelrefer_fast.costs import measure
+    from pixelrefer_fast.cli.demo.costs import measure
     from pixelrefer_fast.world.marked import scene_media, scene_region
 
     best = int(scene.facts.areas.min(axis=1).argmax())
@@ -167,7 +167,7 @@ def _print(asked: Sequence[dict[str, Any]], costs: dict[str, dict[str, Any]], fi
     from rich.table import Table
     from rich.text import Text
 
-    from pixelrefer_fast.cli.demo_picture import FIRST
+    from pixelrefer_fast.cli.demo.picture import FIRST
 
     console = Console(file=file, highlight=False)
     if not console.is_terminal:

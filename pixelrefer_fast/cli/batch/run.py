@@ -14,8 +14,8 @@ import typer
 
 from pixelrefer_fast.batching import Answer
 from pixelrefer_fast.batching.memory import out_of_memory
-from pixelrefer_fast.cli.batch_lines import BadLine, Line, parse_line, read_lines
-from pixelrefer_fast.cli.batch_output import Counts, ResultFile
+from pixelrefer_fast.cli.batch.lines import BadLine, Line, parse_line, read_lines
+from pixelrefer_fast.cli.batch.output import Counts, ResultFile
 from pixelrefer_fast.cli.interrupts import clean_end
 
 REPORT_SECONDS = 30.0  # between two lines about the progress where stderr is no terminal

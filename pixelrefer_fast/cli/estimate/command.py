@@ -102,7 +102,7 @@ def estimate(
     as_json: AsJson = False,
 ) -> None:
     """FLOPs, bytes, memory and least time of a question, without a GPU and without weights."""
-    from pixelrefer_fast.cli import estimate as command
+    from pixelrefer_fast.cli.estimate import run as command
 
     with reserved_stdout() as out:
         target = command.checked_target(out_file)

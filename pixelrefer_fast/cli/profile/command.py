@@ -84,7 +84,7 @@ def profile(
     as_json: AsJson = False,
 ) -> None:
     """Show where the time of one question goes: stages, operations and kernels."""
-    from pixelrefer_fast.cli import profile as profiling
+    from pixelrefer_fast.cli.profile import run as profiling
 
     profiling.quiet_profiler()
     with reserved_stdout() as out:
@@ -120,7 +120,7 @@ def _marks_or_boxes(
     ctx: typer.Context, source: str | None, frame: int | None, objects: int | None
 ) -> tuple[Any, list[Any]]:
     """The media, or a picture from a seed, and what is marked on the command line, else boxes from a seed."""
-    from pixelrefer_fast.cli.profile import own_picture, seeded_boxes
+    from pixelrefer_fast.cli.profile.run import own_picture, seeded_boxes
     from pixelrefer_fast.media import open_media
 
     media = own_picture() if source is None else open_media(source)

@@ -1,0 +1,1 @@
+"""`describe --batch`: lines of requests in, lines of answers out."""
