@@ -72,17 +72,17 @@ gpu-check:
 MINI := out/mini
 TORCHRUN := $(BIN)/torchrun --nproc_per_node 2
 mini: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(TORCHRUN) tools/train_mini.py encoder $(MINI)
-	OMP_NUM_THREADS=1 $(TORCHRUN) tools/train_mini.py language $(MINI)
-	$(BIN)/python tools/train_mini.py lite $(MINI) & $(BIN)/python tools/train_mini.py full $(MINI) & wait
-	$(BIN)/python tools/train_mini.py ship $(MINI)
-	for kind in lite full; do $(BIN)/python tools/train_mini.py ask-$$kind $(MINI) || exit 1; done
+	OMP_NUM_THREADS=1 $(TORCHRUN) training/train_mini.py encoder $(MINI)
+	OMP_NUM_THREADS=1 $(TORCHRUN) training/train_mini.py language $(MINI)
+	$(BIN)/python training/train_mini.py lite $(MINI) & $(BIN)/python training/train_mini.py full $(MINI) & wait
+	$(BIN)/python training/train_mini.py ship $(MINI)
+	for kind in lite full; do $(BIN)/python training/train_mini.py ask-$$kind $(MINI) || exit 1; done
 	$(MAKE) mini-pages
 
 # curves, tables and model cards from the files that trainings and evaluations have left in the repository
 mini-pages: $(VENV)/.ready
-	$(BIN)/python tools/training_pages.py
-	$(BIN)/python tools/model_card.py
+	$(BIN)/python training/training_pages.py
+	$(BIN)/python training/model_card.py
 
 clean:
 	rm -rf $(VENV) $(OLDEST) build *.egg-info out pixelrefer_fast/*.so

@@ -97,7 +97,7 @@ def parts(out: Path, device: str = "cuda", reference: Path | None = None, golden
     spread = ("-n", "8") if importlib.util.find_spec("xdist") and cuda else ()
     readable = readable_tests() or ["tests"]
     marked = (*pytest, "-m", "kernel or gpu" if cuda else "kernel")
-    on_device = ("tests/test_device_pass.py", "tests/extension/test_device.py", "tests/test_graphs.py")
+    on_device = ("tests/test_device_pass.py", "tests/extension/test_device.py", "tests/device/test_graphs.py")
     no_tests = None if importlib.util.find_spec("pytest") else "pytest is not installed"
     smoke = (*OPS_BENCH, *here, "--smoke", "--repeats", "1")
 

@@ -39,7 +39,7 @@ def world_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     """Of the embedded models' kind, from a few scenes."""
-    from pixelrefer_fast.train.mini import make_tokenizer, world_texts
+    from recipe.sizes import make_tokenizer, world_texts
 
     return make_tokenizer(world_texts(60))
 
@@ -47,7 +47,7 @@ def tokenizer() -> Any:
 @pytest.fixture(params=["lite", "full"])
 def small_model(request: pytest.FixtureRequest, tokenizer: Any) -> Any:
     """A fresh model of either kind whose language model is just deep enough to be guided."""
-    from pixelrefer_fast.train.mini import fresh_model, mini_config
+    from recipe.sizes import fresh_model, mini_config
 
     sizes = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 6}
     return fresh_model(mini_config(request.param, **sizes, num_key_value_heads=2), tokenizer, 0)

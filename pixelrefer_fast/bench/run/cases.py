@@ -1,13 +1,14 @@
 """What a benchmark of an operation declares: `benchmarks/ops/<op>.py` has `def cases() -> Iterator[Case]`.
 
-    from pixelrefer_fast.bench.cases import Case, normal
+    from pixelrefer_fast.bench.run.cases import Case, normal
 
     def cases() -> Iterator[Case]:
         yield Case("rope2d", "5 patches", _arguments(5), flops=..., moved=..., smoke=True)
         yield Case("rope2d", "982 patches", _arguments(982), flops=..., moved=...)
 
-`benchmarks/ops_bench.py` and `benchmarks/suite/test_ops.py` measure them (`bench.ops`); `tests/test_op_benchmarks.py`
-runs every operation's smoke cases on the CPU, with the kernels in Triton's interpreter.
+`benchmarks/ops_bench.py` and `benchmarks/suite/test_ops.py` measure them (`bench.run.ops`);
+`tests/benchmarks/test_op_benchmarks.py` runs every operation's smoke cases on the CPU, with the kernels in Triton's
+interpreter.
 """
 
 from __future__ import annotations

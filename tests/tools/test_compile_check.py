@@ -1,0 +1,147 @@
+"""The compile check refuses what it should, and its committed table is that of the kernels as they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+TOOL = REPOSITORY / "tools" / "compile_check.py"
+
+# a block of BLOCK numbers lives in registers across a sum; `product` multiplies 64x64 matrices of DEPTH stages
+SCRATCH = """
+import triton
+import triton.language as tl
+
+from pixelrefer_fast.kernels._launch import CompileCase
+
+
+@triton.jit
+def scale(x, out, BLOCK: tl.constexpr):
+    place = tl.arange(0, BLOCK)
+    values = tl.load(x + place)
+    tl.store(out + place, values / tl.sum(values))
+
+
+@triton.jit
+def product(a, b, out, steps, SIZE: tl.constexpr):
+    place = tl.arange(0, SIZE)[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
+    total = tl.zeros((SIZE, SIZE), tl.float32)
+    for i in range(steps):
+        total = tl.dot(tl.load(a + i * SIZE + place), tl.load(b + i * SIZE + place), total)
+    tl.store(out + place, total)
+
+
+def compile_cases():
+    yield from CASES
+"""
+
+
+def scratch(folder: Path, *cases: str) -> Path:
+    path = folder / "scratch.py"
+    path.write_text(SCRATCH + f"\n\nCASES = [{', '.join(cases)}]\n")
+    return path
+
+
+def scale(block: int, warps: int) -> str:
+    signature = {"x": "*fp32", "out": "*fp32"}
+    return (
+        f'CompileCase(scale, "scratch.scale", "{block}", {signature}, {{"BLOCK": {block}}}, {{"num_warps": {warps}}})'
+    )
+
+
+def product(dtype: str, size: int, stages: int) -> str:
+    signature = {"a": f"*{dtype}", "b": f"*{dtype}", "out": "*fp32", "steps": "i32"}
+    options = {"num_warps": 4, "num_stages": stages}
+    return (
+        f'CompileCase(product, "scratch.product", "{dtype} {size}", {signature}, {{"SIZE": {size}}}, {options}, True)'
+    )
+
+
+def check(*arguments: str | Path, fails: bool = False) -> str:
+    """Run the tool as `make compile-check` does and return what it printed."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, str(TOOL), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == int(fails), done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture
+def baseline(tmp_path: Path) -> Path:
+    return tmp_path / "resources.json"
+
+
+def test_what_spills_does_not_fit_or_misses_the_tensor_cores_is_refused(tmp_path: Path, baseline: Path) -> None:
+    cases = scale(16384, 1), product("bf16", 128, 5), product("fp16", 16, 1), product("fp16", 64, 2)
+    path = scratch(tmp_path, *cases)
+    printed = check(path, "--arch", "90", "--baseline", baseline, "--update", fails=True)
+    assert "scratch.scale (16384; BLOCK=16384, num_warps=1) on sm_90:" in printed
+    assert "bytes of local memory a thread (spills)" in printed
+    assert "scratch.product (bf16 128;" in printed
+    assert "bytes of shared memory, a block has 232448" in printed
+    assert "scratch.product (fp16 16; SIZE=16, num_warps=4, num_stages=1) on sm_90: expected wgmma" in printed
+    assert "scratch.product (fp16 64;" not in printed
+    assert "3 faults" in printed
+    assert not baseline.exists()
+
+
+def test_a_kernel_that_takes_more_than_before_is_refused(tmp_path: Path, baseline: Path) -> None:
+    path = scratch(tmp_path, product("bf16", 64, 2))
+    arguments = (path, "--arch", "80", "90", "--baseline", baseline)
+    assert "2 compiled" in check(*arguments, "--update")
+    assert "none worse" in check(*arguments)
+    written = baseline.read_text()
+    assert {row["matrix"] for row in json.loads(written)["rows"]} == {"mma", "wgmma"}
+    assert "scratch.product" in baseline.with_suffix(".md").read_text()
+
+    table = json.loads(written)
+    table["rows"][0]["registers"] -= 16
+    table["rows"][1]["shared"] -= 1
+    baseline.write_text(json.dumps(table))
+    printed = check(*arguments, "--update", fails=True)
+    assert (
+        f"on sm_80: {table['rows'][0]['registers'] + 16} registers, {table['rows'][0]['registers']} before" in printed
+    )
+    assert f"on sm_90: {table['rows'][1]['shared'] + 1} bytes of shared memory" in printed
+    assert json.loads(baseline.read_text()) == table
+    check(*arguments, "--update", "--accept-worse")
+    assert baseline.read_text() == written
+
+
+def test_a_table_of_other_kernels_is_refused(tmp_path: Path, baseline: Path) -> None:
+    path = scratch(tmp_path, scale(128, 1))
+    arguments = (path, "--arch", "90", "--baseline", baseline)
+    check(*arguments, "--update")
+    source = path.read_text()
+    path.write_text(source.replace("@triton.jit\ndef scale", "# a comment changes nothing\n\n\n@triton.jit\ndef scale"))
+    check(*arguments, "--listed")
+    path.write_text(source.replace("values / tl.sum", "values * tl.sum"))
+    assert "changed: scratch.scale" in check(*arguments, "--listed", fails=True)
+    assert "changed: scratch.scale" in check(*arguments, fails=True)
+    scratch(tmp_path, scale(256, 1))
+    printed = check(*arguments, "--listed", fails=True)
+    assert "not in the table: scratch.scale (256; BLOCK=256, num_warps=1) on sm_90" in printed
+    assert "no kernel is so any more: scratch.scale (128; BLOCK=128, num_warps=1) on sm_90" in printed
+
+
+def test_a_launched_kernel_without_cases_is_refused(tmp_path: Path, baseline: Path) -> None:
+    path = scratch(tmp_path, scale(128, 1))
+    path.write_text(path.read_text() + '\n\ndef run():\n    launch(scale, "scratch.forgotten", (1,))\n')
+    assert "compile_cases() has none for scratch.forgotten" in check(path, "--baseline", baseline, fails=True)
+
+
+def test_the_committed_table_is_that_of_the_kernels() -> None:
+    """Every kernel file has cases, every shipped configuration is among them, and none has changed since."""
+    check("--listed")
+
+
+def test_kernels_compile_as_the_table_says() -> None:
+    """One dtype on one architecture; `make compile-check` compiles all."""
+    check("--only", "bf16", "--arch", "90")

@@ -1,0 +1,1 @@
+"""How the two embedded models were made, step by step; `train_mini.py` beside this folder runs it."""
