@@ -15,7 +15,7 @@ import torch
 from pixelrefer_fast._version import __version__
 from pixelrefer_fast.planning.request import ObjectTokens
 
-FORMAT = "pixelrefer_fast.encoding.objects/1"
+FORMAT = "pixelrefer_fast.objects/1"
 
 
 @dataclass(frozen=True)

@@ -225,8 +225,8 @@ def test_another_safetensors_file(tmp_path: Path) -> None:
     path = tmp_path / "cat"
     save_file({"object_tokens": torch.zeros(1, 2)}, path)
     assert _refused(path).endswith(f"(expected the format '{FORMAT}', got None)")
-    save_file({"object_tokens": torch.zeros(1, 2)}, path, {"format": "pixelrefer_fast.encoding.objects/2"})
-    assert _refused(path).endswith(f"(expected the format '{FORMAT}', got 'pixelrefer_fast.encoding.objects/2')")
+    save_file({"object_tokens": torch.zeros(1, 2)}, path, {"format": "pixelrefer_fast.objects/2"})
+    assert _refused(path).endswith(f"(expected the format '{FORMAT}', got 'pixelrefer_fast.objects/2')")
     save_file({"object_tokens": torch.zeros(1, 2)}, path, {"format": FORMAT})
     _refused(path)
 
