@@ -189,8 +189,8 @@ def main() -> None:
     page = [
         "# The embedded models: accuracy, training and ablations",
         "",
-        "Made by `training/training_pages.py` from the files of the training and of `pixelrefer-fast eval --world`; do not "
-        "edit.",
+        "Made by `training/training_pages.py` from the files of the training and of `pixelrefer-fast eval --world`; do "
+        "not edit.",
         "",
         "## Held-out questions",
         "Exact match in percent, on scenes of held-out seeds. About half of their objects combine shape, colour and",
