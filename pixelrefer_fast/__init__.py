@@ -23,7 +23,7 @@ _WHERE = {
     "Answer": "batching",
     "Ask": "batching",
     "BatchError": "batching",
-    "Objects": "objects",
+    "Objects": "encoding.objects",
     "PixelRefer": "model",
     "PixelReferLite": "model",
     "Region": "regions",
