@@ -48,7 +48,7 @@ def decode_rows(model: Any, device: str, repeats: int, copy: float | None) -> li
     from pixelrefer_fast.decoding.options import Generation
 
     _, read = weight_bytes(model)
-    width = model.llm.config.hidden_size
+    width = model.network.llm.config.hidden_size
     rows = []
     for batch in BATCHES:
         prompts = [torch.randn(PROMPT, width, device=device, dtype=model.dtype) * 0.02 for _ in range(batch)]

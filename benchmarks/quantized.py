@@ -37,7 +37,7 @@ def row(name: str, device: str, dtype: str, kind: str | None, questions: int) ->
     found = evaluate(model, questions=questions)
     return {
         "kind": kind,
-        "bytes": weight_bytes(model.llm),
+        "bytes": weight_bytes(model.network.llm),
         "seconds": time.perf_counter() - start,
         "accuracy": found.accuracy,
         "answers": [result.answer for result in found.results],

@@ -112,7 +112,7 @@ def our_model(weights: dict[str, torch.Tensor], device: torch.device, dtype: tor
     config = ModelConfig("lite", vision_config(), llm, workloads.TOKENS, MAX_LENGTH, 2, raw={})
     tokenizer = open_checkpoint(str(files("pixelrefer_fast.assets") / "lite")).tokenizer()
     model = pf.PixelReferLite(config, tokenizer, {})
-    slots = model.encoder.checkpoint_slots() | model.object_tokenizer.checkpoint_slots()
+    slots = model.network.encoder.checkpoint_slots() | model.network.object_tokenizer.checkpoint_slots()
     if slots.keys() != weights.keys():
         raise RuntimeError(f"the benchmark's weights are not the model's: {sorted(slots.keys() ^ weights.keys())[:5]}")
     with torch.no_grad():
@@ -160,7 +160,7 @@ def region_case(rival: RegionStage | Plain, models: Models, objects: int) -> tup
         def run() -> torch.Tensor:
             selection = select_patches(plan)
             first = kmeans_starts(selection.counts, workloads.TOKENS, starts)
-            return model.object_tokenizer(own, selection.to(model.device), *upload([first], model.device))
+            return model.network.object_tokenizer(own, selection.to(model.device), *upload([first], model.device))
 
         return _waiting(run, model.device)
 

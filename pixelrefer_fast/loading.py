@@ -92,11 +92,11 @@ def load(
     model = empty_model(checkpoint, backend)  # before sizes that only config.json claims take memory
     model.to(precision).to_empty(device=target)
     restore_buffers(model, target)
-    checkpoint.load_into(model.checkpoint_slots(), _optional(model))
-    model.encoder.graphs = graphs
+    checkpoint.load_into(model.network.checkpoint_slots(), _optional(model))
+    model.network.encoder.graphs = graphs
     if quantization is not None:
-        quantise(model.llm, quantization)
-        model.quantization = quantization
+        quantise(model.network.llm, quantization)
+        model.network.quantization = quantization
     return model
 
 
@@ -110,7 +110,7 @@ def empty_model(checkpoint: Checkpoint, backend: str = "auto") -> PixelRefer | P
     tokenizer = checkpoint.tokenizer()
     with torch.device("meta"):
         model = model_class(checkpoint.config, tokenizer, checkpoint.generation, backend)
-    checkpoint.check(model.checkpoint_slots(), _optional(model))
+    checkpoint.check(model.network.checkpoint_slots(), _optional(model))
     return model
 
 
@@ -160,13 +160,14 @@ def _graphs(limit: int, device: torch.device) -> GraphCache | None:
 
 
 def _optional(model: PixelRefer | PixelReferLite) -> tuple[str, ...]:
-    return (HEAD,) if model.llm.config.tie_word_embeddings else ()
+    return (HEAD,) if model.config.tied else ()
 
 
 def restore_buffers(model: PixelRefer | PixelReferLite, device: torch.device) -> None:
     """Set what no checkpoint holds: the LLM's rotary frequencies (always float32) and its tied output weight."""
-    rotary = model.llm.model.rotary_emb
+    llm = model.network.llm
+    rotary = llm.model.rotary_emb
     with device:
-        model.llm.model.rotary_emb = type(rotary)(model.llm.config)
-    if model.llm.config.tie_word_embeddings:
-        model.llm.lm_head.weight = model.llm.model.embed_tokens.weight
+        llm.model.rotary_emb = type(rotary)(llm.config)
+    if llm.config.tie_word_embeddings:
+        llm.lm_head.weight = llm.model.embed_tokens.weight

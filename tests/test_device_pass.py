@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from passes import encode_plan
 
 import pixelrefer_fast as pf
 from pixelrefer_fast.device.graphs import GraphCache
 from pixelrefer_fast.encoding.encoder import PassLayout
 from pixelrefer_fast.encoding.object_tokenizer import kmeans_starts
 from pixelrefer_fast.encoding.patches import pack_patches
-from pixelrefer_fast.planning.options import EncodeOptions
 from pixelrefer_fast.planning.request import FrameSource
 from pixelrefer_fast.planning.selection import select_patches
 from pixelrefer_fast.planning.views import Mark, ViewPlan, plan_views
@@ -78,8 +78,8 @@ def _errors(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def test_same_tokens_as_on_the_cpu(on_device: Any, on_host: Any) -> None:
     plan, source = _plan(on_host)
-    expected, _ = on_host.encode_plan(plan, source, EncodeOptions())
-    tokens, _ = on_device.encode_plan(plan, source, EncodeOptions())
+    expected, _ = encode_plan(on_host, plan, source)
+    tokens, _ = encode_plan(on_device, plan, source)
     limit, part = DTYPES[str(on_device.dtype).removeprefix("torch.")]
     assert (_errors(tokens, expected) < limit).double().mean() >= part
 
@@ -87,18 +87,18 @@ def test_same_tokens_as_on_the_cpu(on_device: Any, on_host: Any) -> None:
 def test_nothing_waits_for_the_device(on_device: Any, nothing_waits: None) -> None:
     plan, source = _plan(on_device)
     for _ in range(2):  # the first call compiles kernels
-        tokens, _ = on_device.encode_plan(plan, source, EncodeOptions())
+        tokens, _ = encode_plan(on_device, plan, source)
     torch.cuda.set_sync_debug_mode("default")
     assert torch.isfinite(tokens).all()
 
 
 def test_a_prompt_is_embedded_without_a_wait(on_device: Any) -> None:
     objects = on_device.encode(_image(), [mark.mask for mark in _marks(5)])
-    prompt = on_device.build_prompt("What are " + "<region>" * 5 + "?", objects)
+    prompt = on_device.network.build_prompt("What are " + "<region>" * 5 + "?", objects)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        embeds = on_device.embed_prompt(prompt, objects)
+        embeds = on_device.network.embed_prompt(prompt, objects)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(embeds[prompt.region_slots.cuda()], objects.tokens)
@@ -107,13 +107,13 @@ def test_a_prompt_is_embedded_without_a_wait(on_device: Any) -> None:
 def test_captured_encoder_passes(on_device: Any) -> None:
     """What `graph_bytes` of `load` turns on: padded to a bucket, captured by the first call, replayed by each."""
     plan, source = _plan(on_device)
-    eager, _ = on_device.encode_plan(plan, source, EncodeOptions())
+    eager, _ = encode_plan(on_device, plan, source)
     cache = GraphCache(2**30)
-    on_device.encoder.graphs = cache
+    on_device.network.encoder.graphs = cache
     try:
-        replayed = [on_device.encode_plan(plan, source, EncodeOptions())[0] for _ in range(2)]
+        replayed = [encode_plan(on_device, plan, source)[0] for _ in range(2)]
     finally:
-        on_device.encoder.graphs = None
+        on_device.network.encoder.graphs = None
     assert (cache.counts()["captures"], cache.counts()["replays"]) == (1, 2)
     assert torch.equal(*replayed)
     limit, part = DTYPES[str(on_device.dtype).removeprefix("torch.")]
@@ -132,8 +132,8 @@ def test_captured_and_replayed(on_device: Any) -> None:
 
     @torch.inference_mode()
     def run() -> torch.Tensor:
-        features = on_device.encoder.run(given, layout)
-        return on_device.object_tokenizer(features, selection, starts)
+        features = on_device.network.encoder.run(given, layout)
+        return on_device.network.object_tokenizer(features, selection, starts)
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())  # for the tables

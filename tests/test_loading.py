@@ -46,7 +46,7 @@ class Tokenizer:
 def test_released_sizes_have_a_place_for_every_tensor(kind: str, size: str, billions: float) -> None:
     with torch.device("meta"):
         model = {"lite": pf.PixelReferLite, "full": pf.PixelRefer}[kind](released(kind, size), Tokenizer(), {})
-    slots = model.checkpoint_slots()
+    slots = model.network.checkpoint_slots()
     places = {k: tuple(v.shape) for k, v in slots.items()}
     vision = "model.vision_encoder.vision_encoder."
     assert places[f"{vision}embeddings.patch_embedding.weight"] == (1152, 3, 14, 14)
@@ -74,7 +74,7 @@ def test_bundled_checkpoints_fill_the_model() -> None:
 def test_other_dtypes_answer(dtype) -> None:
     model = pf.load(ASSETS / "full", device="cpu", dtype=dtype)
     assert {p.dtype for p in model.parameters()} == {getattr(torch, dtype) if isinstance(dtype, str) else dtype}
-    assert model.llm.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert model.network.llm.model.rotary_emb.inv_freq.dtype == torch.float32
     texts = model.describe(ASSETS / "cat.jpg", [[10, 20, 100, 120]], max_new_tokens=3)
     assert len(texts) == 1
 

@@ -63,7 +63,7 @@ def test_describe_in_batches_is_the_same(model, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_bad_region_is_told_before_any_answer(model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(model), "encode_views", lambda *args, **kwargs: pytest.fail("something was encoded"))
+    monkeypatch.setattr(type(model.network), "encode", lambda *args, **kwargs: pytest.fail("something was encoded"))
     with pytest.raises(ValueError, match="region 2"):
         model.describe(CAT, [*BOXES[:2], [900, 900, 950, 950]])
     with pytest.raises(ValueError, match="kmeans_start: expected an entry for each of the 3 marks, got 4"):
@@ -155,13 +155,13 @@ def test_given_kmeans_starts(lite) -> None:
 
 def test_views_of_an_image_are_encoded_once(lite, monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[list[tuple[int, int, int]]] = []
-    forward = type(lite.encoder).forward
+    forward = type(lite.network.encoder).forward
 
     def counting(self, patches, grids, *args):
         passes.append(list(grids))
         return forward(self, patches, grids, *args)
 
-    monkeypatch.setattr(type(lite.encoder), "forward", counting)
+    monkeypatch.setattr(type(lite.network.encoder), "forward", counting)
     lite.encode(CAT, BOXES)
     assert len(passes) == 1
     # three crops, one global and one local view; with a budget for three objects the global view is 18 x 18
@@ -274,7 +274,7 @@ def test_full_warns_of_an_object_without_tokens(full) -> None:
     with pytest.warns(UserWarning, match="region 1: too small for this model"):
         objects = full.encode(CAT, [BOXES[0], corner])
     assert [sum(o.counts) for o in objects.objects] == [8, 0]
-    assert full.build_prompt("<region> or <region>?", objects).region_slots.shape == (8,)
+    assert full.network.build_prompt("<region> or <region>?", objects).region_slots.shape == (8,)
 
 
 def test_video_with_several_marked_frames_lite(lite, frames) -> None:
@@ -284,7 +284,7 @@ def test_video_with_several_marked_frames_lite(lite, frames) -> None:
     objects = lite.encode(video, marks)
     assert [o.counts for o in objects.objects] == [(8, 8), (8,)]
     assert [o.times for o in objects.objects] == [(0.0, 1.2), (2.0,)]
-    prompt = lite.build_prompt("What do <region> and <region> do?", objects)
+    prompt = lite.network.build_prompt("What do <region> and <region> do?", objects)
     text = lite.tokenizer.decode(prompt.input_ids)
     region = "<REGION>" * 8
     assert f"[Time 0.0:{region},Time 1.2:{region}] and [Time 2.0:{region}]" in text
@@ -342,7 +342,7 @@ def test_video_region_errors(model, frames) -> None:
 def test_save_loads_again_bit_equal(model, tmp_path: Path) -> None:
     model.save(tmp_path / "copy")
     again = pf.load(tmp_path / "copy", device="cpu")
-    before, after = model.checkpoint_slots(), again.checkpoint_slots()
+    before, after = model.network.checkpoint_slots(), again.network.checkpoint_slots()
     assert before.keys() == after.keys()
     for key, tensor in before.items():
         assert torch.equal(tensor, after[key]), key

@@ -91,14 +91,14 @@ def run(variant: Variant, start: Path, out: Path, steps: int, questions: int) ->
         optimizer="muon",
     )
     config = TrainConfig(str(start), folder, (stage,), tensorboard=False, save_every=10**9)
-    set_learning(model, stage.learning_rate)
-    for name, parameter in model.object_tokenizer.named_parameters():
+    set_learning(model.network, stage.learning_rate)
+    for name, parameter in model.network.object_tokenizer.named_parameters():
         if name.startswith(variant.without):
             with torch.no_grad():
                 parameter.zero_()
             parameter.requires_grad_(False)
     items = stage_items(stage, model.config, MalformedLog(folder / MALFORMED))
-    trainer = StageTrainer(TrainingModel(model), stage, config, items, folder, seed=0)
+    trainer = StageTrainer(TrainingModel(model.network), stage, config, items, folder, seed=0)
     began = time.time()
     trainer.train()
     model.eval().requires_grad_(False)

@@ -173,7 +173,7 @@ def make_start(kind: str, out: Path) -> None:
     symbols = load_language(model, language)
     seen = out / f"vision-{kind}"
     if not (seen / VISION_FILE).is_file():
-        load_encoder(model.encoder, encoder)
+        load_encoder(model.network.encoder, encoder)
         align(model, symbols, SEEN, seen, seed=SEED, resume=_begun(seen), **ALIGNMENT[kind])
     load_vision(model, seen / VISION_FILE)
     model.save(start)

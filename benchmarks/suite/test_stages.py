@@ -14,6 +14,7 @@ from conftest import model_names
 
 from pixelrefer_fast.bench.run import stages, whole
 from pixelrefer_fast.device.counters import Counts
+from pixelrefer_fast.device.stages import STAGES
 
 CASES = ("one object", "20-frame video")
 TOKENS, SMOKE_TOKENS = 64, 3
@@ -23,14 +24,14 @@ LIMIT = 1e-4  # of the error in float32; 16 bits round differently, and k-means 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     asked = [(name, case) for name in model_names(metafunc.config) for case in CASES]
     # of a question all stages, before the next one is asked
-    metafunc.parametrize("stage", stages.NAMES)
+    metafunc.parametrize("stage", STAGES)
     metafunc.parametrize(("model", "asked"), asked, indirect=True, scope="module")
 
 
 class Asked:
     """A question that has gone through all stages once, which were counted."""
 
-    def __init__(self, own: stages.Question, case: str, sizes: dict[str, int]) -> None:
+    def __init__(self, own: stages.StagedQuestion, case: str, sizes: dict[str, int]) -> None:
         self.own, self.case, self.sizes = own, case, sizes
         self.counts: dict[str, Counts] = {}
         self.own_sizes: dict[str, dict[str, int]] = {}

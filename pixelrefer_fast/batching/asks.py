@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from pixelrefer_fast.checks.values import shown
 
@@ -24,7 +24,7 @@ class Ask:
 
     __slots__ = ("first_region", "media", "options", "question", "regions")
 
-    def __init__(self, media: Any, question: str | None = None, regions: Any = None, **options: Any) -> None:
+    def __init__(self, media: object, question: str | None = None, regions: object = None, **options: object) -> None:
         self.media = media
         self.question = question
         self.regions = regions
@@ -82,7 +82,7 @@ class BatchError(ValueError):
         )
 
 
-def as_ask(value: Any, defaults: Mapping[str, Any] | None = None) -> Ask:
+def as_ask(value: object, defaults: Mapping[str, object] | None = None) -> Ask:
     """Make an `Ask` from any form in which a request may be given.
 
     Args:
@@ -96,8 +96,9 @@ def as_ask(value: Any, defaults: Mapping[str, Any] | None = None) -> Ask:
     """
     if isinstance(value, Exception):
         raise value
-    ask = value
-    if isinstance(value, Mapping):
+    if isinstance(value, Ask):
+        ask = value
+    elif isinstance(value, Mapping):
         if "media" not in value or not all(isinstance(key, str) for key in value):
             raise ValueError(f'request: expected a mapping with "media" and the names of options, got {shown(value)}')
         ask = Ask(value["media"], value.get("question"), value.get("regions"))
@@ -107,7 +108,7 @@ def as_ask(value: Any, defaults: Mapping[str, Any] | None = None) -> Ask:
             raise ValueError(f"request: expected (media, question, regions, options), got {shown(value)}")
         ask = Ask(*value[:3])
         ask.options = dict(value[3]) if len(value) == 4 else {}
-    elif not isinstance(value, Ask):
+    else:
         raise ValueError(f"request: expected an Ask, a tuple or a mapping, got {shown(value)}")
     if not defaults:
         return ask

@@ -8,13 +8,13 @@ import heapq
 import os
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
-from typing import Any
 
 from pixelrefer_fast.batching.asks import Answer, Ask, BatchError
 from pixelrefer_fast.batching.memory import MAX_REQUESTS
 from pixelrefer_fast.batching.progress import batch_progress
-from pixelrefer_fast.batching.queue import Lane, RequestQueue
+from pixelrefer_fast.batching.queue import Caller, RequestQueue
 from pixelrefer_fast.checks.values import is_integer, shown
+from pixelrefer_fast.network import Network
 
 AHEAD = 2  # batches that are taken from the caller's requests before answers are fetched
 _MAKING = threading.Lock()
@@ -29,15 +29,15 @@ class Batch(Iterator[Answer]):
     def __init__(
         self,
         queue: RequestQueue,
-        requests: Iterable[Any],
-        options: dict[str, Any],
+        requests: Iterable[object],
+        options: dict[str, object],
         batch_size: int | None,
         ordered: bool,
         tracebacks: bool = False,
     ) -> None:
         self._queue = queue
-        self._lane = Lane(options, batch_size)
-        self._lane.tracebacks = tracebacks
+        self._caller = Caller(options, batch_size)
+        self._caller.tracebacks = tracebacks
         self._requests = iter(requests)
         self._failed: BaseException | None = None
         self._exhausted = False
@@ -52,42 +52,42 @@ class Batch(Iterator[Answer]):
     def __next__(self) -> Answer:
         while True:
             self._feed()
-            while (answer := self._queue.fetch(self._lane)) is not None:
+            while (answer := self._queue.fetch(self._caller)) is not None:
                 heapq.heappush(self._fetched, (answer.index, answer))
             if self._fetched and (not self._ordered or self._fetched[0][0] == self._handed_out):
                 self._handed_out += 1
                 return heapq.heappop(self._fetched)[1]
-            if not self._lane.open and not self._lane.finished:
+            if not self._caller.open and not self._caller.finished:
                 if self._failed is not None:
                     failed, self._failed = self._failed, None
                     raise failed
                 raise StopIteration
-            self._queue.advance(self._lane)
+            self._queue.advance(self._caller)
 
     def cancel(self) -> None:
         """Take no more requests; what is open ends as cancelled and is still handed out. From any thread."""
         self._exhausted = True
-        self._queue.cancel(self._lane)
+        self._queue.cancel(self._caller)
 
     def close(self) -> None:
         """`cancel`, nothing more being handed out."""
         self.cancel()
         self._fetched.clear()
-        self._lane.finished.clear()
+        self._caller.finished.clear()
 
     def __enter__(self) -> Batch:
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __del__(self) -> None:
-        lane = getattr(self, "_lane", None)
-        if lane is not None:
-            lane.cancelled = True  # seen at the next step: no lock may be waited for here
+        caller = getattr(self, "_caller", None)
+        if caller is not None:
+            caller.cancelled = True  # seen at the next step: no lock may be waited for here
 
     def _feed(self) -> None:
-        while not self._exhausted and self._lane.count - self._handed_out < self._ahead:
+        while not self._exhausted and self._caller.count - self._handed_out < self._ahead:
             try:
                 value = next(self._requests)
             except StopIteration:
@@ -95,12 +95,13 @@ class Batch(Iterator[Answer]):
             except Exception as error:  # told when what came before it is answered
                 self._exhausted, self._failed = True, error
             else:
-                self._queue.submit(self._lane, value)
+                self._queue.submit(self._caller, value)
 
 
 class BatchCalls:
     """What `PixelRefer` and `PixelReferLite` can do with many requests."""
 
+    network: Network
     _requests: RequestQueue | None = None
 
     @property
@@ -111,14 +112,14 @@ class BatchCalls:
             with _MAKING:
                 queue = self._requests
                 if queue is None or queue.process != os.getpid():
-                    queue = self._requests = RequestQueue(self)
+                    queue = self._requests = RequestQueue(self.network)
         return queue
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {key: value for key, value in self.__dict__.items() if key != "_requests"}
 
     def ask_iter(
-        self, requests: Iterable[Any], *, ordered: bool = False, batch_size: int | None = None, **options: Any
+        self, requests: Iterable[object], *, ordered: bool = False, batch_size: int | None = None, **options: object
     ) -> Batch:
         """Answers as they are finished, each with the index of its request.
 
@@ -142,11 +143,11 @@ class BatchCalls:
 
     def ask_batch(
         self,
-        requests: Iterable[Any],
+        requests: Iterable[object],
         *,
         batch_size: int | None = None,
         progress: bool | None = None,
-        **options: Any,
+        **options: object,
     ) -> list[Answer]:
         """`ask_iter` as a list, in the order of the requests.
 
@@ -156,30 +157,31 @@ class BatchCalls:
         """
         total = len(requests) if isinstance(requests, Sequence) else None
         answers: list[Answer] = []
-        batch = self.ask_iter(requests, batch_size=batch_size, **options)
+        batch = self.ask_iter(requests, batch_size=batch_size, **options)  # type: ignore[arg-type]  # those of requests and its own
         with batch, batch_progress("requests", progress) as tick:
             for answer in batch:
                 answers.append(answer)
                 tick(len(answers), total)
         return sorted(answers, key=lambda answer: answer.index)
 
-    async def ask_async(self, media: Any, question: str, regions: Any = None, **options: Any) -> str:
+    async def ask_async(self, media: object, question: str, regions: object = None, **options: object) -> str:
         """`ask` that lets the event loop go on; concurrent calls share batches.
 
         Raises:
             ValueError: naming the input, what was expected and what came.
         """
-        async for answer in self.ask_iter_async([Ask(media, question, regions)], **options):
+        ask = Ask(media, question, regions)
+        async for answer in self.ask_iter_async([ask], **options):  # type: ignore[arg-type]  # those of requests and its own
             return text_of(answer)
         raise RuntimeError("a request was neither answered nor refused")  # pragma: no cover
 
     async def ask_iter_async(
         self,
-        requests: Iterable[Any] | AsyncIterable[Any],
+        requests: Iterable[object] | AsyncIterable[object],
         *,
         ordered: bool = False,
         batch_size: int | None = None,
-        **options: Any,
+        **options: object,
     ) -> AsyncIterator[Answer]:
         """`ask_iter` for coroutines; `requests` may be asynchronous as well. Closing it cancels what is open."""
         _check_batch(requests, batch_size)
@@ -190,7 +192,7 @@ class BatchCalls:
                 loop.call_soon_threadsafe(changed.set)
 
         queue = self.requests
-        lane = Lane(options, batch_size, notify)
+        caller = Caller(options, batch_size, notify)
         ahead = AHEAD * (batch_size or queue.budget.requests)
         fetched: list[tuple[int, Answer]] = []
         handed_out = 0
@@ -200,38 +202,38 @@ class BatchCalls:
             if isinstance(requests, AsyncIterable):
                 async for value in requests:
                     await room.acquire()
-                    queue.submit(lane, value)
+                    queue.submit(caller, value)
             else:
                 for value in requests:
                     await room.acquire()
-                    queue.submit(lane, value)
+                    queue.submit(caller, value)
 
         feeder = asyncio.create_task(feed())
         feeder.add_done_callback(lambda _: changed.set())
         try:
             while True:
                 changed.clear()
-                while (answer := queue.fetch(lane)) is not None:
+                while (answer := queue.fetch(caller)) is not None:
                     heapq.heappush(fetched, (answer.index, answer))
                 while fetched and (not ordered or fetched[0][0] == handed_out):
                     handed_out += 1
                     room.release()
                     yield heapq.heappop(fetched)[1]
-                if feeder.done() and not lane.open and not lane.finished:
+                if feeder.done() and not caller.open and not caller.finished:
                     feeder.result()  # what `requests` itself raised
                     return
-                if not lane.finished:
+                if not caller.finished:
                     await changed.wait()
         finally:
             feeder.cancel()
-            queue.cancel(lane)
+            queue.cancel(caller)
 
-    def _answer_one(self, value: Any, options: dict[str, Any]) -> str:
+    def _answer_one(self, value: object, options: dict[str, object]) -> str:
         """One request through the queue, driven by the caller's own thread if no other does."""
         with Batch(self.requests, [value], options, None, ordered=True, tracebacks=True) as batch:
             return text_of(next(batch))
 
-    def _answer_all(self, values: Iterable[Any], progress: bool | None, total: int | None) -> list[Answer]:
+    def _answer_all(self, values: Iterable[object], progress: bool | None, total: int | None) -> list[Answer]:
         """All requests, in order; the first failure ends it."""
         answers = []
         batch = Batch(self.requests, values, {}, None, ordered=True, tracebacks=True)
@@ -252,7 +254,7 @@ def text_of(answer: Answer) -> str:
     return answer.text
 
 
-def _check_batch(requests: Any, batch_size: Any) -> None:
+def _check_batch(requests: object, batch_size: int | None) -> None:
     if not isinstance(requests, (Iterable, AsyncIterable)) or isinstance(requests, (str, bytes, Ask)):
         raise ValueError(f"requests: expected several of them, got {shown(requests)}")
     if batch_size is not None and not (is_integer(batch_size) and 1 <= batch_size <= MAX_REQUESTS):

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from pixelrefer_fast.decoding import Generation, PromptEmbeds, prefix_boundaries
 from pixelrefer_fast.encoding.object_tokenizer import kmeans_starts
-from pixelrefer_fast.encoding.objects import Objects, Scene
+from pixelrefer_fast.encoding.objects import Objects, SceneTokens
+from pixelrefer_fast.network import Network
 from pixelrefer_fast.planning.merge import merge
 from pixelrefer_fast.planning.options import EncodeOptions
 from pixelrefer_fast.planning.request import FrameSource, Request
 from pixelrefer_fast.planning.views import View, ViewPlan
 
+SceneKey = tuple[int, tuple[int, ...]]  # the id of a source, and its frames
 SCENES = 16  # whole images and videos of which a queue keeps the vision tokens
 
 
@@ -73,16 +74,16 @@ class SceneCache:
     def __init__(self, limit: int = SCENES) -> None:
         self.limit = limit
         # the source is kept with its scene: an id belongs to one object for as long as that lives
-        self._scenes: OrderedDict[tuple[Any, ...], tuple[FrameSource, Scene]] = OrderedDict()
+        self._scenes: OrderedDict[SceneKey, tuple[FrameSource, SceneTokens]] = OrderedDict()
 
-    def get(self, request: Request) -> Scene | None:
+    def get(self, request: Request) -> SceneTokens | None:
         found = self._scenes.get(self._key(request))
         if found is None:
             return None
         self._scenes.move_to_end(self._key(request))
         return found[1]
 
-    def keep(self, request: Request, scene: Scene) -> None:
+    def keep(self, request: Request, scene: SceneTokens) -> None:
         self._scenes[self._key(request)] = request.source, scene
         while len(self._scenes) > self.limit:
             self._scenes.popitem(last=False)
@@ -91,15 +92,15 @@ class SceneCache:
         self._scenes.clear()
 
     @staticmethod
-    def _key(request: Request) -> tuple[Any, ...]:
+    def _key(request: Request) -> SceneKey:
         return id(request.source), tuple(request.scene)
 
 
-def encode_prepared(model: Any, batch: Sequence[Prepared], scenes: SceneCache | None = None) -> list[Objects]:
+def encode_prepared(network: Network, batch: Sequence[Prepared], scenes: SceneCache | None = None) -> list[Objects]:
     """The objects of each request of a batch, in one packed pass; those that are encoded already come as they are.
 
     Args:
-        model: the model.
+        network: whose weights encode.
         batch: requests of any images and videos.
         scenes: what is known of whole images and videos, and what is learnt.
 
@@ -107,28 +108,28 @@ def encode_prepared(model: Any, batch: Sequence[Prepared], scenes: SceneCache | 
         ValueError: a frame that cannot be read, a k-means start that does not fit.
     """
     fresh = [p for p in batch if p.objects is None]
-    encoded = iter(_encode(model, fresh, scenes or SceneCache()) if fresh else ())
+    encoded = iter(_encode(network, fresh, scenes or SceneCache()) if fresh else ())
     return [next(encoded) if p.objects is None else p.objects for p in batch]
 
 
-def embedded_prompt(model: Any, question: str, objects: Objects) -> PromptEmbeds:
-    """What the decoder takes: a question about encoded objects, and where its beginning may be shared.
+def embedded_prompt(network: Network, question: str, objects: Objects) -> PromptEmbeds:
+    """What the decoder takes: a question about encoded objects, and where its prefixes end.
 
     Raises:
         ValueError: the question does not fit the objects, or the prompt the context.
     """
-    prompt = model.build_prompt(question, objects)
-    return PromptEmbeds(model.embed_prompt(prompt, objects), prefix_boundaries(prompt, objects))
+    prompt = network.build_prompt(question, objects)
+    return PromptEmbeds(network.embed_prompt(prompt, objects), prefix_boundaries(prompt, objects))
 
 
 @torch.inference_mode()
-def _encode(model: Any, batch: Sequence[Prepared], scenes: SceneCache) -> list[Objects]:
+def _encode(network: Network, batch: Sequence[Prepared], scenes: SceneCache) -> list[Objects]:
     requests = [p.request for p in batch if p.request is not None]
     known = [scenes.get(r) if r.scene else None for r in requests]
     joint = merge(requests, [p.plan for p in batch if p.plan is not None], [scene is None for scene in known])
 
     def starts(counts: Sequence[int]) -> torch.Tensor:
-        clusters = model.config.mask_num
+        clusters = network.config.mask_num
         return torch.cat(
             [
                 kmeans_starts(
@@ -138,13 +139,13 @@ def _encode(model: Any, batch: Sequence[Prepared], scenes: SceneCache) -> list[O
             ]
         )
 
-    tokens, found = model.encode_views(joint.plan, joint.source, starts, [part.scene for part in joint.parts])
+    tokens, found = network.encode(joint.plan, joint.source, starts, [part.scene for part in joint.parts])
     objects = []
     row = 0
     for request, part, scene, own in zip(requests, joint.parts, found, known, strict=True):
         counts = [joint.plan.marks[m].tokens for m in part.marks]
         if scene is not None:
             scenes.keep(request, scene)
-        objects.append(model.objects_of(request, counts, tokens[row : row + sum(counts)], own or scene))
+        objects.append(network.objects_of(request, counts, tokens[row : row + sum(counts)], own or scene))
         row += sum(counts)
     return objects

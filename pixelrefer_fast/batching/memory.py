@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 import os
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+
+from pixelrefer_fast.network import Network
 
 REQUESTS = {"cpu": 32, "cuda": 64}  # of one batch, unless the caller says otherwise
 MAX_REQUESTS = 4096
@@ -39,11 +40,11 @@ class Budget:
     tokens: int
 
     @classmethod
-    def of(cls, model: Any) -> Budget:
-        """For a model where it lies, from the memory that is free there now."""
-        device, itemsize = model.device, model.dtype.itemsize
+    def of(cls, network: Network) -> Budget:
+        """For a network where it lies, from the memory that is free there now."""
+        device, itemsize = network.device, network.dtype.itemsize
         share = SHARE * free_bytes(device)
-        vision, llm = model.config.vision, model.config.llm
+        vision, llm = network.config.vision, network.config.llm
         # the patches in float32, twice where they are gathered; features, and the residual stream while they are made
         per_patch = 2 * 4 * 3 * vision.patch_size**2 + 4 * vision.hidden_size * itemsize
         heads = llm["num_attention_heads"]

@@ -9,7 +9,7 @@ from pixelrefer_fast.batching.memory import Budget
 from pixelrefer_fast.planning.views import View
 
 
-class Packing:
+class BatchBuilder:
     """A batch that is being filled.
 
     Args:

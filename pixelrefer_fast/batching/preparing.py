@@ -6,7 +6,6 @@ import os
 import stat
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from pixelrefer_fast.decoding import Generation
 from pixelrefer_fast.decoding.prompt import check_question, check_tags
 from pixelrefer_fast.encoding.objects import Objects
 from pixelrefer_fast.media import Video, open_media
+from pixelrefer_fast.network import Network
 from pixelrefer_fast.planning.options import EncodeOptions, split_options
 from pixelrefer_fast.planning.request import REGION_TAG, FrameSource, Request
 
@@ -23,13 +23,14 @@ DESCRIBE_IMAGE = f"Please describe {REGION_TAG} in detail."
 DESCRIBE_VIDEO = f"Please describe in detail the marked object {REGION_TAG} in the video."
 KEPT_BYTES = 1 << 28  # of pixels of opened images
 KEPT_MEDIA = 64
+MediaKey = int | tuple[str | bytes, int, int, int, int]  # an id; or a path, and what tells that its file changed
 
 
 @dataclass(frozen=True)
 class Opened:
     """An image or a video, and its frames by number."""
 
-    given: Any  # kept, so that its id belongs to nobody else
+    given: object  # kept, so that its id belongs to nobody else
     media: np.ndarray | Video
     source: FrameSource
 
@@ -48,9 +49,9 @@ class MediaCache:
     """Images and videos that are asked about again; the least recently used are let go first."""
 
     def __init__(self) -> None:
-        self._opened: OrderedDict[Any, Opened] = OrderedDict()
+        self._opened: OrderedDict[MediaKey, Opened] = OrderedDict()
 
-    def open(self, media: Any) -> Opened:
+    def open(self, media: object) -> Opened:
         """What is behind `media`, opened once: files while they do not change, other things by identity.
 
         Raises:
@@ -76,12 +77,12 @@ class MediaCache:
         return sum(o.media.nbytes for o in self._opened.values() if isinstance(o.media, np.ndarray))
 
 
-def is_file(media: Any) -> bool:
+def is_file(media: object) -> bool:
     """Whether `media` is the path of a regular file, which any caller may share."""
     return isinstance(_key(media), tuple)
 
 
-def _key(media: Any) -> Any:
+def _key(media: object) -> MediaKey:
     if isinstance(media, (str, os.PathLike)):
         try:
             found = os.stat(media)
@@ -92,11 +93,11 @@ def _key(media: Any) -> Any:
     return id(media)
 
 
-def prepare(model: Any, ask: Ask | Bound, files: MediaCache, others: MediaCache) -> Prepared:
+def prepare(network: Network, ask: Ask | Bound, files: MediaCache, others: MediaCache) -> Prepared:
     """Check and plan one request.
 
     Args:
-        model: whose rules hold.
+        network: whose rules hold.
         ask: the request.
         files: where files are opened, for all callers.
         others: where anything else is, for this caller.
@@ -105,7 +106,7 @@ def prepare(model: Any, ask: Ask | Bound, files: MediaCache, others: MediaCache)
         ValueError: naming the input, what was expected and what came.
     """
     if isinstance(ask, Bound):
-        plan = model.plan_request(ask.request)
+        plan = network.plan(ask.request)
         return Prepared(ask.question, ask.generation, request=ask.request, plan=plan, encode=ask.encode)
     encode, generation = split_options(ask.options, EncodeOptions, Generation)
     question = ask.question
@@ -116,7 +117,7 @@ def prepare(model: Any, ask: Ask | Bound, files: MediaCache, others: MediaCache)
             raise ValueError("regions: expected None with encoded objects, which have theirs")
         if encode != EncodeOptions():
             raise ValueError(f"options: expected none of encoding with encoded objects, got {encode}")
-        objects = model.own_objects(ask.media)
+        objects = network.own_objects(ask.media)
         if question is None:
             question = _description(len(objects), _of_video(objects))
         elif REGION_TAG not in question:
@@ -124,11 +125,11 @@ def prepare(model: Any, ask: Ask | Bound, files: MediaCache, others: MediaCache)
         check_tags(question, len(objects))
         return Prepared(question, generation, objects=objects)
     opened = (files if is_file(ask.media) else others).open(ask.media)
-    request = model.bind(opened.media, opened.source, ask.regions, encode, ask.first_region)
+    request = network.bind(opened.media, opened.source, ask.regions, encode, ask.first_region)
     if question is None:
         question = _description(len(request.regions), request.source.video)
     check_tags(question, len(request.regions))
-    return Prepared(question, generation, request=request, plan=model.plan_request(request), encode=encode)
+    return Prepared(question, generation, request=request, plan=network.plan(request), encode=encode)
 
 
 def _description(regions: int, video: bool) -> str:

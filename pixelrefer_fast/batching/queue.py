@@ -1,4 +1,4 @@
-"""One queue of requests for a model: callers of any number of threads share its batches.
+"""One queue of requests for a network: callers of any number of threads share its batches.
 
 No thread of its own runs it: whoever waits for an answer drives the next step, for everybody. A step admits requests
 (planned, encoded in one packed pass, turned into prompts) and lets all sequences that are being decoded go on.
@@ -11,50 +11,50 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from pixelrefer_fast.batching.asks import Answer, as_ask
 from pixelrefer_fast.batching.encoding import Prepared, SceneCache, embedded_prompt, encode_prepared
 from pixelrefer_fast.batching.memory import Budget, give_back, out_of_memory
-from pixelrefer_fast.batching.planner import Packing
+from pixelrefer_fast.batching.planner import BatchBuilder
 from pixelrefer_fast.batching.preparing import Bound, MediaCache, prepare
 from pixelrefer_fast.batching.session import Session
 from pixelrefer_fast.checks.printable import one_line
 from pixelrefer_fast.decoding import PromptEmbeds
 from pixelrefer_fast.decoding import Ticket as Decoding
+from pixelrefer_fast.network import Network
 
 PATIENCE = 1.0  # seconds after which a waiting thread looks whether the driving one is still there
 CALM = 8  # batches without running out of memory after which larger ones are tried again
 
 
-class Ticket:
+class Pending:
     """One request on its way."""
 
-    __slots__ = ("answered", "index", "lane", "prepared", "prompt", "value")
+    __slots__ = ("answered", "caller", "index", "prepared", "prompt", "value")
 
-    def __init__(self, lane: Lane, index: int, value: Any) -> None:
-        self.lane = lane
+    def __init__(self, caller: Caller, index: int, value: object) -> None:
+        self.caller = caller
         self.index = index
-        self.value = value
+        self.value: object = value
         self.prepared: Prepared | None = None
         self.prompt: PromptEmbeds | None = None
         self.answered = False
 
 
-class Lane:
+class Caller:
     """The requests of one caller, in order; `finished` fills as they are answered."""
 
     def __init__(
         self,
-        defaults: dict[str, Any] | None = None,
+        defaults: dict[str, object] | None = None,
         requests: int | None = None,
         notify: Callable[[], None] | None = None,
     ) -> None:
         self.defaults = defaults
         self.requests = requests  # at one time; None: as the queue thinks best
         self.notify = notify  # called, from any thread, when something was answered
-        self.waiting: deque[Ticket] = deque()
-        self.open: dict[int, Ticket] = {}  # handed in and not answered
+        self.waiting: deque[Pending] = deque()
+        self.open: dict[int, Pending] = {}  # handed in and not answered
         self.finished: deque[Answer] = deque()
         self.cancelled = False
         self.tracebacks = False  # whether errors keep theirs
@@ -63,24 +63,24 @@ class Lane:
 
 
 class RequestQueue:
-    """All requests of one model.
+    """All requests of one network.
 
     Args:
-        model: who answers.
+        network: who answers.
         budget: what may run together; None: from the memory that is free at the first request.
     """
 
-    def __init__(self, model: Any, budget: Budget | None = None) -> None:
-        self.model = model
+    def __init__(self, network: Network, budget: Budget | None = None) -> None:
+        self.network = network
         self.process = os.getpid()
         self._budget = budget
         self._changed = threading.Condition()
         self._driver: threading.Thread | None = None
-        self._turns: deque[object] = deque()  # those who want the model for themselves
-        self._lanes: deque[Lane] = deque()  # with open requests; the next one to be served first
-        self._held: deque[Ticket] = deque()  # taken from their lanes, to be started (again) before any other
-        self._active: dict[int, Ticket] = {}  # by id
-        self._session = Session(model.decoder)
+        self._turns: deque[object] = deque()  # those who want the network for themselves
+        self._callers: deque[Caller] = deque()  # with open requests; the next one to be served first
+        self._held: deque[Pending] = deque()  # taken from their callers, to be started (again) before any other
+        self._active: dict[int, Pending] = {}  # by id
+        self._session: Session[Pending] = Session(network.decoder)
         self._ceiling: int | None = None  # requests at one time after memory ran out
         self._calm = 0
         self._one_by_one = False  # until what is held has been tried: which of a batch has failed?
@@ -91,39 +91,39 @@ class RequestQueue:
     @property
     def budget(self) -> Budget:
         if self._budget is None:
-            self._budget = Budget.of(self.model)
+            self._budget = Budget.of(self.network)
         return self._budget
 
     # -- callers -----------------------------------------------------------------------------------------------------
 
-    def submit(self, lane: Lane, value: Any) -> int:
-        """Hand in a request (`as_ask` says what counts as one); its index in the lane. Never fails."""
+    def submit(self, caller: Caller, value: object) -> int:
+        """Hand in a request (`as_ask` says what counts as one); its index in the caller. Never fails."""
         with self._changed:
-            ticket = Ticket(lane, lane.count, value)
-            lane.count += 1
-            lane.open[ticket.index] = ticket
-            if lane.cancelled:
-                self._deliver(ticket, _failure(ticket, None))
-                return ticket.index
-            lane.waiting.append(ticket)
-            if lane not in self._lanes:
-                self._lanes.append(lane)
-            if lane.notify is not None:
+            pending = Pending(caller, caller.count, value)
+            caller.count += 1
+            caller.open[pending.index] = pending
+            if caller.cancelled:
+                self._deliver(pending, _failure(pending, None))
+                return pending.index
+            caller.waiting.append(pending)
+            if caller not in self._callers:
+                self._callers.append(caller)
+            if caller.notify is not None:
                 self._serve()
-            return ticket.index
+            return pending.index
 
-    def advance(self, lane: Lane, whatever: bool = False) -> None:
-        """Drive a step, or wait while another thread does, unless something of the lane is finished.
+    def advance(self, caller: Caller, whatever: bool = False) -> None:
+        """Drive a step, or wait while another thread does, unless something of the caller is finished.
 
         Args:
-            lane: whose answers are wanted.
-            whatever: drive a step even if answers of the lane wait to be fetched.
+            caller: whose answers are wanted.
+            whatever: drive a step even if answers of the caller wait to be fetched.
         """
         me = threading.current_thread()
         driving = False
         try:
             with self._changed:
-                while lane.open and (whatever or not lane.finished):
+                while caller.open and (whatever or not caller.finished):
                     if not self._turns and self._free(me):
                         self._driver = me
                         driving = True
@@ -141,7 +141,7 @@ class RequestQueue:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """The model for the caller alone, in turn with others and between two steps."""
+        """The network for the caller alone, in turn with others and between two steps."""
         me, turn = threading.current_thread(), object()
         try:
             with self._changed:
@@ -157,22 +157,22 @@ class RequestQueue:
                     self._turns.remove(turn)
             self._leave()
 
-    def fetch(self, lane: Lane) -> Answer | None:
-        """The next answer of a lane, in the order in which they were finished; None while there is none."""
+    def fetch(self, caller: Caller) -> Answer | None:
+        """The next answer of a caller, in the order in which they were finished; None while there is none."""
         with self._changed:
-            if not lane.finished:
+            if not caller.finished:
                 return None
-            answer = lane.finished.popleft()
-            lane.open.pop(answer.index, None)  # still there if its delivery was interrupted
+            answer = caller.finished.popleft()
+            caller.open.pop(answer.index, None)  # still there if its delivery was interrupted
             return answer
 
-    def cancel(self, lane: Lane) -> None:
-        """Answer what is open of a lane as cancelled; what a thread is working on, when its step ends."""
+    def cancel(self, caller: Caller) -> None:
+        """Answer what is open of a caller as cancelled; what a thread is working on, when its step ends."""
         with self._changed:
-            lane.cancelled = True
-            while lane.waiting:
-                ticket = lane.waiting.popleft()
-                self._deliver(ticket, _failure(ticket, None))
+            caller.cancelled = True
+            while caller.waiting:
+                pending = caller.waiting.popleft()
+                self._deliver(pending, _failure(pending, None))
             if self._driver is None:
                 self._drop_cancelled()
             self._changed.notify_all()
@@ -197,100 +197,100 @@ class RequestQueue:
         if self._active:
             self._decode()
         with self._changed:
-            if not self._lanes:
+            if not self._callers:
                 self._files.clear()
                 self._scenes.clear()
 
     def _drop_cancelled(self) -> None:
         """Let go of what was cancelled; where no other thread is within a step."""
-        for lane in [lane for lane in self._lanes if lane.cancelled]:
-            lane.waiting.clear()
-            for ticket in list(lane.open.values()):
-                self._session.cancel(ticket)
-                self._active.pop(id(ticket), None)
-                self._deliver(ticket, _failure(ticket, None))
-        self._held = deque(ticket for ticket in self._held if not ticket.answered)
+        for caller in [caller for caller in self._callers if caller.cancelled]:
+            caller.waiting.clear()
+            for pending in list(caller.open.values()):
+                self._session.cancel(pending)
+                self._active.pop(id(pending), None)
+                self._deliver(pending, _failure(pending, None))
+        self._held = deque(pending for pending in self._held if not pending.answered)
 
     def _admit(self) -> None:
         with self._changed:
-            wanted = max((lane.requests or self.budget.requests for lane in self._lanes), default=0)
-            waiting = len(self._held) + sum(len(lane.waiting) for lane in self._lanes)
+            wanted = max((caller.requests or self.budget.requests for caller in self._callers), default=0)
+            waiting = len(self._held) + sum(len(caller.waiting) for caller in self._callers)
         limit = 1 if self._one_by_one else min(wanted, self._ceiling or wanted)
         room = limit - len(self._active)
         # a few at a time are encoded much faster than one by one as others end
         if room < 1 or not waiting or (self._active and room < min(waiting, limit // 4)):
             return
-        packing = Packing(self.budget, (t.prepared for t in self._active.values()))
-        batch: list[Ticket] = []
+        builder = BatchBuilder(self.budget, (t.prepared for t in self._active.values()))
+        batch: list[Pending] = []
         again = bool(self._held)  # what is held is tried without others
         while len(batch) < room and (self._held or not again):
-            ticket = self._next()
-            if ticket is None:
+            pending = self._next()
+            if pending is None:
                 break
-            if ticket.prepared is None and not self._prepare(ticket):
+            if pending.prepared is None and not self._prepare(pending):
                 continue
-            if not packing.add(ticket.prepared):
-                self._held.appendleft(ticket)
+            if not builder.add(pending.prepared):
+                self._held.appendleft(pending)
                 break
-            batch.append(ticket)
+            batch.append(pending)
         if batch:
             self._start(batch)
         if not self._held:
             self._one_by_one = False
 
-    def _next(self) -> Ticket | None:
-        """What was held, else one request of each lane in turn."""
+    def _next(self) -> Pending | None:
+        """What was held, else one request of each caller in turn."""
         with self._changed:
             while self._held:
-                ticket = self._held.popleft()
-                if not ticket.answered:
-                    return ticket
-            for _ in range(len(self._lanes)):
-                lane = self._lanes[0]
-                self._lanes.rotate(-1)
-                running = len(lane.open) - len(lane.waiting)
-                if lane.waiting and running < (lane.requests or self.budget.requests):
-                    return lane.waiting.popleft()
+                pending = self._held.popleft()
+                if not pending.answered:
+                    return pending
+            for _ in range(len(self._callers)):
+                caller = self._callers[0]
+                self._callers.rotate(-1)
+                running = len(caller.open) - len(caller.waiting)
+                if caller.waiting and running < (caller.requests or self.budget.requests):
+                    return caller.waiting.popleft()
         return None
 
-    def _prepare(self, ticket: Ticket) -> bool:
-        value, lane = ticket.value, ticket.lane
+    def _prepare(self, pending: Pending) -> bool:
+        value, caller = pending.value, pending.caller
         try:
             if not isinstance(value, Bound):
-                value = as_ask(value, lane.defaults)
-            ticket.prepared = prepare(self.model, value, self._files, lane.media)
+                value = as_ask(value, caller.defaults)
+            pending.prepared = prepare(self.network, value, self._files, caller.media)
         except Exception as error:
-            self._deliver(ticket, _failure(ticket, error))
+            self._deliver(pending, _failure(pending, error))
             return False
         return True
 
-    def _start(self, batch: list[Ticket]) -> None:
+    def _start(self, batch: list[Pending]) -> None:
         """Encode a batch in one pass and hand its prompts to the decoder."""
         try:
             fresh = [t for t in batch if t.prompt is None]
-            objects = encode_prepared(self.model, [t.prepared for t in fresh if t.prepared], self._scenes)
-            for ticket, own in zip(fresh, objects, strict=True):
-                assert ticket.prepared is not None
+            objects = encode_prepared(self.network, [t.prepared for t in fresh if t.prepared], self._scenes)
+            for pending, own in zip(fresh, objects, strict=True):
+                assert pending.prepared is not None
                 try:
-                    ticket.prompt = embedded_prompt(self.model, ticket.prepared.question, own)
+                    pending.prompt = embedded_prompt(self.network, pending.prepared.question, own)
                 except ValueError as error:
-                    self._deliver(ticket, _failure(ticket, error))
+                    self._deliver(pending, _failure(pending, error))
                     continue
-                ticket.prepared.encoded()
+                pending.prepared.encoded()
         except Exception as error:
             self._failed(batch, error)
             return
         self._session.widen(len(batch))
-        for ticket in batch:
-            if not ticket.answered:
-                assert ticket.prepared is not None
-                assert ticket.prompt is not None
+        for pending in batch:
+            if not pending.answered:
+                assert pending.prepared is not None
+                assert pending.prompt is not None
                 try:
-                    self._session.add(ticket, ticket.prompt, ticket.prepared.generation)
+                    self._session.add(pending, pending.prompt, pending.prepared.generation)
                 except ValueError as error:
-                    self._deliver(ticket, _failure(ticket, error))
+                    self._deliver(pending, _failure(pending, error))
                     continue
-                self._active[id(ticket)] = ticket
+                self._active[id(pending)] = pending
         self._calm += 1
         if self._ceiling is not None and self._calm >= CALM:
             self._calm = 0
@@ -307,17 +307,17 @@ class RequestQueue:
             self._session.abandon()
             self._failed(batch, error)
             return
-        for ticket, decoding in done:
-            self._active.pop(id(ticket), None)
-            if not ticket.answered:
-                self._deliver(ticket, _answer(ticket, decoding))
+        for pending, decoding in done:
+            self._active.pop(id(pending), None)
+            if not pending.answered:
+                self._deliver(pending, _answer(pending, decoding))
 
-    def _failed(self, batch: list[Ticket], error: Exception) -> None:
+    def _failed(self, batch: list[Pending], error: Exception) -> None:
         """A batch failed as a whole: smaller ones go on, until it is known who cannot be answered at all."""
         short = out_of_memory(error)
         together = len(batch) + len(self._active)
         if short:
-            give_back(self.model.device)
+            give_back(self.network.device)
             self._ceiling, self._calm = max(1, together // 2), 0
         if together == 1 or (not short and len(batch) == 1):
             self._deliver(batch[0], _failure(batch[0], error))
@@ -325,21 +325,21 @@ class RequestQueue:
             self._held.extendleft(reversed(batch))
             self._one_by_one = self._one_by_one or not short
 
-    def _deliver(self, ticket: Ticket, answer: Answer) -> None:
+    def _deliver(self, pending: Pending, answer: Answer) -> None:
         with self._changed:
-            if ticket.answered:
+            if pending.answered:
                 return
-            lane = ticket.lane
-            lane.finished.append(answer)
-            ticket.answered = True
-            ticket.value = ticket.prepared = ticket.prompt = None
-            lane.open.pop(ticket.index, None)
-            if not lane.open:
-                lane.media.clear()
-                if lane in self._lanes:
-                    self._lanes.remove(lane)
-        if lane.notify is not None:
-            lane.notify()
+            caller = pending.caller
+            caller.finished.append(answer)
+            pending.answered = True
+            pending.value = pending.prepared = pending.prompt = None
+            caller.open.pop(pending.index, None)
+            if not caller.open:
+                caller.media.clear()
+                if caller in self._callers:
+                    self._callers.remove(caller)
+        if caller.notify is not None:
+            caller.notify()
 
     def _recover(self) -> None:
         """After an interrupt at any point: whoever is not answered starts again, whatever was decoded of it is lost."""
@@ -347,20 +347,20 @@ class RequestQueue:
             self._session.abandon()
             self._active.clear()
             self._held.clear()
-            for lane in self._lanes:
-                delivered = {answer.index for answer in lane.finished}
-                untouched = set(map(id, lane.waiting))
-                for ticket in list(lane.open.values()):
-                    if ticket.index in delivered:  # interrupted while it was
-                        ticket.answered = True
-                        del lane.open[ticket.index]
-                    elif id(ticket) not in untouched:
-                        self._held.append(ticket)
+            for caller in self._callers:
+                delivered = {answer.index for answer in caller.finished}
+                untouched = set(map(id, caller.waiting))
+                for pending in list(caller.open.values()):
+                    if pending.index in delivered:  # interrupted while it was
+                        pending.answered = True
+                        del caller.open[pending.index]
+                    elif id(pending) not in untouched:
+                        self._held.append(pending)
 
     # -- callers that cannot drive: coroutines -----------------------------------------------------------------------
 
     def _serve(self) -> None:
-        """Have a thread that drives while lanes with a `notify` have open requests."""
+        """Have a thread that drives while callers with a `notify` have open requests."""
         if self._server is None or not self._server.is_alive():
             self._server = threading.Thread(target=self._run_server, name="pixelrefer_fast requests")
             self._server.start()
@@ -368,25 +368,25 @@ class RequestQueue:
     def _run_server(self) -> None:
         while True:
             with self._changed:
-                lane = next((lane for lane in self._lanes if lane.notify is not None), None)
-                if lane is None:
+                caller = next((caller for caller in self._callers if caller.notify is not None), None)
+                if caller is None:
                     self._server = None
                     return
             try:
-                self.advance(lane, whatever=True)
+                self.advance(caller, whatever=True)
             except Exception as error:  # a defect of ours: nobody may wait forever
                 with self._changed:
-                    for ticket in list(lane.open.values()):
-                        self._deliver(ticket, _failure(ticket, error))
-                    lane.waiting.clear()
+                    for pending in list(caller.open.values()):
+                        self._deliver(pending, _failure(pending, error))
+                    caller.waiting.clear()
 
 
-def _answer(ticket: Ticket, decoding: Decoding) -> Answer:
+def _answer(pending: Pending, decoding: Decoding) -> Answer:
     given = decoding.answer
     if given is None:
-        return _failure(ticket, decoding.error)
+        return _failure(pending, decoding.error)
     return Answer(
-        ticket.index,
+        pending.index,
         given.text,
         finish=given.finish_reason,
         tokens=given.tokens,
@@ -396,18 +396,18 @@ def _answer(ticket: Ticket, decoding: Decoding) -> Answer:
     )
 
 
-def _failure(ticket: Ticket, error: BaseException | None) -> Answer:
+def _failure(pending: Pending, error: BaseException | None) -> Answer:
     """The answer to a request that has none; without an error it was cancelled."""
     if error is None:
-        return Answer(ticket.index, None, "cancelled", "cancelled")
-    if not ticket.lane.tracebacks:
+        return Answer(pending.index, None, "cancelled", "cancelled")
+    if not pending.caller.tracebacks:
         _forget_frames(error)
     message = one_line(str(error)) or type(error).__name__
     if not isinstance(error, ValueError):
         message = f"{type(error).__name__}: {message}"
     if out_of_memory(error):
         message = f"does not fit into memory, even alone: {message}"
-    return Answer(ticket.index, None, message, "error", exception=error)
+    return Answer(pending.index, None, message, "error", exception=error)
 
 
 def _forget_frames(error: BaseException) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import Generic, TypeVar
 
 from pixelrefer_fast.decoding import Decoder, Generation, PromptEmbeds
 from pixelrefer_fast.decoding import Ticket as Decoding
 
+Request = TypeVar("Request")
 
-class Session:
+
+class Session(Generic[Request]):
     """Requests that were handed to a decoder and are not done; others may use the same decoder meanwhile."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
-        self._running: dict[int, tuple[Any, Decoding]] = {}  # by the id of the request
+        self._running: dict[int, tuple[Request, Decoding]] = {}  # by the id of the request
 
     def widen(self, sequences: int) -> None:
         """Let so many be decoded at once, if nothing is being decoded."""
@@ -23,7 +25,7 @@ class Session:
                 self._decoder.clear()
                 self._decoder.max_running = sequences
 
-    def add(self, request: Any, prompt: PromptEmbeds, options: Generation) -> None:
+    def add(self, request: Request, prompt: PromptEmbeds, options: Generation) -> None:
         """Queue a request.
 
         Raises:
@@ -31,7 +33,7 @@ class Session:
         """
         self._running[id(request)] = request, self._decoder.submit(prompt, options)
 
-    def cancel(self, request: Any) -> None:
+    def cancel(self, request: Request) -> None:
         found = self._running.pop(id(request), None)
         if found is not None:
             found[1].cancel()
@@ -42,7 +44,7 @@ class Session:
             decoding.cancel()
         self._running.clear()
 
-    def step(self) -> list[tuple[Any, Decoding]]:
+    def step(self) -> list[tuple[Request, Decoding]]:
         """One round of the decoder; the requests that are done."""
         self._decoder.advance()
         done = [entry for entry in self._running.values() if entry[1].done]

@@ -21,6 +21,7 @@ from pixelrefer_fast.decoding.prefixes import PrefixCache
 from pixelrefer_fast.decoding.qwen import LanguageModel
 from pixelrefer_fast.decoding.sequence import Ticket
 from pixelrefer_fast.decoding.step_graphs import StepGraphs
+from pixelrefer_fast.device.stages import stage
 
 SHARING_PASSES = 3  # of an admission: one for each kind of beginning that a prompt may share
 
@@ -186,6 +187,7 @@ class Engine:
                 break
         return admitted
 
+    @stage("prefill")
     def _start(self) -> list[Ticket]:
         """Prefill those that start, as far as there are blocks; they leave `_starting`.
 
@@ -261,6 +263,7 @@ class Engine:
 
     # Steps and what they found
 
+    @stage("decode")
     def _run(self, admitted: list[Ticket]) -> None:
         limits = self.limits
         careful = any(t.keep_logits for t in self._running)

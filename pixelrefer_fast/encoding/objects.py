@@ -19,7 +19,7 @@ FORMAT = "pixelrefer_fast.objects/1"
 
 
 @dataclass(frozen=True)
-class Scene:
+class SceneTokens:
     """PixelRefer only: the vision tokens of whole images or frames that the LLM sees."""
 
     tokens: torch.Tensor  # (Z', C) vision tokens that were kept
@@ -44,7 +44,7 @@ class Objects:
     tokens: torch.Tensor
     objects: tuple[ObjectTokens, ...]
     times: tuple[float, ...] | None
-    scene: Scene | None
+    scene: SceneTokens | None
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -130,7 +130,7 @@ class Objects:
         scene = None
         if kind == "full":
             counts = _counts("scene", header["scene_counts"])
-            scene = Scene(tensors["vision_tokens"], tensors["vision_kept"], counts)
+            scene = SceneTokens(tensors["vision_tokens"], tensors["vision_kept"], counts)
             if scene.kept.shape != (sum(counts),) or scene.kept.dtype != torch.bool:
                 raise ValueError(f"expected a kept flag for {sum(counts)} vision tokens, got {tuple(scene.kept.shape)}")
             if not scene.tokens.is_floating_point():

@@ -9,23 +9,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pixelrefer_fast.model import PixelRefer, PixelReferLite
+from pixelrefer_fast.network import Network
 from pixelrefer_fast.train.batch import PackedBatch
 from pixelrefer_fast.train.llm_attention import pack
 
 
 class TrainingModel(nn.Module):
-    """A model as the Trainer wants it: a packed batch in, a loss out.
+    """A network as the Trainer wants it: a packed batch in, a loss out.
 
     The operations run as their PyTorch definitions, which carry gradients; k-means assigns without one, the means of
     its clusters carry it. Object tokens and the LayerNorms around them are computed in the weights' own precision
     under mixed precision too, as rounding decides which patches are pooled together.
     """
 
-    def __init__(self, model: PixelRefer | PixelReferLite) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
-        self.model = model
-        pack(model.llm)
+        self.network = network
+        pack(network.llm)
 
     def forward(
         self,
@@ -43,8 +43,7 @@ class TrainingModel(nn.Module):
         Returns:
             {"loss": scalar float32, "correct": number of targets that are the likeliest token}.
         """
-        model = self.model
-        batch = batch.to(model.device)
+        batch = batch.to(self.network.device)
         logits = self.logits(batch)
         loss = F.cross_entropy(logits, batch.targets, reduction="sum")
         count = len(batch.targets) if num_items_in_batch is None else num_items_in_batch
@@ -52,28 +51,18 @@ class TrainingModel(nn.Module):
 
     def logits(self, batch: PackedBatch) -> torch.Tensor:
         """(A, V) float32 logits at the places whose next token is learnt; `batch` lies on the model's device."""
-        return answer_logits(self.model.llm, self.tokens(batch), vars(batch))
+        return answer_logits(self.network.llm, self.tokens(batch), vars(batch))
 
     def tokens(self, batch: PackedBatch) -> torch.Tensor:
         """(T + Z, C) object tokens and after them the kept vision tokens."""
-        model = self.model
-        features = model.encoder(batch.patches, batch.grids, batch.selection.reads, model.backend)
+        network = self.network
+        features = network.features(batch.patches, batch.grids, batch.selection.reads)
         with torch.autocast(features.device.type, enabled=False):
-            exact = features.to(model.dtype)
-            tokens = [model.object_tokenizer(exact, batch.selection, batch.starts, model.backend)]
+            exact = features.to(network.dtype)
+            tokens = [network.object_tokens(exact, batch.selection, batch.starts)]
             if batch.scene_rows:
-                tokens.append(self._vision_tokens(exact, batch)[batch.kept])
+                tokens.append(torch.cat(network.vision_tokens(exact, batch.scene_rows))[batch.kept])
         return torch.cat(tokens)
-
-    def _vision_tokens(self, features: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-        """(Z, C) vision tokens of all scenes; frames of one merge lie side by side and are projected together."""
-        runs: list[list[int]] = []  # [merge, rows...]
-        for start, stop, merge in batch.scene_rows:
-            if runs and runs[-1][0] == merge and runs[-1][2] == start:
-                runs[-1][2] = stop
-            else:
-                runs.append([merge, start, stop])
-        return torch.cat([self.model.projector(features[start:stop], merge) for merge, start, stop in runs])
 
 
 def answer_logits(llm: Any, tokens: torch.Tensor, text: Mapping[str, Any]) -> torch.Tensor:

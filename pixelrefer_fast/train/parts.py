@@ -8,27 +8,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from pixelrefer_fast.model import PixelRefer, PixelReferLite
+from pixelrefer_fast.network import Network
 from pixelrefer_fast.train.config import PARTS, Lora, Stage
 from pixelrefer_fast.train.optimizer import is_hidden_matrix
 
-Model = PixelRefer | PixelReferLite
 ADAPTER = "pixelrefer"
 
 
-def part_modules(model: Model) -> dict[str, nn.Module]:
+def part_modules(network: Network) -> dict[str, nn.Module]:
     """The model's parts by the names that configs have for them."""
-    modules = (model.llm, model.projector, model.object_tokenizer, model.encoder)
+    modules = (network.llm, network.projector, network.object_tokenizer, network.encoder)
     return dict(zip(PARTS, modules, strict=True))
 
 
-def set_learning(model: Model, rates: Mapping[str, float], lora: Lora | None = None) -> Any:
+def set_learning(network: Network, rates: Mapping[str, float], lora: Lora | None = None) -> Any:
     """Let the parts with a rate learn and freeze the others; with `lora` the LLM learns through adapters only.
 
     Returns:
         What `merge` takes: peft's model of adapters, or None.
     """
-    for part, module in part_modules(model).items():
+    for part, module in part_modules(network).items():
         module.requires_grad_(part in rates)
     if lora is None:
         return None
@@ -38,7 +37,7 @@ def set_learning(model: Model, rates: Mapping[str, float], lora: Lora | None = N
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets), bias="none"
     )
-    return LoraModel(model.llm, config, ADAPTER)  # in place; freezes all else of the LLM
+    return LoraModel(network.llm, config, ADAPTER)  # in place; freezes all else of the LLM
 
 
 def merge(adapters: Any) -> None:
@@ -47,24 +46,24 @@ def merge(adapters: Any) -> None:
         adapters.merge_and_unload()
 
 
-def learning_weights(model: Model) -> Iterator[tuple[str, str, nn.Parameter]]:
+def learning_weights(network: Network) -> Iterator[tuple[str, str, nn.Parameter]]:
     """(part, name in the model, weight) of each weight that learns; tied ones once."""
     seen: set[int] = set()
-    names = {id(parameter): name for name, parameter in reversed(list(model.named_parameters()))}
-    for part, module in part_modules(model).items():
+    names = {id(parameter): name for name, parameter in reversed(list(network.named_parameters()))}
+    for part, module in part_modules(network).items():
         for parameter in module.parameters():
             if parameter.requires_grad and id(parameter) not in seen:
                 seen.add(id(parameter))
                 yield part, names[id(parameter)], parameter
 
 
-def parameter_groups(model: Model, stage: Stage) -> list[dict[str, Any]]:
+def parameter_groups(network: Network, stage: Stage) -> list[dict[str, Any]]:
     """An optimiser's groups: per part its rate, matrices with weight decay, biases and norms without.
 
     Each has `part`, and `muon` where the stage's optimiser is Muon and it holds the matrices that Muon is made for.
     """
     groups: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
-    for part, name, parameter in learning_weights(model):
+    for part, name, parameter in learning_weights(network):
         muon = stage.optimizer == "muon" and is_hidden_matrix(name, parameter)
         groups.setdefault((part, parameter.ndim > 1, muon), []).append(parameter)
     return [
@@ -79,18 +78,18 @@ def parameter_groups(model: Model, stage: Stage) -> list[dict[str, Any]]:
     ]
 
 
-def learning_state(model: Model) -> dict[str, torch.Tensor]:
+def learning_state(network: Network) -> dict[str, torch.Tensor]:
     """Values of the weights that learn, by their name in the model."""
-    return {name: parameter.detach() for _, name, parameter in learning_weights(model)}
+    return {name: parameter.detach() for _, name, parameter in learning_weights(network)}
 
 
-def load_learning_state(model: Model, state: Mapping[str, torch.Tensor], source: str) -> None:
+def load_learning_state(network: Network, state: Mapping[str, torch.Tensor], source: str) -> None:
     """Put back what `learning_state` gave.
 
     Raises:
         ValueError: the names or shapes are not those of this model's learning weights; `source` is named.
     """
-    own = {name: parameter for _, name, parameter in learning_weights(model)}
+    own = {name: parameter for _, name, parameter in learning_weights(network)}
     wrong = sorted(own.keys() ^ state.keys())
     wrong += [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
     if wrong:

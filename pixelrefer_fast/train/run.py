@@ -19,6 +19,7 @@ from pixelrefer_fast.checkpoint import Checkpoint, open_checkpoint
 from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.checks.safe_files import brief, read_json
 from pixelrefer_fast.loading import auto_device, load
+from pixelrefer_fast.network import Network
 from pixelrefer_fast.train.config import Stage, TrainConfig, World
 from pixelrefer_fast.train.data import Items, Source
 from pixelrefer_fast.train.logs import Log
@@ -91,7 +92,7 @@ def train(
         for number, items in enumerate(data, done):
             if model is None:
                 model = load(targets[number - 1] if number else config.model, device=device, dtype="float32")
-            reports.append(_run_stage(model, number, config, items, folders[number], log, tell, say, callbacks))
+            reports.append(_run_stage(model.network, number, config, items, folders[number], log, tell, say, callbacks))
             if number == len(config.stages) - 1:
                 model.to(saved_as)
             if main:
@@ -153,7 +154,7 @@ def stage_items(
 
 
 def _run_stage(
-    model: Any,
+    network: Network,
     number: int,
     config: TrainConfig,
     items: Items,
@@ -172,9 +173,9 @@ def _run_stage(
     started = time.perf_counter()
     stage = config.stages[number]
     set_seed(config.seed + number)  # of the adapters' first values
-    adapters = set_learning(model, stage.learning_rate, stage.lora)
+    adapters = set_learning(network, stage.learning_rate, stage.lora)
     if config.gradient_checkpointing:
-        model.llm.gradient_checkpointing_enable({"use_reentrant": False})
+        network.llm.gradient_checkpointing_enable({"use_reentrant": False})
     last: dict[str, float] = {}
 
     def report(step: int, steps: int, entry: dict[str, float]) -> None:
@@ -186,13 +187,13 @@ def _run_stage(
 
     folder.mkdir(parents=True, exist_ok=True)
     trainer = StageTrainer(
-        TrainingModel(model), stage, config, items, folder, config.seed + number, [Report(report), *callbacks]
+        TrainingModel(network), stage, config, items, folder, config.seed + number, [Report(report), *callbacks]
     )
     checkpoint = last_checkpoint(folder)
     wait()
     if log is not None:
         log.rewind(stage.name, 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2]))
-    learning = sum(parameter.numel() for _, _, parameter in learning_weights(model))
+    learning = sum(parameter.numel() for _, _, parameter in learning_weights(network))
     say(
         f"stage {stage.name}: {trainer.args.max_steps} steps, {len(items)} items, {learning:,} weights learn"
         + ("" if checkpoint is None else f", from {checkpoint.name}")
@@ -201,10 +202,10 @@ def _run_stage(
         result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finally:
         if config.gradient_checkpointing:
-            model.llm.gradient_checkpointing_disable()
-    check_finite(learning_state(model), f"stage {stage.name}, its end")
+            network.llm.gradient_checkpointing_disable()
+    check_finite(learning_state(network), f"stage {stage.name}, its end")
     merge(adapters)
-    model.eval().requires_grad_(False)
+    network.eval().requires_grad_(False)
     return {
         "name": stage.name,
         "steps": result.global_step,

@@ -56,7 +56,7 @@ class StageTrainer(Trainer):
         self.stage = stage
         self.config = config
         self.items = items
-        self.learner = model.model
+        self.learner = model.network
         arguments = _arguments(stage, config, folder, seed)
         arguments._n_gpu = min(arguments.n_gpu, 1)  # several devices: one process for each (accelerate launch)
         self.batches = TokenBatches(
@@ -70,7 +70,7 @@ class StageTrainer(Trainer):
             arguments.world_size,
         )
         arguments.max_steps = math.ceil(len(self.batches) / stage.accumulate)
-        collator = Collator(items, model.model.config, model.model.tokenizer, config.kmeans_seed)
+        collator = Collator(items, model.network.config, model.network.tokenizer, config.kmeans_seed)
         super().__init__(
             model=model,
             args=arguments,

@@ -18,7 +18,7 @@ CALL_KEYS = ("vision_patches_uint8", "vision_grid_thw", "vision_features")
 
 
 @dataclass
-class Case:
+class RecordedCase:
     """One recorded request.
 
     Attributes:
@@ -37,7 +37,7 @@ class Case:
     mark_frames: list[list[int]] | None
 
     @classmethod
-    def read(cls, path: Path, kind: str) -> Case:
+    def read(cls, path: Path, kind: str) -> RecordedCase:
         """Read a case of a model of this kind ("lite" or "full").
 
         Raises:

@@ -7,32 +7,33 @@ the k-means starts that were drawn. Users run it to check an install.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from pixelrefer_fast.decoding.options import Generation
+from pixelrefer_fast.device.stages import StageCall, StageName, listen
 from pixelrefer_fast.encoding.object_tokenizer import kmeans_starts
 from pixelrefer_fast.encoding.objects import Objects
-from pixelrefer_fast.encoding.patches import pack_patches
 from pixelrefer_fast.loading import load
 from pixelrefer_fast.model import PixelRefer, PixelReferLite
 from pixelrefer_fast.ops.view_patches import resize_view
 from pixelrefer_fast.planning.request import FrameSource, ObjectTokens
-from pixelrefer_fast.planning.selection import Selection, select_patches
+from pixelrefer_fast.planning.selection import Selection
 from pixelrefer_fast.planning.views import Mark, ViewPlan, plan_views
-from pixelrefer_fast.verify.case import Case
+from pixelrefer_fast.verify.case import RecordedCase
 
 GREY_LEVELS = 1  # a resized value may differ by so many levels ...
 GREY_SHARE = 1e-3  # ... on this share of the values
 
 
 @dataclass(frozen=True)
-class Limits:
+class Tolerances:
     """Largest errors that hold in a dtype: relative to the largest recorded value; logits absolute.
 
     `tie` is the relative gap between two distances below which a clustering is a tie: either outcome is right.
@@ -45,7 +46,7 @@ class Limits:
     tie: float
 
     @classmethod
-    def of(cls, dtype: torch.dtype) -> Limits:
+    def of(cls, dtype: torch.dtype) -> Tolerances:
         if dtype == torch.float32:
             return cls(stack=1e-4, logits=1e-3, tie=1e-5)
         eps = torch.finfo(dtype).eps
@@ -84,14 +85,14 @@ def verify(
         raise ValueError(f"{folder}: expected at least one case_*.safetensors, found none")
     model = load(folder, device=device, dtype=dtype, backend=backend)
     for path in paths:  # a damaged file is told before the first case runs; all at once need not fit into memory
-        Case.read(path, model.kind)
+        RecordedCase.read(path, model.kind)
     cases = []
     for path in paths:
         if progress is not None:
             progress(path.stem)
         stages: dict[str, dict[str, Any]] = {}
         try:
-            replay(model, Case.read(path, model.kind), stages)
+            replay(model, RecordedCase.read(path, model.kind), stages)
         except (ValueError, FloatingPointError) as error:  # a request that we refuse fails, the next case goes on
             for stage in STAGES[len(stages) :]:
                 stages[stage] = _failed(str(error))
@@ -105,27 +106,35 @@ def verify(
     }
 
 
-def replay(model: PixelRefer | PixelReferLite, case: Case, stages: dict[str, dict[str, Any]]) -> None:
+def replay(model: PixelRefer | PixelReferLite, case: RecordedCase, stages: dict[str, dict[str, Any]]) -> None:
     """Run one case and fill in `stages`; each goes on from our own results, but for ties in the clustering."""
-    limits = Limits.of(model.dtype)
+    limits = Tolerances.of(model.dtype)
     exact = model.dtype == torch.float32
+    network = model.network
     source, plan = _plan(model, case)
     stages["crops"] = _compare_crops(case, source, plan)
 
-    patches = pack_patches(plan, source, model.device, model.backend)
+    starts = RecordedStarts(case, network.config.mask_num)
+    passed: dict[StageName, object] = {}  # what the stages of the pass returned
+
+    @contextmanager
+    def keep(call: StageCall) -> Iterator[None]:
+        yield
+        passed.setdefault(call.stage, call.result)
+
+    with listen(keep):
+        tokens, (scene,) = network.encode(plan, source, starts, [tuple(plan.scene)])
+    patches, selection, _ = cast("tuple[torch.Tensor, Selection, torch.Tensor]", passed["views"])
     calls = _calls(plan, model.kind)
     stages["patches"] = _compare_patches(case, plan, patches, calls)
-    selection = select_patches(plan, model.backend)
-    features = model.encoder(patches, plan.grids, selection.reads, model.backend)
+    features = cast(torch.Tensor, passed["encoder"])
     stages["features"] = _compare_features(case, plan, selection, features, calls, limits)
-
-    tokens, stages["object_tokens"] = _object_tokens(model, case, plan, selection, features, limits)
-    scene = model.encode_scene(plan, selection, patches, features)
+    tokens, stages["object_tokens"] = _compare_tokens(case, plan, starts, tokens, limits)
     objects = Objects(model.kind, tokens, _grouped(case, plan), tuple(case.times or ()) or None, scene)
-    prompt = model.build_prompt(case.question, objects)
+    prompt = network.build_prompt(case.question, objects)
     recorded = case.tensors["input_ids"][0]
     stages["input_ids"] = _equal(prompt.input_ids.tolist(), recorded.tolist())
-    embeds = model.embed_prompt(prompt, objects)
+    embeds = network.embed_prompt(prompt, objects)
     stages["inputs_embeds"] = _stage(_relative(embeds, case.tensors["inputs_embeds"][0]), limits.stack)
 
     steps = list(model.decoder.steps(embeds, Generation(max_new_tokens=case.tensors["output_ids"].shape[1])))
@@ -146,7 +155,7 @@ def replay(model: PixelRefer | PixelReferLite, case: Case, stages: dict[str, dic
         stages["text"]["ok"] = not exact
 
 
-def _plan(model: PixelRefer | PixelReferLite, case: Case) -> tuple[FrameSource, ViewPlan]:
+def _plan(model: PixelRefer | PixelReferLite, case: RecordedCase) -> tuple[FrameSource, ViewPlan]:
     source = FrameSource.of_images([i.numpy() for i in case.series("image")], case.times)
     frames = case.tensors["mask_ids"].tolist()
     marks: Iterator[Mark] = (
@@ -170,7 +179,7 @@ def _calls(plan: ViewPlan, kind: str) -> list[list[int]]:
     return [crops, *shared]
 
 
-def _compare_crops(case: Case, source: FrameSource, plan: ViewPlan) -> dict[str, Any]:
+def _compare_crops(case: RecordedCase, source: FrameSource, plan: ViewPlan) -> dict[str, Any]:
     """Share of the crops' values that differ; sizes, boxes, token counts and selected patches must be equal."""
     boxes = [[*m.box, *m.image_size] for m in plan.marks]
     if boxes != case.tensors["box_params"].tolist():
@@ -191,7 +200,9 @@ def _compare_crops(case: Case, source: FrameSource, plan: ViewPlan) -> dict[str,
     return _levels(pairs)
 
 
-def _compare_patches(case: Case, plan: ViewPlan, patches: torch.Tensor, calls: list[list[int]]) -> dict[str, Any]:
+def _compare_patches(
+    case: RecordedCase, plan: ViewPlan, patches: torch.Tensor, calls: list[list[int]]
+) -> dict[str, Any]:
     first = plan.first_rows
     pairs = []
     for j, (call, recorded) in enumerate(zip(calls, case.series("vision_patches_uint8"), strict=True)):
@@ -205,7 +216,12 @@ def _compare_patches(case: Case, plan: ViewPlan, patches: torch.Tensor, calls: l
 
 
 def _compare_features(
-    case: Case, plan: ViewPlan, selection: Selection, features: torch.Tensor, calls: list[list[int]], limits: Limits
+    case: RecordedCase,
+    plan: ViewPlan,
+    selection: Selection,
+    features: torch.Tensor,
+    calls: list[list[int]],
+    limits: Tolerances,
 ) -> dict[str, Any]:
     """The features that anybody reads; the encoder makes no others."""
     first, rows = plan.first_rows, selection.first_rows
@@ -217,33 +233,43 @@ def _compare_features(
     return _worst(errors, limits.stack)
 
 
-def _object_tokens(
-    model: PixelRefer | PixelReferLite,
-    case: Case,
-    plan: ViewPlan,
-    selection: Selection,
-    features: torch.Tensor,
-    limits: Limits,
+class RecordedStarts:
+    """The first centroids that the reference drew, as `Network.encode` asks for them.
+
+    Attributes:
+        clustered: the marks that are clustered.
+        mistaken: why what was recorded does not fit the clusterings; None: it does. The default starts are used then.
+    """
+
+    def __init__(self, case: RecordedCase, clusters: int) -> None:
+        self.clustered: list[int] = []
+        self.mistaken: str | None = None
+        self._clusters = clusters
+        self._permutations = case.series("kmeans_perm")
+
+    def __call__(self, counts: Sequence[int]) -> torch.Tensor:
+        self.clustered = [i for i, count in enumerate(counts) if count > self._clusters]
+        sizes = [len(p) for p in self._permutations]
+        if [counts[i] for i in self.clustered] != sizes:
+            self.mistaken = f"expected clusterings of {sizes} patches, got {[counts[i] for i in self.clustered]}"
+            return kmeans_starts(counts, self._clusters)
+        given: list[list[int] | None] = [None] * len(counts)
+        for i, permutation in zip(self.clustered, self._permutations, strict=True):
+            given[i] = permutation[: self._clusters].tolist()
+        return kmeans_starts(counts, self._clusters, given)
+
+
+def _compare_tokens(
+    case: RecordedCase, plan: ViewPlan, starts: RecordedStarts, tokens: torch.Tensor, limits: Tolerances
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    clusters = model.config.mask_num
-    counts = selection.counts
-    clustered = [i for i, count in enumerate(counts) if count > clusters]
-    permutations = case.series("kmeans_perm")
-    if [counts[i] for i in clustered] != [len(p) for p in permutations]:
-        sizes = [len(p) for p in permutations]
-        return case.tensors["object_tokens"], _failed(
-            f"expected clusterings of {sizes} patches, got {[counts[i] for i in clustered]}"
-        )
-    given: list[Any] = [None] * len(counts)
-    for i, permutation in zip(clustered, permutations, strict=True):
-        given[i] = permutation[:clusters].tolist()
-    starts = kmeans_starts(counts, clusters, given).to(model.device)
-    tokens = model.object_tokenizer(features, selection.to(model.device), starts, backend=model.backend)
+    """The object tokens that the prompt is made of: ours, but recorded ones at ties and where ours cannot be judged."""
     recorded = case.tensors["object_tokens"]
+    if starts.mistaken is not None:
+        return recorded, _failed(starts.mistaken)
     if tokens.shape != recorded.shape:
         return recorded, _failed(f"expected {tuple(recorded.shape)} object tokens, got {tuple(tokens.shape)}")
     gaps = case.tensors.get("kmeans_gap", torch.zeros(0)).tolist()
-    tied = {i for i, gap in zip(clustered, gaps, strict=True) if gap < limits.tie}
+    tied = {i for i, gap in zip(starts.clustered, gaps, strict=True) if gap < limits.tie}
     sizes = [m.tokens for m in plan.marks]
     own, wanted = tokens.split(sizes), recorded.to(tokens).split(sizes)
     judged = [i for i in range(len(sizes)) if i not in tied]
@@ -256,7 +282,7 @@ def _object_tokens(
     return tokens, stage
 
 
-def _grouped(case: Case, plan: ViewPlan) -> tuple[ObjectTokens, ...]:
+def _grouped(case: RecordedCase, plan: ViewPlan) -> tuple[ObjectTokens, ...]:
     counts = [m.tokens for m in plan.marks]
     if case.mark_frames is None or case.times is None:
         return tuple(ObjectTokens((count,)) for count in counts)

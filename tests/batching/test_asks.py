@@ -11,7 +11,7 @@ import pixelrefer_fast as pf
 from pixelrefer_fast.batching.asks import as_ask
 from pixelrefer_fast.batching.encoding import Prepared
 from pixelrefer_fast.batching.memory import Budget, free_bytes, out_of_memory
-from pixelrefer_fast.batching.planner import Packing
+from pixelrefer_fast.batching.planner import BatchBuilder
 from pixelrefer_fast.decoding.options import Generation
 from pixelrefer_fast.planning.request import FrameSource, Request
 from pixelrefer_fast.planning.views import View, ViewPlan
@@ -80,17 +80,17 @@ def _prepared(source: FrameSource, sides: list[int], tokens: int) -> Prepared:
 
 def test_packing_by_patches_and_tokens() -> None:
     one, other = (FrameSource(None, [(14, 14)], None, lambda numbers: iter(())) for _ in range(2))
-    packing = Packing(Budget(9, patches=30, tokens=1000))
-    assert packing.add(_prepared(one, [7], 10))  # alone anything fits
-    assert packing.add(_prepared(one, [7], 10))  # and what it shares costs nothing
-    assert not packing.add(_prepared(other, [1], 10))
-    packing = Packing(Budget(9, patches=30, tokens=1000))
-    assert packing.add(_prepared(one, [5], 10))
-    assert packing.add(_prepared(one, [5, 2], 10))
-    assert packing.add(_prepared(other, [1], 10))
-    assert not packing.add(_prepared(other, [5], 10))
-    assert (packing.requests, packing.patches, packing.tokens) == (3, 30, 30)
-    packing = Packing(Budget(9, patches=30, tokens=25), running=[_prepared(one, [1], 20)])
-    assert not packing.add(_prepared(one, [1], 10))
-    assert packing.add(_prepared(one, [1], 5))
-    assert Packing(Budget(9, patches=30, tokens=25)).add(_prepared(one, [1], 100))
+    builder = BatchBuilder(Budget(9, patches=30, tokens=1000))
+    assert builder.add(_prepared(one, [7], 10))  # alone anything fits
+    assert builder.add(_prepared(one, [7], 10))  # and what it shares costs nothing
+    assert not builder.add(_prepared(other, [1], 10))
+    builder = BatchBuilder(Budget(9, patches=30, tokens=1000))
+    assert builder.add(_prepared(one, [5], 10))
+    assert builder.add(_prepared(one, [5, 2], 10))
+    assert builder.add(_prepared(other, [1], 10))
+    assert not builder.add(_prepared(other, [5], 10))
+    assert (builder.requests, builder.patches, builder.tokens) == (3, 30, 30)
+    builder = BatchBuilder(Budget(9, patches=30, tokens=25), running=[_prepared(one, [1], 20)])
+    assert not builder.add(_prepared(one, [1], 10))
+    assert builder.add(_prepared(one, [1], 5))
+    assert BatchBuilder(Budget(9, patches=30, tokens=25)).add(_prepared(one, [1], 100))

@@ -17,7 +17,7 @@ from pixelrefer_fast.checkpoint.embedded import EMBEDDED_FULL, EMBEDDED_LITE, is
 from pixelrefer_fast.decoding.options import Generation
 from pixelrefer_fast.planning.options import EncodeOptions
 from pixelrefer_fast.planning.request import FrameSource, Request
-from pixelrefer_fast.verify.case import Case
+from pixelrefer_fast.verify.case import RecordedCase
 from pixelrefer_fast.verify.replay import _plan
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +99,7 @@ class _Drawn:
         return {}
 
 
-def _recorded(model: Any, case: Case) -> Bound:
+def _recorded(model: Any, case: RecordedCase) -> Bound:
     _, plan = _plan(model, case)
     images = [image.numpy() for image in case.series("image")]
     frames = case.tensors["mask_ids"].tolist()
@@ -125,7 +125,8 @@ def _recorded(model: Any, case: Case) -> Bound:
 def test_recorded_cases_in_one_batch(kind: str, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(kind)
     folders = [GOLDEN / model.kind, ROOT / "tests" / "data" / "cases" / model.kind]
-    cases = [Case.read(path, model.kind) for folder in folders for path in sorted(folder.glob("case_*.safetensors"))]
+    paths = [path for folder in folders for path in sorted(folder.glob("case_*.safetensors"))]
+    cases = [RecordedCase.read(path, model.kind) for path in paths]
     assert len(cases) >= 5
     answers = model.ask_batch([_recorded(model, case) for case in cases])
     assert [a.error for a in answers] == [None] * len(cases)
@@ -149,7 +150,7 @@ def test_describe_takes_lists_of_images(model: Any) -> None:
 
 def test_what_is_shared_is_encoded_once(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    forward = model.encoder.forward
+    forward = model.network.encoder.forward
 
     def counting(patches: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         seen.append(len(patches))
@@ -157,7 +158,7 @@ def test_what_is_shared_is_encoded_once(model: Any, monkeypatch: pytest.MonkeyPa
 
     boxes = [[10, 20, 120, 150], [150, 60, 330, 260]]
     single = [(CAT, "What is <region>?", [box]) for box in boxes]
-    monkeypatch.setattr(model.encoder, "forward", counting)
+    monkeypatch.setattr(model.network.encoder, "forward", counting)
     for ask in single:
         model.ask_batch([ask], max_new_tokens=1)
     one_by_one = seen.copy()

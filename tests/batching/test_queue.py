@@ -22,7 +22,7 @@ import torch
 import pixelrefer_fast as pf
 from pixelrefer_fast.batching import queue as queue_module
 from pixelrefer_fast.batching.memory import Budget
-from pixelrefer_fast.batching.queue import Lane
+from pixelrefer_fast.batching.queue import Caller
 
 BOX = [4, 4, 40, 40]
 WHAT = "What is <region>?"
@@ -284,7 +284,7 @@ def test_an_abandoned_batch_stops(model: Any, asks: list[pf.Ask], expected: list
     del batch
     gc.collect()
     assert texts(model.ask_batch(asks)) == expected
-    assert not model.requests._lanes
+    assert not model.requests._callers
     assert not model.requests._active
 
 
@@ -296,7 +296,7 @@ def test_an_interrupt_leaves_the_model_usable(
     owner, name = {
         "prepare": (queue_module, "prepare"),
         "encode": (queue_module, "encode_prepared"),
-        "prompt": (model, "embed_prompt"),
+        "prompt": (model.network, "embed_prompt"),
         "prefill": (model.decoder.language_model, "prefill"),
         "step": (model.decoder.language_model, "step"),
         "deliver": (queue_module, "_answer"),
@@ -336,7 +336,7 @@ def test_ctrl_c_ends_a_batch(model: Any, asks: list[pf.Ask], expected: list[str]
     finally:
         signal.signal(signal.SIGINT, before)
     assert texts(model.ask_batch(asks)) == expected
-    assert not model.requests._lanes
+    assert not model.requests._callers
 
 
 def test_an_interrupt_in_one_thread_delays_the_other_only(
@@ -409,7 +409,7 @@ def test_threads_share_batches_and_get_their_own_answers(
 
 def test_a_late_small_caller_is_not_kept_waiting(model: Any, asks: list[pf.Ask]) -> None:
     queue = model.requests
-    long, short = Lane(None, 4), Lane(None, 4)
+    long, short = Caller(None, 4), Caller(None, 4)
     for ask in asks * 20:
         queue.submit(long, ask)
     queue.advance(long)
@@ -537,4 +537,4 @@ def _wait_until_idle(model: Any) -> None:
     if server is not None:
         server.join(30)
     assert model.requests._server is None
-    assert not model.requests._lanes
+    assert not model.requests._callers

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pixelrefer_fast.bench.report import results
 from pixelrefer_fast.bench.run import stages
+from pixelrefer_fast.device.stages import STAGES
 
 SUITE = Path(__file__).parents[2] / "benchmarks" / "suite"
 
@@ -23,7 +24,7 @@ def test_smoke_run(tmp_path: Path) -> None:
     assert results.validate(document) == []
     assert document["benchmark"] == "stages"
     found = [(row["case"].split(": ")[0], row["extra"]["stage"]) for row in document["rows"]]
-    assert found == [(case, stage) for case in ("one object", "20-frame video") for stage in stages.NAMES]
+    assert found == [(case, stage) for case in ("one object", "20-frame video") for stage in STAGES]
     for row in document["rows"]:
         assert row["ok"]
         assert row["seconds"]["median"] > 0

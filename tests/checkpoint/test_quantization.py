@@ -62,7 +62,7 @@ def test_the_linear_layers_of_the_blocks_and_nothing_else(
     model = pf.load(assets / "lite", device="cpu", dtype="float32", quantization=kind)
     ((name, given, layers),) = torchao
     assert (name, given) == (config, options)
-    assert len(layers) == 7 * len(model.llm.model.layers)
+    assert len(layers) == 7 * len(model.network.llm.model.layers)
     changed = {
         key
         for (key, a), (_, b) in zip(model.named_parameters(), plain.named_parameters(), strict=True)
@@ -105,7 +105,7 @@ def test_what_the_device_cannot_do(lite: Any, torchao: list, monkeypatch: pytest
         ValueError,
         match=r"^quantization: expected one that cpu can do in torch.float32, got 'int4': Only bfloat16 is supported$",
     ):
-        quantise(lite.llm, "int4")
+        quantise(lite.network.llm, "int4")
 
 
 @pytest.mark.parametrize("kind", ["int2", 8, True, ""])
@@ -115,6 +115,6 @@ def test_no_such_kind(assets: Path, kind: Any) -> None:
 
 
 def test_weight_bytes(lite: Any) -> None:
-    layers = lite.llm.model.layers
+    layers = lite.network.llm.model.layers
     expected = sum(p.nbytes for name, p in layers.named_parameters() if name.endswith("proj.weight"))
-    assert weight_bytes(lite.llm) == expected
+    assert weight_bytes(lite.network.llm) == expected

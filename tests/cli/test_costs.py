@@ -32,7 +32,10 @@ def test_stages_add_up_to_what_the_sizes_say(kind: str, image: np.ndarray, reque
     assert costs.answer_tokens <= 5
     assert (costs.vision_tokens > 0) == (kind == "full")
     assert costs.prompt_tokens > costs.object_tokens + costs.vision_tokens > 0
-    layers, head = linear_flops(model.llm.model), linear_flops(model.llm) - linear_flops(model.llm.model)
+    layers, head = (
+        linear_flops(model.network.llm.model),
+        linear_flops(model.network.llm) - linear_flops(model.network.llm.model),
+    )
     # attention adds to the layers; of the prompt only the last token goes through the head
     assert layers * costs.prompt_tokens + head < costs.prefill_flops < 2 * layers * costs.prompt_tokens + head
     assert costs.decode_flops > (costs.answer_tokens - 1) * (layers + head)

@@ -13,8 +13,8 @@ from command_line import ASSETS, FakeModel, one_error_line
 
 from pixelrefer_fast.bench.measure import rates, timing
 from pixelrefer_fast.bench.profile import calls
-from pixelrefer_fast.bench.run.stages import NAMES
 from pixelrefer_fast.cli.profile import run as profile
+from pixelrefer_fast.device.stages import STAGES
 
 LITE = ("--model", str(ASSETS / "lite"), "--max-new-tokens", "2", "--repeats", "1", "--device", "cpu")
 
@@ -35,7 +35,7 @@ def test_json_says_it_all(run: Callable[..., SimpleNamespace], tmp_path: Path) -
     assert document["benchmark"] == "profile"
     assert document["objects"] == 2
     assert document["question"].count("<region>") == 2
-    assert [stage["stage"] for stage in document["stages"]] == list(NAMES)
+    assert [stage["stage"] for stage in document["stages"]] == list(STAGES)
     assert all(stage["seconds"]["median"] > 0 for stage in document["stages"])
     assert {stage["device_seconds"] is None for stage in document["stages"]} == {True}
     assert document["rates"]["copy"] > 0
@@ -55,7 +55,7 @@ def test_tables_and_a_kernel(run: Callable[..., SimpleNamespace], image: str) ->
     assert len(headings) == 2
     assert "device ms" in headings[0]
     assert "occupancy" in headings[1]
-    assert [start for start in starts if start in NAMES][: len(NAMES)] == list(NAMES)
+    assert [start for start in starts if start in STAGES][: len(STAGES)] == list(STAGES)
     assert {"sum", "at"} <= set(starts)
     (command,) = [line for line in lines if line.startswith("  ncu: ")]
     assert "--nvtx-include" in command

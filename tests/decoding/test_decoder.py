@@ -49,8 +49,8 @@ class Scripted(LanguageModel):
 
 
 def _scripted(model: Any, logits: list[torch.Tensor], **generation: Any) -> Decoder:
-    decoder = Decoder(model.llm, model.tokenizer, generation)
-    decoder.language_model = Scripted(model.llm, logits)
+    decoder = Decoder(model.network.llm, model.tokenizer, generation)
+    decoder.language_model = Scripted(model.network.llm, logits)
     return decoder
 
 
@@ -67,7 +67,7 @@ def _chosen(decoder: Decoder, options: Generation, prompt: torch.Tensor | None =
 
 def _generated(model: Any, prompt: torch.Tensor, count: int, **options: Any) -> Any:
     with torch.no_grad():
-        return model.llm.generate(
+        return model.network.llm.generate(
             inputs_embeds=prompt[None],
             attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
             max_new_tokens=count,
@@ -95,7 +95,7 @@ def test_greedy_equals_transformers(request: pytest.FixtureRequest, kind: str, s
 @pytest.mark.filterwarnings("ignore:Passing `repetition_penalty` with `inputs_embeds`")
 @pytest.mark.parametrize("penalty", [1.05, 1.3, 3.0, 0.7])
 def test_repetition_penalty_equals_transformers(lite: Any, penalty: float) -> None:
-    decoder = Decoder(lite.llm, lite.tokenizer, {"repetition_penalty": penalty})
+    decoder = Decoder(lite.network.llm, lite.tokenizer, {"repetition_penalty": penalty})
     for seed in range(3):
         prompt = _prompt(seed=seed)
         expected = _generated(lite, prompt, 24, repetition_penalty=penalty)
@@ -108,13 +108,15 @@ def test_repetition_penalty_equals_transformers(lite: Any, penalty: float) -> No
 
 def test_the_penalty_changes_what_is_said(lite: Any) -> None:
     plain = _chosen(lite.decoder, Generation(max_new_tokens=24))
-    penalised = _chosen(Decoder(lite.llm, lite.tokenizer, {"repetition_penalty": 3.0}), Generation(max_new_tokens=24))
+    penalised = _chosen(
+        Decoder(lite.network.llm, lite.tokenizer, {"repetition_penalty": 3.0}), Generation(max_new_tokens=24)
+    )
     assert len(set(penalised)) > len(set(plain))
 
 
 @pytest.mark.parametrize("value", [None, 1.0])
 def test_no_penalty(lite: Any, value: float | None) -> None:
-    decoder = Decoder(lite.llm, lite.tokenizer, {"repetition_penalty": value})
+    decoder = Decoder(lite.network.llm, lite.tokenizer, {"repetition_penalty": value})
     options = Generation(max_new_tokens=12)
     assert _chosen(decoder, options) == _chosen(lite.decoder, options)
 
@@ -127,7 +129,7 @@ def test_decoding_stops_at_an_end_token_and_yields_it(lite: Any) -> None:
 
 @pytest.mark.parametrize(("ends", "expected"), [(300, {256, 300}), ([300, 301], {256, 300, 301}), (None, {256})])
 def test_end_tokens_are_the_tokenizers_and_the_generation_configs(lite: Any, ends: Any, expected: set[int]) -> None:
-    assert Decoder(lite.llm, lite.tokenizer, {"eos_token_id": ends}).end_ids == expected
+    assert Decoder(lite.network.llm, lite.tokenizer, {"eos_token_id": ends}).end_ids == expected
 
 
 def test_a_second_end_token_stops_too(lite: Any) -> None:
@@ -313,7 +315,7 @@ def test_the_models_own_stream_joins_to_its_text(lite: Any) -> None:
 
 def test_a_prompt_as_long_as_the_context(lite: Any) -> None:
     length = lite.decoder.context_length
-    assert length == lite.llm.config.max_position_embeddings
+    assert length == lite.network.llm.config.max_position_embeddings
     for count in (length, length + 1):
         with pytest.raises(ValueError, match=f"^prompt: expected fewer than {length} tokens, got {count}$"):
             next(lite.decoder.steps(torch.zeros(count, 48), Generation()))

@@ -15,7 +15,7 @@ from pixelrefer_fast.decoding import Boundary, Generation, PromptEmbeds, prefix_
 from pixelrefer_fast.decoding.cache import BlockPool
 from pixelrefer_fast.decoding.prefixes import PrefixCache, content
 from pixelrefer_fast.decoding.prompt import Prompt
-from pixelrefer_fast.encoding.objects import Objects, Scene
+from pixelrefer_fast.encoding.objects import Objects, SceneTokens
 from pixelrefer_fast.planning.request import ObjectTokens
 
 OPTIONS = Generation(max_new_tokens=8)
@@ -194,7 +194,7 @@ def test_one_that_is_too_large_is_not_kept() -> None:
 # What tells prompts apart
 
 
-def _objects(tokens: torch.Tensor, scene: Scene | None = None) -> Objects:
+def _objects(tokens: torch.Tensor, scene: SceneTokens | None = None) -> Objects:
     return Objects("lite" if scene is None else "full", tokens, (ObjectTokens((len(tokens),)),), None, scene)
 
 
@@ -219,7 +219,7 @@ def test_boundaries_of_a_lite_prompt() -> None:
 def test_boundaries_of_a_full_prompt() -> None:
     """Vision tokens that were dropped are in no embedding; where the scene ends another question may begin."""
     vision, kept = torch.randn(2, 4), torch.tensor([True, False, True])
-    scene = Scene(vision, kept, (3,))
+    scene = SceneTokens(vision, kept, (3,))
     asked = _prompt([7, 0, 0, 0, 8, 0, 9], [5], [1, 2, 3])
     tokens = torch.randn(1, 4)
     found = prefix_boundaries(asked, _objects(tokens, scene))
@@ -227,7 +227,7 @@ def test_boundaries_of_a_full_prompt() -> None:
     elsewhere = prefix_boundaries(_prompt([7, 0, 0, 0, 6, 6, 0, 9], [6], [1, 2, 3]), _objects(torch.randn(1, 4), scene))
     assert elsewhere[:2] == found[:2]
     assert elsewhere[2] != found[2]
-    dropped = Scene(vision, kept.flip(0).roll(1), (3,))
+    dropped = SceneTokens(vision, kept.flip(0).roll(1), (3,))
     assert prefix_boundaries(asked, _objects(tokens, dropped))[1].key != found[1].key
 
 
@@ -264,8 +264,8 @@ def test_a_further_question_about_encoded_objects(request: pytest.FixtureRequest
     decoder = new_decoder(model)
 
     def ask(question: str, objects: Objects) -> Any:
-        made = model.build_prompt(question, objects)
-        given = PromptEmbeds(model.embed_prompt(made, objects), prefix_boundaries(made, objects))
+        made = model.network.build_prompt(question, objects)
+        given = PromptEmbeds(model.network.embed_prompt(made, objects), prefix_boundaries(made, objects))
         answer = decoder.submit(given, OPTIONS).result()
         assert answer.tokens == alone(model, given.embeds, OPTIONS)
         return answer, given.boundaries

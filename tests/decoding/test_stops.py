@@ -19,7 +19,7 @@ def _say(model: Any, text: str, streamed: bool = False, ends: bool = True, **opt
     """The answer of a model that says this, and its pieces."""
     decoder = new_decoder(model)
     said = [*tokens_of(text), END] if ends else tokens_of(text)
-    decoder.language_model = Saying(model.llm, [said])
+    decoder.language_model = Saying(model.network.llm, [said])
     options.setdefault("max_new_tokens", len(said))
     ticket = decoder.submit(numbered(0), Generation(**options), streamed=streamed)
     pieces = list(ticket.pieces()) if streamed else []
@@ -84,7 +84,7 @@ def test_a_piece_waits_only_while_it_may_be_a_stop_string(lite: Any) -> None:
 
 def test_what_follows_a_stop_string_is_not_computed_for_long(lite: Any) -> None:
     decoder = new_decoder(lite)
-    decoder.language_model = Saying(lite.llm, [tokens_of("ab. cdefghijk")])
+    decoder.language_model = Saying(lite.network.llm, [tokens_of("ab. cdefghijk")])
     decoder.submit(numbered(0), Generation(max_new_tokens=12, stop=".")).result()
     assert decoder.language_model.steps == 2
 
@@ -111,7 +111,7 @@ def test_each_prompt_ends_by_itself(lite: Any, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(decoder_module.AHEAD, "cpu", True)
     texts = ["a cat", "a", "a very long answer without end", "stop here. no more", "b"]
     decoder = new_decoder(lite, max_running=3)
-    decoder.language_model = Saying(lite.llm, [[*tokens_of(t), END] for t in texts])
+    decoder.language_model = Saying(lite.network.llm, [[*tokens_of(t), END] for t in texts])
     options = [Generation(), Generation(), Generation(max_new_tokens=9), Generation(stop="."), Generation()]
     tickets = [decoder.submit(numbered(i, 3 + i), o) for i, o in enumerate(options)]
     found = [t.result() for t in tickets]

@@ -23,7 +23,7 @@ def test_both_are_one_graph(kind: str, request: pytest.FixtureRequest) -> None:
     starts = kmeans_starts(selection.counts, model.config.mask_num)
 
     def run(patches: torch.Tensor) -> torch.Tensor:
-        return model.object_tokenizer(model.encoder.run(patches, layout), selection, starts)
+        return model.network.object_tokenizer(model.network.encoder.run(patches, layout), selection, starts)
 
     torch.compiler.reset()
     compiled = torch.compile(run, fullgraph=True, backend="eager")

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from pixelrefer_fast.encoding.objects import FORMAT, Objects, Scene
+from pixelrefer_fast.encoding.objects import FORMAT, Objects, SceneTokens
 from pixelrefer_fast.planning.request import ObjectTokens
 
 PROVENANCE = {"model": "abc", "video": False, "regions": [{"box": [1, 2, 3, 4]}], "size": [480, 640]}
@@ -30,9 +30,9 @@ def _objects(name: str) -> Objects:
     kept = torch.tensor([True, False, True, True, False])
     objects = (ObjectTokens((3,)), ObjectTokens((0,)))
     if name == "full image":
-        scene = Scene(torch.randn(5, 5), torch.ones(5, dtype=torch.bool), (5,))
+        scene = SceneTokens(torch.randn(5, 5), torch.ones(5, dtype=torch.bool), (5,))
         return Objects("full", torch.randn(3, 5), objects, None, scene, PROVENANCE)
-    scene = Scene(torch.randn(3, 5), kept, (2, 3))
+    scene = SceneTokens(torch.randn(3, 5), kept, (2, 3))
     return Objects("full", torch.randn(3, 5), objects, (0.0, 1 / 3), scene, PROVENANCE)
 
 

@@ -29,7 +29,7 @@ def prompt(length: int, seed: int = 0) -> torch.Tensor:
 
 def new_decoder(model: Any, **settings: Any) -> Decoder:
     """A decoder of its own; `penalty` and attributes."""
-    decoder = Decoder(model.llm, model.tokenizer, {"repetition_penalty": settings.pop("penalty", None)})
+    decoder = Decoder(model.network.llm, model.tokenizer, {"repetition_penalty": settings.pop("penalty", None)})
     for name, value in settings.items():
         assert hasattr(decoder, name)
         setattr(decoder, name, value)

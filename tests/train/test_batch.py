@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from passes import encode_plan
 
 import pixelrefer_fast as pf
 from pixelrefer_fast.media import open_media
 from pixelrefer_fast.planning.merge import join
-from pixelrefer_fast.planning.options import EncodeOptions
 from pixelrefer_fast.planning.request import FrameSource, Request
 from pixelrefer_fast.regions import Region
 from pixelrefer_fast.train.batch import Sample, collate
@@ -70,7 +70,7 @@ def logits_of(model, items: list[list[Sample]]) -> torch.Tensor:
     packed = collate(items, model.config, model.tokenizer)
     assert torch.equal(packed["labels"], packed["batch"].targets)
     with torch.no_grad():
-        return TrainingModel(model).logits(packed["batch"])
+        return TrainingModel(model.network).logits(packed["batch"])
 
 
 def test_packed_samples_are_those_alone(model):
@@ -87,12 +87,12 @@ def test_a_question_is_the_prompt_that_it_is_at_inference(model):
             if len(sample.turns) > 1:
                 continue
             (question, answer), request = sample.turns[0], sample.request
-            plan = model.plan_request(request)
-            tokens, scene = model.encode_plan(plan, request.source, EncodeOptions())
-            objects = model.objects_of(request, [m.tokens for m in plan.marks], tokens, scene)
-            embeds = model.embed_prompt(model.build_prompt(question, objects), objects)
+            plan = model.network.plan(request)
+            tokens, scene = encode_plan(model, plan, request.source)
+            objects = model.network.objects_of(request, [m.tokens for m in plan.marks], tokens, scene)
+            embeds = model.network.embed_prompt(model.network.build_prompt(question, objects), objects)
             with torch.inference_mode():
-                wanted = model.llm(inputs_embeds=embeds[None], use_cache=False).logits[0, -1]
+                wanted = model.network.llm(inputs_embeds=embeds[None], use_cache=False).logits[0, -1]
             got = logits_of(model, [[sample]])
             assert len(got) == len(model.tokenizer(answer, add_special_tokens=False)["input_ids"]) + 1
             torch.testing.assert_close(got[0], wanted, rtol=1e-4, atol=1e-4)
@@ -122,7 +122,7 @@ def test_only_answers_and_their_ends_are_learnt(lite):
 
 def test_the_loss_is_a_mean_over_all_tokens_of_a_step(lite):
     packed = collate(samples("lite"), lite.config, lite.tokenizer)
-    model = TrainingModel(lite)
+    model = TrainingModel(lite.network)
     with torch.no_grad():
         alone = model(packed["batch"])["loss"]
         half = model(packed["batch"], packed["labels"], 2 * len(packed["labels"]))["loss"]

@@ -255,9 +255,9 @@ def test_full_learns_from_questions_about_whole_pictures(world_folder: Path, ful
     alone = collator([items[0]])["batch"]
     said = full.tokenizer.decode(alone.targets)
     assert said.startswith("A picture.")
-    loss = TrainingModel(full)(alone)["loss"]
+    loss = TrainingModel(full.network)(alone)["loss"]
     assert torch.isfinite(loss)
     both = collator([items[0], items[1]])["batch"]
     assert torch.equal(both.targets[: len(alone.targets)], alone.targets)
-    assert torch.isfinite(TrainingModel(full)(both)["loss"])
+    assert torch.isfinite(TrainingModel(full.network)(both)["loss"])
     assert log.count() == 0

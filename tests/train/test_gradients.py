@@ -66,7 +66,7 @@ def loss_of(model: Any, kind: str) -> torch.Tensor:
         scene = make_scene(seed, video=video)
         items.append(scene_samples(scene, ask_about(scene, 0, limit=2), kind))
     batch = collate(items, model.config, model.tokenizer)
-    return TrainingModel(model)(**batch)["loss"]
+    return TrainingModel(model.network)(**batch)["loss"]
 
 
 @pytest.mark.parametrize("kind", ["lite", "full"])
@@ -90,9 +90,9 @@ def test_gradients_are_those_of_finite_differences_through_the_whole_model(kind:
     loss_of(model, kind).backward()
     step = 1e-2
     weights = {
-        "region_encoder": model.object_tokenizer.feat_linear.get_parameter("0.weight"),
-        "llm": model.llm.model.norm.weight,
-        "vision_encoder": model.encoder.post_norm.bias,
+        "region_encoder": model.network.object_tokenizer.feat_linear.get_parameter("0.weight"),
+        "llm": model.network.llm.model.norm.weight,
+        "vision_encoder": model.network.encoder.post_norm.bias,
     }
     for name, weight in weights.items():
         assert weight.grad is not None

@@ -267,7 +267,7 @@ def batch_of(model: Any, kind: str) -> Any:
 @pytest.mark.parametrize("kind", ["lite", "full"])
 def test_merged_adapters_give_the_logits_they_gave_beside(kind: str, assets: Path) -> None:
     model = pf.load(assets / kind, device="cpu", dtype="float32")
-    whole = TrainingModel(model)
+    whole = TrainingModel(model.network)
     batch = batch_of(model, kind)
     plain = whole.logits(batch)
     names = set(dict(model.named_parameters()))
@@ -306,7 +306,9 @@ def test_groups_have_the_rates_of_their_parts_and_norms_no_decay(optimizer: str,
     grouped = [id(p) for g in groups for p in g["params"]]
     assert len(set(grouped)) == len(grouped)
     assert set(grouped) == {id(p) for p in model.parameters() if p.requires_grad}
-    assert not any(p.requires_grad for p in (*model.encoder.parameters(), *model.projector.parameters()))
+    assert not any(
+        p.requires_grad for p in (*model.network.encoder.parameters(), *model.network.projector.parameters())
+    )
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(write_config: Write, tmp_path: Path) -> None:

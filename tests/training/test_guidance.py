@@ -98,10 +98,10 @@ def test_pointers_read_the_attention_that_the_model_computes(model):
     """The share of a head's attention, against transformers' own eager attention."""
     scene, question = asked("by color", False, "selection")
     batch = language_batch([(scene, [question])], model.config, model.tokenizer, 0)
-    eager = copy.deepcopy(model.llm)
-    learner = LanguageModel(model.llm, len(CATEGORIES))
+    eager = copy.deepcopy(model.network.llm)
+    learner = LanguageModel(model.network.llm, len(CATEGORIES))
     tokens = torch.cat([learner.symbols.object_embed(batch.objects), learner.symbols.cell_embed(batch.cells)])
-    hidden = read_text(model.llm, tokens, batch.text, every_layer=True).hidden_states
+    hidden = read_text(model.network.llm, tokens, batch.text, every_layer=True).hidden_states
     eager.set_attn_implementation("eager")
     length = len(batch.text["input_ids"])
     weights = eager.model(inputs_embeds=hidden[0][:, :length], output_attentions=True).attentions
@@ -112,7 +112,7 @@ def test_pointers_read_the_attention_that_the_model_computes(model):
         rows = weights[layer][0, head][pointing.queries]
         looked = rows.gather(1, pointing.keys.clamp(min=0)) * pointing.wanted
         expected = -looked.sum(1).log().mean()
-        found = _looks_elsewhere(model.llm.model, hidden, batch.text["position_ids"], pointing, layer, head)
+        found = _looks_elsewhere(model.network.llm.model, hidden, batch.text["position_ids"], pointing, layer, head)
         assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
 
 
@@ -123,40 +123,40 @@ def test_guidance_reaches_the_layers_below_it(model):
         [(0, [SceneShare(World(1000, 0, video=False, rounds=2, categories=("selection", "relation")), 3)])],
     )
     batch = data.make(0)["batch"]
-    learner = LanguageModel(model.llm.requires_grad_(True), len(CATEGORIES))
+    learner = LanguageModel(model.network.llm.requires_grad_(True), len(CATEGORIES))
     tokens = torch.cat([learner.symbols.object_embed(batch.objects), learner.symbols.cell_embed(batch.cells)])
-    hidden = read_text(model.llm, tokens, batch.text, every_layer=True).hidden_states
-    loss = learner.guide(model.llm, hidden, batch.text, batch.guidance)
+    hidden = read_text(model.network.llm, tokens, batch.text, every_layer=True).hidden_states
+    loss = learner.guide(model.network.llm, hidden, batch.text, batch.guidance)
     assert torch.isfinite(loss)
     loss.backward()
-    layers = model.llm.model.layers
+    layers = model.network.llm.model.layers
     assert all(layers[i].self_attn.q_proj.weight.grad.abs().sum() > 0 for i in range(LAYERS + 1))
     assert layers[LAYERS].mlp.up_proj.weight.grad is None
 
 
 def test_what_nobody_knows_costs_nothing(model):
     """Without hints or pointers the loss is zero, and not NaN."""
-    guide = Guide(model.llm.config)
+    guide = Guide(model.network.llm.config)
     hidden = [torch.zeros(1, 4, 48)] * 4
     from recipe.guidance import Guidance
 
     nothing = Guidance(torch.tensor([1]), torch.full((1, len(HINTS)), UNKNOWN), {})
     text = {"position_ids": torch.arange(4)}
-    assert guide(model.llm, hidden, text, nothing) == 0
+    assert guide(model.network.llm, hidden, text, nothing) == 0
     pointing = Pointing(torch.tensor([2]), torch.tensor([[0, 1, 2, -1]]), torch.tensor([[True, True, True, False]]))
-    everything = _looks_elsewhere(model.llm.model, hidden, text["position_ids"], pointing, 1, 3)
+    everything = _looks_elsewhere(model.network.llm.model, hidden, text["position_ids"], pointing, 1, 3)
     assert float(everything.detach()) == pytest.approx(0, abs=1e-6)
 
 
 def test_a_model_too_small_to_be_guided_is_told_so(tokenizer):
     model = fresh_model(mini_config("lite", num_hidden_layers=2), tokenizer, 0)
     with pytest.raises(ValueError, match="expected at least 3 layers of 5 heads"):
-        LanguageModel(model.llm, len(CATEGORIES))
+        LanguageModel(model.network.llm, len(CATEGORIES))
 
 
 def test_looks_begin_as_their_words(model):
-    learner = LanguageModel(model.llm, len(CATEGORIES))
-    embedding = model.llm.get_input_embeddings()
+    learner = LanguageModel(model.network.llm, len(CATEGORIES))
+    embedding = model.network.llm.get_input_embeddings()
     learner.symbols.name(embedding, model.tokenizer)
     for i, color in enumerate(COLORS):
         ids = model.tokenizer(f" {color}", add_special_tokens=False)["input_ids"]

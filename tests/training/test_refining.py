@@ -41,11 +41,11 @@ def batches(model, whole: int = 3):
 def test_a_deeper_encoder_sees_what_it_saw(model):
     deeper = deepen(model, 6, seed=1)
     assert deeper.kind == model.kind
-    assert len(deeper.encoder.layers) == deeper.config.vision.num_layers == 6
+    assert len(deeper.network.encoder.layers) == deeper.config.vision.num_layers == 6
     assert deeper.config == replace(model.config, vision=replace(model.config.vision, num_layers=6))
     asked = batches(model).make(0)["batch"].asked
     with torch.no_grad():
-        before, after = (m.encoder(asked.patches, asked.grids) for m in (model, deeper))
+        before, after = (m.network.encoder(asked.patches, asked.grids) for m in (model, deeper))
     assert torch.equal(before, after)
     own = deeper.state_dict()
     assert all(torch.equal(weight, own[name]) for name, weight in model.state_dict().items())
@@ -81,13 +81,13 @@ def test_answers_move_all_of_a_model_and_patches_its_encoder(model):
     # nothing is told yet by heads that begin at zero
     assert learner.perception.heads.weight.grad.abs().sum() > 0
     for part in ("llm.model.layers.0.mlp.up_proj.weight", "encoder.layers.0.fc1.weight", "encoder.layers.4.out.weight"):
-        assert learner.answering.model.get_parameter(part).grad.abs().sum() > 0
+        assert learner.answering.network.get_parameter(part).grad.abs().sum() > 0
     with torch.no_grad():
         learner.perception.heads.weight.normal_()
     learner.zero_grad()
     learner.perception(batches(model).make(0)["batch"].seen)["loss"].backward()
-    assert learner.answering.model.encoder.layers[4].out.weight.grad.abs().sum() > 0
-    assert learner.answering.model.llm.model.layers[0].mlp.up_proj.weight.grad is None
+    assert learner.answering.network.encoder.layers[4].out.weight.grad.abs().sum() > 0
+    assert learner.answering.network.llm.model.layers[0].mlp.up_proj.weight.grad is None
 
 
 def test_a_refining_writes_a_model_and_goes_on(model, tmp_path):

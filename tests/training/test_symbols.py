@@ -144,7 +144,7 @@ def test_lessons_follow_each_other(model):
 def test_the_language_model_learns_from_symbols(model):
     torch.manual_seed(0)
     batch = LanguageData(model.config, model.tokenizer, LESSONS).make(0)["batch"]
-    learner = LanguageModel(model.llm.requires_grad_(True), len(CATEGORIES))
+    learner = LanguageModel(model.network.llm.requires_grad_(True), len(CATEGORIES))
     optimizer = torch.optim.AdamW(learner.parameters(), lr=3e-3)
     losses = []
     for _ in range(40):
@@ -160,7 +160,7 @@ def test_the_language_model_learns_from_symbols(model):
 def test_the_vision_side_learns_the_symbols_tokens(model):
     torch.manual_seed(0)
     batch = alignment_batch([scene_with(False), scene_with(True)], model.config, model.tokenizer, 0)
-    learner = AlignmentModel(model, Symbols(model.llm.config.hidden_size))
+    learner = AlignmentModel(model, Symbols(model.network.llm.config.hidden_size))
     before = {k: v.clone() for k, v in learner.named_parameters()}
     optimizer = torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], lr=2e-3)
     losses = []
@@ -180,7 +180,7 @@ def test_the_vision_side_learns_the_symbols_tokens(model):
 def test_parts_are_pretrained_and_put_together(model, tmp_path):
     language = pretrain_language(model, LESSONS, tmp_path / "language", steps=2)
     assert language == tmp_path / "language" / LANGUAGE
-    llm = {k: v.clone() for k, v in model.llm.state_dict().items()}
+    llm = {k: v.clone() for k, v in model.network.llm.state_dict().items()}
     fresh = fresh_model(model.config, model.tokenizer, 1)
     symbols = load_language(fresh, language)
     assert all(torch.equal(v, llm[k]) for k, v in fresh.llm.state_dict().items())

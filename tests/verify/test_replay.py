@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pixelrefer_fast.ops.extension import load as extension
-from pixelrefer_fast.verify.replay import STAGES, Limits, verify
+from pixelrefer_fast.verify.replay import STAGES, Tolerances, verify
 
 ROOT = Path(__file__).parents[2]
 ASSETS = ROOT / "pixelrefer_fast" / "assets"
@@ -132,7 +132,7 @@ def test_a_tie_is_reported_not_judged(tmp_path: Path) -> None:
     folder = verify_folder(tmp_path, "lite", "image_one")
     case = folder / "case_image_one.safetensors"
     change_case(case, "object_tokens", lambda t: t + 0.5)
-    change_case(case, "kmeans_gap", lambda t: torch.full_like(t, Limits.of(torch.float32).tie / 2))
+    change_case(case, "kmeans_gap", lambda t: torch.full_like(t, Tolerances.of(torch.float32).tie / 2))
     stages = verify(folder)["cases"][0]["stages"]
     assert stages["object_tokens"]["ok"]
     assert "ties" in stages["object_tokens"]["note"]

@@ -55,17 +55,17 @@ class AlignmentModel(nn.Module):
 
     def __init__(self, model: Any, symbols: Symbols) -> None:
         super().__init__()
-        self.vision = TrainingModel(model)
+        self.vision = TrainingModel(model.network)
         self.symbols = symbols.requires_grad_(False)
         model.requires_grad_(True)
-        model.llm.requires_grad_(False)
+        model.network.llm.requires_grad_(False)
 
     def forward(self, batch: AlignmentBatch) -> dict[str, torch.Tensor]:
         """{"loss": share of the tokens' variance that is not explained and of the facts', summed over the kinds of
         tokens, "accuracy": share of the facts' that is explained, of each of NAMES}."""
         tokens = self.vision.tokens(batch.seen).float()
         kinds = [(tokens[: len(batch.objects)], batch.objects, self.symbols.object_embed)]
-        if self.vision.model.kind == "full":
+        if self.vision.network.kind == "full":
             kinds.append((tokens[len(batch.objects) :], batch.cells, self.symbols.cell_embed))
         with torch.autocast(tokens.device.type, enabled=False):
             missed = torch.stack([_missed(*kind) for kind in kinds])
@@ -183,9 +183,9 @@ def align(
         load_vision(model, start)
     learner = AlignmentModel(model, symbols)
     data = AlignmentData(model.config, model.tokenizer, shares)
-    slower = {"vision.model.encoder.": encoder_rate}
+    slower = {"vision.network.encoder.": encoder_rate}
     if run_pretraining(learner, data, NAMES[model.kind], folder, steps, learning_rate, seed, resume, slower):
-        weights = {k: v.contiguous() for k, v in model.state_dict().items() if not k.startswith("llm.")}
+        weights = {k: v.contiguous() for k, v in model.network.state_dict().items() if not k.startswith("llm.")}
         save_file(weights, folder / VISION)
     wait()
     return folder / VISION
@@ -193,6 +193,6 @@ def align(
 
 def load_vision(model: Any, path: Path) -> None:
     """Give a model the weights that `align` wrote."""
-    missing = model.load_state_dict(load_file(path), strict=False).missing_keys
+    missing = model.network.load_state_dict(load_file(path), strict=False).missing_keys
     if any(not key.startswith("llm.") for key in missing):
         raise ValueError(f"{path}: expected all weights of this model but its language model's, it lacks {missing[:3]}")

@@ -288,8 +288,8 @@ def pretrain_language(
     from pixelrefer_fast.world import CATEGORIES
 
     torch.manual_seed(seed)
-    learner = LanguageModel(model.llm.requires_grad_(True), len(CATEGORIES))
-    learner.symbols.name(model.llm.get_input_embeddings(), model.tokenizer)
+    learner = LanguageModel(model.network.llm.requires_grad_(True), len(CATEGORIES))
+    learner.symbols.name(model.network.llm.get_input_embeddings(), model.tokenizer)
     if start is not None:
         learner.load_state_dict(load_file(start), strict=False)  # a tied head is in the file once
     data = LanguageData(model.config, model.tokenizer, lessons)
@@ -303,9 +303,9 @@ def load_language(model: Any, path: Path) -> Symbols:
     """Give a model the language model that `pretrain_language` wrote; the symbols that it was told in."""
     weights = load_file(path)
     llm = {k.removeprefix("llm."): v for k, v in weights.items() if k.startswith("llm.")}
-    missing = model.llm.load_state_dict(llm, strict=False).missing_keys
+    missing = model.network.llm.load_state_dict(llm, strict=False).missing_keys
     if set(missing) - {"lm_head.weight"}:
         raise ValueError(f"{path}: expected the weights of this model's language model, it lacks {missing[:3]}")
-    symbols = Symbols(model.llm.config.hidden_size)
+    symbols = Symbols(model.network.llm.config.hidden_size)
     symbols.load_state_dict({k.removeprefix("symbols."): v for k, v in weights.items() if k.startswith("symbols.")})
     return symbols

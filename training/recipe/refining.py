@@ -18,10 +18,10 @@ from torch import nn
 
 from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.encoding.encoder import EncoderLayer
+from pixelrefer_fast.model import PixelRefer, PixelReferLite
 from pixelrefer_fast.train.batch import PackedBatch, collate
 from pixelrefer_fast.train.config import PARTS
 from pixelrefer_fast.train.module import TrainingModel
-from pixelrefer_fast.train.parts import Model
 from pixelrefer_fast.train.processes import wait
 from pixelrefer_fast.train.scenes import SceneShare, WorldSource
 from recipe.perception import (
@@ -39,6 +39,8 @@ NAMES = ("answers", *HEADS)
 ANSWERS = 10.0  # weight of the answers beside what patches tell
 MODULES = dict(zip(PARTS, ("llm.", "projector.", "object_tokenizer.", "encoder."), strict=True))
 
+Model = PixelRefer | PixelReferLite
+
 
 def deepen(model: Model, layers: int, seed: int) -> Model:
     """The same model with a deeper vision encoder, whose new last layers change nothing before they are trained.
@@ -55,8 +57,8 @@ def deepen(model: Model, layers: int, seed: int) -> Model:
     if layers < own.num_layers:
         raise ValueError(f"deepen: expected at least the encoder's {own.num_layers} layers, got {layers}")
     deeper = fresh_model(replace(model.config, vision=replace(own, num_layers=layers)), model.tokenizer, seed)
-    deeper.load_state_dict(model.state_dict(), strict=False)
-    for layer in list(deeper.encoder.layers)[own.num_layers :]:
+    deeper.network.load_state_dict(model.network.state_dict(), strict=False)
+    for layer in list(deeper.network.encoder.layers)[own.num_layers :]:
         assert isinstance(layer, EncoderLayer)
         for last in (layer.out, layer.fc2):
             nn.init.zeros_(last.weight)
@@ -77,8 +79,8 @@ class RefiningModel(nn.Module):
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        self.answering = TrainingModel(model.requires_grad_(True))
-        self.perception = PerceptionModel(model.encoder)
+        self.answering = TrainingModel(model.network.requires_grad_(True))
+        self.perception = PerceptionModel(model.network.encoder)
 
     def forward(self, batch: RefiningBatch) -> dict[str, torch.Tensor]:
         """{"loss": of answers and patches, "accuracy": of NAMES}."""
@@ -152,15 +154,15 @@ def refine(
         load_refined(model, start)
     learner = RefiningModel(model)
     data = RefiningData(model.config, model.tokenizer, shares, whole, crowds, first_seed)
-    slower = {f"answering.model.{MODULES.get(name, name)}": part for name, part in parts.items()}
+    slower = {f"answering.network.{MODULES.get(name, name)}": part for name, part in parts.items()}
     if run_pretraining(learner, data, NAMES, folder, steps, learning_rate, seed, resume, slower):
-        save_file(each_once(model.state_dict()), folder / REFINED)
+        save_file(each_once(model.network.state_dict()), folder / REFINED)
     wait()
     return folder / REFINED
 
 
 def load_refined(model: Model, path: Path) -> None:
     """Give a model the weights that `refine` wrote."""
-    missing = model.load_state_dict(load_file(path), strict=False).missing_keys
+    missing = model.network.load_state_dict(load_file(path), strict=False).missing_keys
     if set(missing) - {"llm.lm_head.weight"}:  # tied: in the file once
         raise ValueError(f"{path}: expected all weights of this model, it lacks {missing[:3]}")

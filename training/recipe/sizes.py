@@ -105,6 +105,6 @@ def fresh_model(config: ModelConfig, tokenizer: Any, seed: int) -> PixelRefer | 
     model_class = PixelReferLite if config.kind == "lite" else PixelRefer
     model = model_class(config, tokenizer, {"eos_token_id": tokenizer.eos_token_id})
     with torch.no_grad():
-        model.object_tokenizer.pos_linear.weight *= PLACE_GAIN
-        model.object_tokenizer.pos_linear.bias.zero_()
+        model.network.object_tokenizer.pos_linear.weight *= PLACE_GAIN
+        model.network.object_tokenizer.pos_linear.bias.zero_()
     return model

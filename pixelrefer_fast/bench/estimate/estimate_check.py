@@ -19,7 +19,7 @@ UNITS = ("tokens", "FLOP", "bytes", "launches", "s")
 SUITES = ("whole", "scaling", "against", "stages")  # of result files, whose rows the model can say something of
 OURS = ("ours", "pixelrefer_fast")
 MEASURED_SUITE = "estimate"
-# whole.py counts pooling and infusion as one stage
+# result files of before 2026-11-28 have one stage for both
 TOGETHER = {"region": ("pooling", "infusion")}
 
 
@@ -143,11 +143,11 @@ def measure(
     by_rule = estimate(name, replace(workload, question=words), gpu, kind)
     text = prompt - projector["tokens"] - projector["vision_tokens"]
     guess = estimate(name, replace(workload, text=text), gpu, kind)
-    seconds = {
+    seconds: dict[str, float] = {
         stage.name: (stage.device_seconds if stage.device_seconds is not None else stage.seconds)["median"]
         for stage in found
     }
-    counted = {stage.name: _counted(stage.counts) for stage in found}
+    counted: dict[str, dict[str, int]] = {stage.name: _counted(stage.counts) for stage in found}
     # ours has both in one
     begun, seconds["prefill"] = counted.pop("prompt"), seconds["prefill"] + seconds.pop("prompt")
     counted["prefill"] = {what: number + begun[what] for what, number in counted["prefill"].items()}

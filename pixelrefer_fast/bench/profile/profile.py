@@ -12,7 +12,8 @@ import json
 import shlex
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from pixelrefer_fast.bench.profile import calls as op_calls
 from pixelrefer_fast.bench.profile import resources, traces
 from pixelrefer_fast.bench.report.results import Quantiles
 from pixelrefer_fast.bench.run import stages
-from pixelrefer_fast.bench.run.stages import Stage
+from pixelrefer_fast.bench.run.stages import DECODER, MeasuredStage, StagedQuestion
+from pixelrefer_fast.device.counters import Counts
+from pixelrefer_fast.device.stages import StageCall, StageName, listen
 from pixelrefer_fast.kernels import _launch
 from pixelrefer_fast.ops import registry
 
@@ -78,7 +81,7 @@ class Profile:
         calls: of operations, as the question made them.
     """
 
-    stages: list[Stage]
+    stages: list[MeasuredStage]
     whole: Quantiles
     lines: list[Line]
     rates: dict[str, float]
@@ -102,7 +105,7 @@ class Profile:
         document |= {"whole": self.whole, "stages": [self.stage(stage) for stage in self.stages]}
         return document | {"kernels": [self.line(line) for line in self.lines]}
 
-    def stage(self, stage: Stage) -> dict[str, Any]:
+    def stage(self, stage: MeasuredStage) -> dict[str, Any]:
         """A stage as the document has it; launches and waits of a device only."""
         counts = stage.counts
         clock = stage.device_seconds or stage.seconds
@@ -206,16 +209,24 @@ def once(model: Any, media: Any, question: str, regions: Any, max_new_tokens: in
             torch.cuda.profiler.stop()
 
 
-def _calls(own: stages.Question) -> list[op_calls.Call]:
-    stage = own.names[0]
+def _calls(own: StagedQuestion) -> list[op_calls.Call]:
+    stage: StageName = own.names[0]
+
+    @contextmanager
+    def entered(call: StageCall) -> Iterator[None]:
+        nonlocal stage
+        stage = call.stage
+        yield
+
     with op_calls.capturing(lambda: stage) as calls:
-        own.end()
-        for stage in own.names:
+        with listen(entered):
+            own.begin()
+        for stage in DECODER:
             own.run(stage)
     return calls
 
 
-def _traced(own: stages.Question, path: Path) -> dict[str, str]:
+def _traced(own: StagedQuestion, path: Path) -> dict[str, str]:
     """Write a trace of PASSES passes; our kernels' names by what they are compiled as."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if own.model.device.type == "cuda":
@@ -242,7 +253,7 @@ def _keep(trace: Path, target: Path) -> None:
 
 def lines(
     events: Sequence[Mapping[str, Any]],
-    measured: Sequence[Stage],
+    measured: Sequence[MeasuredStage],
     functions: Mapping[str, str],
     passes: int,
     arch: int | None,
@@ -256,7 +267,7 @@ def lines(
         passes: that the trace holds.
         arch: compute capability of the device, 90 for 9.0.
     """
-    counted = {stage.name: stage.counts for stage in measured}
+    counted: dict[str, Counts] = {stage.name: stage.counts for stage in measured}
     found = []
     for operation in traces.read(events, {name: set(c.launches) for name, c in counted.items()}, functions):
         counts, name, kernel = counted[operation.stage], operation.name, operation.longest

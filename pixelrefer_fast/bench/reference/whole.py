@@ -202,8 +202,8 @@ class Reference:
         settings._attn_implementation = "flash_attention_2" if halves and _has_flash_attention() else "sdpa"
         with _given_tower(self._modules, config.vision), unwarned(), torch.device("meta"):
             built = getattr(module, f"{prefix}Qwen2ForCausalLM")(settings)
-        built.generation_config = type(built.generation_config)(**model.generation)
-        fill(built, model.checkpoint_slots(), optional=["lm_head.weight"] if config.tied else [])
+        built.generation_config = type(built.generation_config)(**model.network.generation)
+        fill(built, model.network.checkpoint_slots(), optional=["lm_head.weight"] if config.tied else [])
         if config.tied:
             built.lm_head.weight = built.model.embed_tokens.weight
         with self.device:  # what no checkpoint holds; float32 in any dtype, as transformers leaves it
@@ -221,7 +221,7 @@ def with_released_views(model: PixelRefer | PixelReferLite) -> PixelRefer | Pixe
         return model
     tensors = (*model.parameters(), *model.buffers())
     twin = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
-    twin.config = replace(model.config, global_view_size=GLOBAL_VIEW, local_view_size=LOCAL_VIEW)
+    twin.network.config = replace(model.config, global_view_size=GLOBAL_VIEW, local_view_size=LOCAL_VIEW)
     return twin
 
 

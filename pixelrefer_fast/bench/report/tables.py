@@ -329,7 +329,7 @@ _AGAINST: tuple[tuple[str, Callable[[Row], float | None], Callable[[float], str]
     ("GFLOP as the paper counts", _paper, short),
     ("GFLOP executed", lambda row: row["flops"] / 1e9, short),
     ("of these encoder", _stage("encoder"), short),
-    ("object tokens, infusion, projection", _stage("region", "projector"), short),
+    ("object tokens, infusion, projection", _stage("region", "pooling", "infusion", "projector"), short),
     ("prefill", _stage("prefill"), short),
     ("decoding", _stage("decode"), short),
     ("GB moved", lambda row: row["moved"] / 1e9, short),

@@ -9,7 +9,7 @@ import torch
 
 from pixelrefer_fast.bench.estimate.estimate import paper_flops
 from pixelrefer_fast.bench.report.results import Row, relative_error
-from pixelrefer_fast.bench.run.askers import LIMIT, Asker, Ours, answer_all, as_measured, definitions
+from pixelrefer_fast.bench.run.askers import LIMIT, Asker, Ours, answer_all, as_measured, definitions, with_vision_in
 from pixelrefer_fast.bench.run.whole import (
     FRAMES,
     Budget,
@@ -106,8 +106,9 @@ def _judge(own: Row, theirs: Row, ours: Ours, rival: Rival, load: Load, tokens: 
     if ours.dtype == torch.float32:
         error = relative_error(got, want.to(got))
     else:  # neither is exact: ours may be twice as far off
-        with definitions(ours.model, torch.float32):
-            exact = ours.encode(first.media, first.regions)
+        twin = with_vision_in(ours.model, torch.float32)
+        with definitions(twin):
+            exact = Ours(twin, ours.starts).encode(first.media, first.regions)
         error = relative_error(got.float(), exact)
         limit += 2 * relative_error(want.to(exact), exact)
     asked = answer_all(rival, load.requests, tokens)

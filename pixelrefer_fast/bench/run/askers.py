@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 
-from pixelrefer_fast import model as model_module
 from pixelrefer_fast.batching.asks import Answer, Ask
 from pixelrefer_fast.bench.report.results import relative_error
 from pixelrefer_fast.device.counters import Counts, counting
+from pixelrefer_fast.device.stages import STAGES, StageCall, StageName, listen
+from pixelrefer_fast.model import PixelRefer, PixelReferLite
 
-STAGES = ("views", "encoder", "region", "projector", "prompt", "prefill", "decode")
+Model = PixelRefer | PixelReferLite
+
 CHECKED = 8  # requests of a call that are asked again, one at a time
 # largest error of object tokens over their largest value: float32 itself; 16 bits may have twice the definitions' more
 LIMIT = 1e-4
@@ -81,9 +82,9 @@ class Ours:
 
     name = "ours"
 
-    def __init__(self, model: Any, starts: Callable[[Any, Sequence[Any]], Any] | None = None) -> None:
+    def __init__(self, model: Model, starts: Callable[[Any, Sequence[Any]], Any] | None = None) -> None:
         self.model = model
-        self._starts = starts
+        self.starts = starts
 
     @property
     def kind(self) -> str:
@@ -120,7 +121,7 @@ class Ours:
         return answers
 
     def _options(self, media: Any, regions: Sequence[Any]) -> dict[str, Any]:
-        starts = None if self._starts is None else self._starts(media, regions)
+        starts = None if self.starts is None else self.starts(media, regions)
         return {} if starts is None else {"kmeans_start": starts}
 
 
@@ -134,7 +135,7 @@ def answer_all(
 
 
 @contextmanager
-def as_measured(model: Any) -> Iterator[None]:
+def as_measured(model: Model) -> Iterator[None]:
     """Answers that go on to their length, and no beginning of a prompt that is found computed by a later call."""
     decoder = model.decoder
     before = decoder.end_ids, decoder.prefix_bytes
@@ -148,78 +149,62 @@ def as_measured(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def object_tokens(model: Any, count: int) -> Iterator[None]:
+def object_tokens(model: Model, count: int) -> Iterator[None]:
     """The model with another n, the number of clusters, which no weight depends on."""
-    config = model.config
-    model.config = replace(config, mask_num=count)
+    network = model.network
+    config = network.config
+    network.config = replace(config, mask_num=count)
     try:
         yield
     finally:
-        model.config = config
+        network.config = config
 
 
 @contextmanager
-def definitions(model: Any, dtype: torch.dtype | None = None) -> Iterator[None]:
-    """Everything computed by the PyTorch definitions, nothing captured; with `dtype` object tokens in that."""
-    language, encoder = model.decoder.language_model, model.encoder
-    backends, graphs = (model.backend, language.backend), encoder.graphs
-    parts = {name: getattr(model, name) for name in ("encoder", "object_tokenizer", "projector")}
+def definitions(model: Model) -> Iterator[None]:
+    """Everything computed by the PyTorch definitions, nothing captured."""
+    network, language, encoder = model.network, model.decoder.language_model, model.network.encoder
+    backends, graphs = (network.backend, language.backend), encoder.graphs
     model.decoder.clear()
-    model.backend = language.backend = "torch"
+    network.backend = language.backend = "torch"
     encoder.graphs = None
     try:
-        if dtype is not None and dtype != model.dtype:
-            for name, part in parts.items():
-                setattr(model, name, copy.deepcopy(part).to(dtype))
         yield
     finally:
-        for name, part in parts.items():
-            setattr(model, name, part)
         encoder.graphs = graphs
         model.decoder.clear()
-        model.backend, language.backend = backends
+        network.backend, language.backend = backends
+
+
+def with_vision_in(model: Model, dtype: torch.dtype) -> Model:
+    """A model beside this one that shares its language model, with a vision side in another dtype."""
+    network = model.network
+    shared = (network.llm, network.decoder, network.tokenizer)
+    twin = copy.deepcopy(model, {id(part): part for part in shared})
+    for part in (twin.network.encoder, twin.network.object_tokenizer, twin.network.projector):
+        part.to(dtype)
+    return twin
 
 
 @contextmanager
-def counted(model: Any) -> Iterator[dict[str, Counts]]:
-    """What is asked of the device within the block, by stage, when that has ended; "decoder" is prefill and decoding.
+def counting_stages(device: str) -> Iterator[dict[StageName, Counts]]:
+    """What is asked of a device within the block, by stage of `device.stages.STAGES`; all of them are there at its end.
 
     Counted is what runs within the stages: on a CPU, where host data cannot be told from a device's, no bookkeeping
     between them.
     """
-    device = model.device.type
-    parts: dict[str, list[Counts]] = {}
-    places = (
-        ("views", model_module, "pack_patches"),
-        ("encoder", model.encoder, "forward"),
-        ("region", model.object_tokenizer, "forward"),
-        ("projector", model, "encode_scenes"),
-        ("prompt", model, "embed_prompt"),
-        ("decoder", model.decoder, "advance"),
-    )
-    with ExitStack() as stack:
-        for stage, owner, name in places:
-            stack.enter_context(_counting(owner, name, parts.setdefault(stage, []), device))
-        counts: dict[str, Counts] = {}
-        yield counts
-        counts |= {stage: add_counts(own) for stage, own in parts.items()}
+    parts: dict[StageName, list[Counts]] = {name: [] for name in STAGES}
 
-
-@contextmanager
-def _counting(owner: Any, name: str, parts: list[Counts], device: str) -> Iterator[None]:
-    function, own = getattr(owner, name), name in vars(owner)
-
-    def run(*args: Any, **kwargs: Any) -> Any:
+    @contextmanager
+    def count(call: StageCall) -> Iterator[None]:
         with counting(device) as found:
-            result = function(*args, **kwargs)
-        parts.append(found)
-        return result
+            yield
+        parts[call.stage].append(found)
 
-    setattr(owner, name, run)
-    try:
-        yield
-    finally:
-        setattr(owner, name, function) if own else delattr(owner, name)
+    counts: dict[StageName, Counts] = {}
+    with listen(count):
+        yield counts
+    counts |= {name: add_counts(own) for name, own in parts.items()}
 
 
 def add_counts(parts: Iterable[Counts]) -> Counts:
@@ -231,22 +216,6 @@ def add_counts(parts: Iterable[Counts]) -> Counts:
         total.flops += part.flops
         total.moved += part.moved
     return total
-
-
-def stage_counts(ours: Ours, run: Callable[[int], Any], max_new_tokens: int) -> dict[str, Counts]:
-    """Counts of `run(max_new_tokens)` by stage of STAGES; what one token takes is the prefill, the rest decoding."""
-    with counted(ours.model) as first:
-        run(1)
-    with counted(ours.model) as whole:
-        run(max_new_tokens)
-    prefill, both = first.pop("decoder"), whole.pop("decoder")
-    decode = Counts(
-        Counter(both.launches) - Counter(prefill.launches),
-        Counter(both.waits) - Counter(prefill.waits),
-        both.flops - prefill.flops,
-        both.moved - prefill.moved,
-    )
-    return whole | {"prefill": prefill, "decode": decode}
 
 
 @dataclass(frozen=True)
@@ -280,8 +249,9 @@ def check(ours: Ours, requests: Sequence[Request], answers: Sequence[tuple[int, 
             alone = [ours.ask(r.media, r.question, r.regions, max_new_tokens) for r in (requests[i] for i in places)]
     exact, limit = plain, LIMIT
     if model.dtype != torch.float32:
-        with definitions(model, torch.float32):
-            exact = _features(ours, first)
+        twin = with_vision_in(model, torch.float32)
+        with definitions(twin):
+            exact = _features(Ours(twin, ours.starts), first)
         limit += 2 * relative_error(plain, exact)
     error = relative_error(got, exact)
     equal = sum(answers[i] == tokens for i, tokens in zip(places, alone, strict=True))

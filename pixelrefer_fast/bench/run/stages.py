@@ -1,7 +1,7 @@
 """One question about marked objects, stage by stage: seconds, launches, waits, FLOPs and bytes of each.
 
-The stages are the model's own pieces in the order in which `model.ask` runs them, one after the other. What is measured
-here is what `costs.py` counts and what `profile.py` traces.
+The stages are those of `network.Network`, heard of while it answers (`device.stages`) and then run again one by one, on
+the arguments that they were called with. What is measured here is what `costs.py` counts and what `profile.py` traces.
 """
 
 from __future__ import annotations
@@ -9,25 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from pixelrefer_fast.batching.preparing import MediaCache
+from pixelrefer_fast.batching.encoding import embedded_prompt, encode_prepared
+from pixelrefer_fast.batching.preparing import Bound, MediaCache, prepare
 from pixelrefer_fast.bench.measure import timing
 from pixelrefer_fast.bench.report.results import Quantiles, Row, relative_error
-from pixelrefer_fast.bench.run.askers import definitions
-from pixelrefer_fast.decoding import Generation
+from pixelrefer_fast.bench.run.askers import counting_stages, definitions
+from pixelrefer_fast.decoding import Generation, Ticket
 from pixelrefer_fast.device.counters import Counts, counting
-from pixelrefer_fast.device.transfers import upload
-from pixelrefer_fast.encoding.object_tokenizer import kmeans_starts
-from pixelrefer_fast.encoding.patches import pack_patches
+from pixelrefer_fast.device.stages import STAGES, StageCall, StageName, listen
+from pixelrefer_fast.encoding.objects import Objects
+from pixelrefer_fast.model import PixelRefer, PixelReferLite
 from pixelrefer_fast.planning.options import EncodeOptions
-from pixelrefer_fast.planning.selection import select_patches
+from pixelrefer_fast.planning.selection import Selection
+from pixelrefer_fast.planning.views import ViewPlan
 
-NAMES = ("plan", "views", "encoder", "pooling", "infusion", "projector", "prompt", "prefill", "decode")
-HOST = ("plan",)  # works in host memory alone: nothing of it is a device's
-WHAT = {
+HOST: tuple[StageName, ...] = ("plan",)  # works in host memory alone: nothing of it is a device's
+DECODER: tuple[StageName, ...] = ("prefill", "decode")  # the decoder goes on from one state to the next
+WHAT: dict[StageName, str] = {
     "plan": "which pixels and patches each object needs, in host memory",
     "views": "pixels to packed patches, tables to the device",
     "encoder": "patches to features",
@@ -38,23 +39,14 @@ WHAT = {
     "prefill": "prompt to the first token",
     "decode": "all further tokens",
 }
-# what a stage leaves, of those whose result is compared with the definitions'
-RESULTS = {
-    "views": "patches",
-    "encoder": "features",
-    "pooling": "pooled",
-    "infusion": "infused",
-    "projector": "tokens",
-    "prompt": "embeds",
-}
 
 
 @dataclass(frozen=True)
-class Stage:
+class MeasuredStage:
     """What one stage took.
 
     Attributes:
-        name: one of NAMES.
+        name: one of STAGES.
         seconds: by the wall clock, until the device is done with it: quantiles.
         device_seconds: between two events of the device, with a cold L2; None where host and device are one.
         host_seconds: of the host until it has issued everything; None likewise.
@@ -63,7 +55,7 @@ class Stage:
         sizes: what it worked on.
     """
 
-    name: str
+    name: StageName
     seconds: Quantiles
     device_seconds: Quantiles | None
     host_seconds: Quantiles | None
@@ -107,10 +99,12 @@ def work(name: str, counts: Counts, case: str, model: str, dtype: str, sizes: Ma
     )
 
 
-class Question:
-    """One question on its way through a model: each stage reads what those before it have left here.
+class StagedQuestion:
+    """One question on its way through a model, whose stages may each be run again.
 
-    A stage may be run again, on the same inputs. The decoder serves nobody else meanwhile.
+    The model's own pass runs once; every call of a stage is kept with its arguments and its result. Prefill and
+    decoding go on from one state of the decoder to the next: their answer begins anew before each. The decoder serves
+    nobody else meanwhile.
 
     Args:
         model: PixelRefer or PixelReferLite.
@@ -119,127 +113,148 @@ class Question:
         regions: anything `regions.as_regions` takes.
         generation: how to decode.
 
+    Attributes:
+        objects: the encoded objects, once `begin` was called.
+        embeds: (L, C) prompt embeddings, likewise.
+        answer: what the decoder makes of them; None between answers.
+
     Raises:
         ValueError: the media or the generation's options are none.
     """
 
-    def __init__(self, model: Any, media: Any, question: str, regions: Any, generation: Generation) -> None:
+    objects: Objects
+    embeds: torch.Tensor
+
+    def __init__(
+        self, model: PixelRefer | PixelReferLite, media: object, question: str, regions: object, generation: Generation
+    ) -> None:
         self.model, self.question, self.regions, self.generation = model, question, regions, generation
         self.opened = MediaCache().open(media)
-        self.ticket: Any = None
+        self.answer: Ticket | None = None
+        self._calls: dict[StageName, list[StageCall]] = {}
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def names(self) -> tuple[StageName, ...]:
         """The stages of this model, in order."""
-        return tuple(name for name in NAMES if name != "infusion" or self.model.kind == "lite")
+        return tuple(name for name in STAGES if name != "infusion" or self.model.kind == "lite")
 
-    def run(self, name: str) -> None:
-        """Run one stage; `prepare` comes before it, and every stage before that."""
-        getattr(self, f"_{name}")()
+    def begin(self) -> None:
+        """From opened media to prompt embeddings, as the model itself does it."""
+        self.end()
+        self._calls = {name: [] for name in STAGES}
+        network, options = self.model.network, EncodeOptions()
+        with listen(self._keep):
+            request = network.bind(self.opened.media, self.opened.source, self.regions, options)
+            bound = Bound(request, self.question, options, self.generation)
+            (self.objects,) = encode_prepared(network, [prepare(network, bound, MediaCache(), MediaCache())])
+            # without its boundaries: no answer may find what another has computed
+            self.embeds = embedded_prompt(network, self.question, self.objects).embeds
 
-    def prepare(self, name: str) -> None:
+    def prefill(self) -> None:
+        """To the first token of an answer."""
+        # who reads along gets the first token before any further one is begun
+        self.answer = self.model.decoder.submit(self.embeds, self.generation, streamed=True)
+        while not self.answer.tokens and not self.answer.done:
+            self.model.decoder.advance()
+
+    def decode(self) -> None:
+        """The rest of the answer."""
+        assert self.answer is not None
+        self.answer.result()
+
+    def run(self, name: StageName) -> None:
+        """Run one stage once more; `prepare` comes before it."""
+        if name == "prefill":
+            self.prefill()
+        elif name == "decode":
+            self.decode()
+        else:
+            for call in self._calls[name]:
+                call.run()
+
+    def prepare(self, name: StageName) -> None:
         """What must be so before a stage runs once more and is no part of it."""
-        if name in ("prefill", "decode"):
+        if name in DECODER:
             self.end()
         if name == "decode":
-            self._prefill()
-
-    def end(self) -> None:
-        """End the answer that has begun, if one has."""
-        if self.ticket is not None:
-            self.ticket.cancel()
-            while self.model.decoder.advance():
-                pass
-            self.ticket = None
+            self.prefill()
 
     def ask(self) -> None:
         """The whole question at once, from opened media to text."""
-        self.end()
-        for name in self.names[:-2]:
-            self.run(name)
-        self.ticket = self.model.decoder.submit(self.embeds, self.generation)
-        self.ticket.result()
+        self.begin()
+        self.answer = self.model.decoder.submit(self.embeds, self.generation)
+        self.answer.result()
+
+    def end(self) -> None:
+        """End the answer that has begun, if one has."""
+        if self.answer is not None:
+            self.answer.cancel()
+            while self.model.decoder.advance():
+                pass
+            self.answer = None
 
     def close(self) -> None:
         """Give back what the decoder holds."""
         self.end()
         self.model.decoder.clear()
 
-    def sizes(self, name: str) -> dict[str, int]:
+    def sizes(self, name: StageName) -> dict[str, int]:
         """What a stage worked on, once it has run."""
+        plan, selection = self._plan, self._selection
         if name in ("plan", "views"):
-            return {"views": len(self.plan.views), "patches": self.plan.first_rows[-1]}
+            return {"views": len(plan.views), "patches": plan.first_rows[-1]}
         if name == "encoder":
-            return {"patches": self.plan.first_rows[-1]}
+            return {"patches": plan.first_rows[-1]}
         if name == "pooling":
-            return {"marks": len(self.selection.counts), "selected": sum(self.selection.counts)}
+            return {"marks": len(selection.counts), "selected": sum(selection.counts)}
         if name == "infusion":
-            groups = (self.selection.local_groups, self.selection.global_groups)
-            return {"marks": len(self.selection.counts), "groups": sum(len(g.groups) for g in groups)}
+            groups = (selection.local_groups, selection.global_groups)
+            return {"marks": len(selection.counts), "groups": sum(len(g.groups) for g in groups)}
         if name == "projector":
-            return {"tokens": len(self.tokens), "vision_tokens": 0 if self.scene is None else len(self.scene.tokens)}
+            scene = self.objects.scene
+            return {"tokens": len(self.objects.tokens), "vision_tokens": 0 if scene is None else len(scene.tokens)}
         if name in ("prompt", "prefill"):
             return {"tokens": len(self.embeds)}
-        return {"steps": len(self.ticket.tokens) - 1}
+        assert self.answer is not None
+        return {"steps": len(self.answer.tokens) - 1}
 
-    def _plan(self) -> None:
-        model, options = self.model, EncodeOptions()
-        self.request = model.bind(self.opened.media, self.opened.source, self.regions, options)
-        self.plan = model.plan_request(self.request)
-        self.selection = select_patches(self.plan, model.backend)
-        self.starts = kmeans_starts(self.selection.counts, model.config.mask_num)
+    def results(self, name: StageName) -> list[torch.Tensor]:
+        """The tensors that a stage makes, made again."""
+        made: list[torch.Tensor] = []
+        for call in self._calls[name]:
+            result = call.run()
+            parts = result if isinstance(result, (list, tuple)) else (result,)
+            tensors = (part for part in parts if isinstance(part, torch.Tensor) and part.is_floating_point())
+            made += [tensor for tensor in tensors if tensor.numel()]  # in Full no norm is made for an infusion
+        return made
 
-    def _views(self) -> None:
-        device = self.model.device
-        self.patches = pack_patches(self.plan, self.request.source, device, self.model.backend)
-        (self.first,) = upload([self.starts], device)
-        self.chosen = self.selection.to(device)
+    @contextmanager
+    def _keep(self, call: StageCall) -> Iterator[None]:
+        yield
+        self._calls[call.stage].append(call)
 
-    def _encoder(self) -> None:
-        model = self.model
-        self.features = model.encoder(self.patches, self.plan.grids, self.selection.reads, model.backend)
+    @property
+    def _plan(self) -> ViewPlan:
+        return next(call.result for call in self._calls["plan"] if isinstance(call.result, ViewPlan))
 
-    def _pooling(self) -> None:
-        model = self.model
-        self.pooled, self.normed = model.object_tokenizer.pool(self.features, self.chosen, self.first, model.backend)
-        self.infused = self.pooled
-
-    def _infusion(self) -> None:
-        model = self.model
-        self.infused = model.object_tokenizer.infuse(
-            self.pooled, self.normed, self.features, self.chosen, model.backend
-        )
-
-    def _projector(self) -> None:
-        model = self.model
-        self.tokens = model.object_tokenizer.project(self.infused, self.chosen)
-        self.scene = model.encode_scene(self.plan, self.selection, self.patches, self.features)
-
-    def _prompt(self) -> None:
-        counts = [mark.tokens for mark in self.plan.marks]
-        objects = self.model.objects_of(self.request, counts, self.tokens, self.scene)
-        self.embeds = self.model.embed_prompt(self.model.build_prompt(self.question, objects), objects)
-
-    def _prefill(self) -> None:
-        # who reads along gets the first token before any further one is begun
-        self.ticket = self.model.decoder.submit(self.embeds, self.generation, streamed=True)
-        while not self.ticket.tokens and not self.ticket.done:
-            self.model.decoder.advance()
-
-    def _decode(self) -> None:
-        self.ticket.result()
+    @property
+    def _selection(self) -> Selection:
+        ((_, selection, _),) = (call.result for call in self._calls["views"] if isinstance(call.result, tuple))
+        return selection
 
 
 @contextmanager
-def asked(model: Any, media: Any, question: str, regions: Any, max_new_tokens: int = 512) -> Iterator[Question]:
-    """A `Question` whose stages may be run within the block, while the model answers nobody else.
+def asked(
+    model: PixelRefer | PixelReferLite, media: object, question: str, regions: object, max_new_tokens: int = 512
+) -> Iterator[StagedQuestion]:
+    """A `StagedQuestion` whose stages may be run within the block, while the model answers nobody else.
 
     Raises:
         ValueError: as `model.ask`.
     """
     generation = Generation(max_new_tokens=max_new_tokens)
     with model.requests.exclusive(), torch.inference_mode():
-        own = Question(model, media, question, regions, generation)
+        own = StagedQuestion(model, media, question, regions, generation)
         try:
             yield own
         finally:
@@ -247,7 +262,7 @@ def asked(model: Any, media: Any, question: str, regions: Any, max_new_tokens: i
 
 
 @contextmanager
-def marked(name: str, device: torch.device) -> Iterator[None]:
+def marked(name: StageName, device: torch.device) -> Iterator[None]:
     """A range of this name for whoever watches: torch.profiler, and on a CUDA device NVTX (Nsight Systems, Compute).
 
     The device has done everything when it ends.
@@ -264,50 +279,51 @@ def marked(name: str, device: torch.device) -> Iterator[None]:
                 torch.cuda.nvtx.range_pop()
 
 
-def count(own: Question) -> Iterator[tuple[str, Counts]]:
+def count(own: StagedQuestion) -> Iterator[tuple[StageName, Counts]]:
     """Every stage's counts, in order, each run once.
 
     They are of what runs on this device: on a CPU of PyTorch's operations where a GPU has kernels. What is replayed
     from a captured graph is not seen.
     """
-    own.end()
+    device = own.model.device.type
+    with counting_stages(device) as found:
+        own.begin()
     for name in own.names:
         if name in HOST:
-            own.run(name)
             yield name, Counts()
-            continue
-        with counting(own.model.device.type) as counts:
-            own.run(name)
-        yield name, counts
+        elif name in DECODER:
+            with counting(device) as counts:
+                own.run(name)
+            yield name, counts
+        else:
+            yield name, found[name]
 
 
-def error(own: Question, name: str) -> float | None:
-    """How far what a stage has left is from what the PyTorch definitions make of the same inputs, in the same dtype.
+def error(own: StagedQuestion, name: StageName) -> float | None:
+    """How far what a stage makes is from what the PyTorch definitions make of the same inputs, in the same dtype.
 
     Returns:
-        The largest difference over the largest value; infinite for what is not finite; None for a stage whose result
-        is no tensor.
+        The largest difference over the largest value; infinite for what is not finite; None for a stage that makes no
+        tensor.
     """
-    if name not in RESULTS:
+    if name in HOST or name in DECODER:
         return None
     own.end()
-    left = dict(vars(own))
+    made = own.results(name)
     with definitions(own.model):
-        own.run(name)
-    plain = getattr(own, RESULTS[name])
-    vars(own).update(left)
-    return relative_error(left[RESULTS[name]], plain)
+        plain = own.results(name)
+    return max(relative_error(got, wanted) for got, wanted in zip(made, plain, strict=True))
 
 
 def run(
-    model: Any,
-    media: Any,
+    model: PixelRefer | PixelReferLite,
+    media: object,
     question: str,
-    regions: Any,
+    regions: object,
     max_new_tokens: int = 64,
     repeats: int = 5,
-    tick: Callable[[str], None] | None = None,
-) -> list[Stage]:
+    tick: Callable[[StageName], None] | None = None,
+) -> list[MeasuredStage]:
     """`model.ask(media, question, regions)` in stages, each of them counted once and timed `repeats` times.
 
     A stage ends when the device is done with it, so that the sum of all is somewhat more than one question takes.
@@ -326,7 +342,7 @@ def run(
         return measure(own, repeats, tick)
 
 
-def measure(own: Question, repeats: int, tick: Callable[[str], None] | None = None) -> list[Stage]:
+def measure(own: StagedQuestion, repeats: int, tick: Callable[[StageName], None] | None = None) -> list[MeasuredStage]:
     """As `run`, of a question that is there already; it is in no stage afterwards."""
     counted = dict(count(own))  # what runs first compiles kernels and makes tables
     sizes = {name: own.sizes(name) for name in own.names}
@@ -337,24 +353,27 @@ def measure(own: Question, repeats: int, tick: Callable[[str], None] | None = No
         if tick is not None:
             tick(name)
 
-        def prepare(name: str = name) -> None:
+        def prepare(name: StageName = name) -> None:
             own.prepare(name)
 
-        def run_once(_: Any = None, name: str = name) -> None:
+        def run_once(_: object = None, name: StageName = name) -> None:
             own.run(name)
 
         wall = timing.sample(run_once, device, repeats, prepare=prepare)
         pairs = [] if clock is None else [clock.time(prepare, run_once) for _ in range(repeats)]
         on_device, on_host = (_quantiles(x) for x in zip(*pairs, strict=True)) if pairs else (None, None)
-        stages.append(Stage(name, _quantiles(wall), on_device, on_host, repeats, counted[name], sizes[name]))
+        stages.append(MeasuredStage(name, _quantiles(wall), on_device, on_host, repeats, counted[name], sizes[name]))
     return stages
 
 
-def through(own: Question, in_range: bool = False) -> None:
+def through(own: StagedQuestion, in_range: bool = False) -> None:
     """All stages once, one after the other; `in_range`: each in a range of its name, the device done at its end."""
     own.end()
-    for name in own.names:
-        with marked(name, own.model.device) if in_range else nullcontext():
+    device = own.model.device
+    with listen(lambda call: marked(call.stage, device)) if in_range else nullcontext():
+        own.begin()
+    for name in DECODER:
+        with marked(name, device) if in_range else nullcontext():
             own.run(name)
 
 

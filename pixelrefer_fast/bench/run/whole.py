@@ -27,8 +27,8 @@ from pixelrefer_fast.bench.run.askers import (
     answer_all,
     as_measured,
     check,
+    counting_stages,
     object_tokens,
-    stage_counts,
 )
 from pixelrefer_fast.checkpoint.config import GLOBAL_VIEW
 from pixelrefer_fast.device.counters import Counts, counting
@@ -337,9 +337,12 @@ def timed_again(row: Row) -> None:
 
 def _counts(asker: Asker, ask: Callable[[int], Any], tokens: int, extra: dict[str, Any]) -> Row:
     if isinstance(asker, Ours):
-        parts = stage_counts(asker, ask, tokens)
-        extra["stages"] = {name: _numbers(own, asker.device) for name, own in parts.items()}
-        counts = add_counts(parts.values())
+        with counting_stages(asker.device.type) as parts:
+            ask(tokens)
+        # planning is the host's work alone, and infusion Lite's
+        stages = {n: own for n, own in parts.items() if n != "plan" and (n != "infusion" or asker.kind == "lite")}
+        extra["stages"] = {name: _numbers(own, asker.device) for name, own in stages.items()}
+        counts = add_counts(stages.values())
     else:
         with counting(asker.device.type) as counts:
             ask(tokens)

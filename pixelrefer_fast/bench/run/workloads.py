@@ -100,9 +100,9 @@ def random_model(config: Any, device: str | torch.device, dtype: torch.dtype) ->
 def weight_bytes(model: Any) -> tuple[int, int]:
     """(of the whole model, of what a decode step reads: the LLM without the rows of its embedding table)."""
     everything = sum(p.numel() * p.element_size() for p in model.parameters())
-    llm = sum(p.numel() * p.element_size() for p in model.llm.parameters())
-    table = model.llm.get_input_embeddings().weight
-    tied = model.llm.lm_head.weight is table
+    llm = sum(p.numel() * p.element_size() for p in model.network.llm.parameters())
+    table = model.network.llm.get_input_embeddings().weight
+    tied = model.network.llm.lm_head.weight is table
     return everything, llm - (0 if tied else table.numel() * table.element_size())
 
 

@@ -181,7 +181,7 @@ def _loaded(plan: Plan, name: str) -> Iterator[Any]:
 
     model = workloads.load_model(name, plan.device, plan.dtype)
     if plan.graph_bytes:
-        model.encoder.graphs = GraphCache(plan.graph_bytes)
+        model.network.encoder.graphs = GraphCache(plan.graph_bytes)
         model.decoder.graph_bytes = plan.graph_bytes
     try:
         yield model

@@ -63,13 +63,13 @@ def measure(
     return Costs(**counted, seconds=min(seconds), memory=held.peak)
 
 
-def _counted(own: stages.Question) -> dict[str, int]:
+def _counted(own: stages.StagedQuestion) -> dict[str, int]:
     flops = {name: counts.flops for name, counts in stages.count(own)}
     return {
-        "object_tokens": len(own.tokens),
-        "vision_tokens": 0 if own.scene is None else len(own.scene.tokens),
+        "object_tokens": len(own.objects.tokens),
+        "vision_tokens": 0 if own.objects.scene is None else len(own.objects.scene.tokens),
         "prompt_tokens": len(own.embeds),
-        "answer_tokens": len(own.ticket.tokens),
+        "answer_tokens": own.sizes("decode")["steps"] + 1,
         "encoder_flops": flops["encoder"],
         "region_flops": sum(flops.get(name, 0) for name in ("pooling", "infusion", "projector")),
         "prefill_flops": flops["prefill"],

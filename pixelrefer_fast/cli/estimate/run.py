@@ -10,11 +10,11 @@ from typing import Any, TextIO
 from pixelrefer_fast.bench.estimate import estimate_check, gpus
 from pixelrefer_fast.bench.estimate.estimate import ITEMS, Estimate, Workload, config_of, estimate, other_kind
 from pixelrefer_fast.bench.estimate.estimate_check import Check, Quantity
-from pixelrefer_fast.bench.run import stages
 from pixelrefer_fast.checkpoint.config import KINDS, ModelConfig
 from pixelrefer_fast.cli.output import write_json
+from pixelrefer_fast.device.stages import STAGES
 
-MEASURED_STEPS = len(stages.NAMES) + 3  # that --measure tells of
+MEASURED_STEPS = len(STAGES) + 3  # that --measure tells of
 
 UNITS = {"tokens": (1, ""), "FLOP": (1e-9, "GFLOP"), "bytes": (1e-6, "MB"), "launches": (1, ""), "s": (1e3, "ms")}
 

@@ -88,7 +88,7 @@ def load_model(name: str, device: str, dtype: str, backend: str) -> Any:
     check_backend(backend)
     place = auto_device(device)
     model = workloads.load_model(name, place, auto_dtype(dtype, place))
-    model.backend = model.decoder.language_model.backend = backend
+    model.network.backend = model.decoder.language_model.backend = backend
     return model
 
 
@@ -140,10 +140,10 @@ def run_profile(
 @contextmanager
 def _told() -> Iterator[Any]:
     """Says on a terminal what is measured."""
-    from pixelrefer_fast.bench.run.stages import NAMES
     from pixelrefer_fast.cli.output import progress_bar
+    from pixelrefer_fast.device.stages import STAGES
 
-    with progress_bar("profile", len(NAMES) + 4) as tick:
+    with progress_bar("profile", len(STAGES) + 4) as tick:
         yield tick
 
 

@@ -16,7 +16,7 @@ from pixelrefer_fast.bench.measure import rates, timing
 from pixelrefer_fast.bench.profile import profile as profiling
 from pixelrefer_fast.bench.profile import resources, run_kernel, traces
 from pixelrefer_fast.bench.report.results import Quantiles
-from pixelrefer_fast.bench.run.stages import Stage
+from pixelrefer_fast.bench.run.stages import MeasuredStage
 from pixelrefer_fast.device.counters import Counts
 
 ONE: Quantiles = {"q10": 1.0, "median": 1.0, "q90": 1.0}
@@ -62,11 +62,11 @@ def a_gpu_trace() -> list[dict[str, Any]]:
     ]
 
 
-def stage(name: str, **work: tuple[int, int]) -> Stage:
+def stage(name: str, **work: tuple[int, int]) -> MeasuredStage:
     counts = Counts()
     for operation, (flops, moved) in work.items():
         counts.launched(operation.replace("_dot_", "."), flops, moved)
-    return Stage(name, ONE, ONE, ONE, 1, counts, {})
+    return MeasuredStage(name, ONE, ONE, ONE, 1, counts, {})
 
 
 def test_kernels_belong_to_the_stage_and_operation_that_launched_them() -> None:

@@ -27,7 +27,7 @@ from pixelrefer_fast.bench.reference.checkout import (
 )
 from pixelrefer_fast.bench.reference.whole import Inputs, prepared
 from pixelrefer_fast.bench.report.results import relative_error
-from pixelrefer_fast.verify.case import Case
+from pixelrefer_fast.verify.case import RecordedCase
 
 VARIABLE = "PIXELREFER_REFERENCE"
 CASES = Path(__file__).resolve().parents[2] / "data" / "cases"
@@ -333,9 +333,9 @@ class TestWithACheckout:
 
     def test_its_weights_are_ours_in_our_memory(self, pair: tuple[Any, Reference]) -> None:
         model, reference = pair
-        own = {tensor.data_ptr(): tensor for tensor in model.checkpoint_slots().values()}
+        own = {tensor.data_ptr(): tensor for tensor in model.network.checkpoint_slots().values()}
         parameters = dict(reference.model.named_parameters())
-        slots = model.checkpoint_slots()
+        slots = model.network.checkpoint_slots()
         assert all(torch.equal(parameters[name], slots[name]) for name in parameters)
         shared = sum(p.data_ptr() in own for p in parameters.values())
         assert shared == len(parameters)
@@ -350,7 +350,7 @@ class TestWithACheckout:
     def test_recorded_behaviour_of_older_versions_holds(self, pair: tuple[Any, Reference]) -> None:
         model, reference = pair
         name = "image_one" if model.kind == "lite" else "video"
-        case = Case.read(CASES / model.kind / f"case_{name}.safetensors", model.kind)
+        case = RecordedCase.read(CASES / model.kind / f"case_{name}.safetensors", model.kind)
         frames = [image.numpy() for image in case.series("image")]
         options: dict[str, Any] = {"mask_ids": case.tensors["mask_ids"].tolist()}
         if case.times is None:
@@ -367,7 +367,7 @@ class TestWithACheckout:
         assert text == case.text.strip()
 
     def test_the_region_stage_alone_is_the_same(self, checkout: Path, lite: Any) -> None:
-        slots = lite.encoder.checkpoint_slots() | lite.object_tokenizer.checkpoint_slots()
+        slots = lite.network.encoder.checkpoint_slots() | lite.network.object_tokenizer.checkpoint_slots()
         config = lite.config
         stage = RegionStage(checkout, slots, config.vision, config.mask_num, config.mm_max_length, CPU, torch.float32)
         image, regions = image_request()

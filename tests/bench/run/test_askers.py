@@ -14,12 +14,13 @@ from pixelrefer_fast.bench.run.askers import (
     answer_all,
     as_measured,
     check,
-    counted,
+    counting_stages,
     definitions,
     object_tokens,
-    stage_counts,
+    with_vision_in,
 )
 from pixelrefer_fast.cli.demo.costs import measure
+from pixelrefer_fast.device.stages import STAGES
 
 
 @pytest.fixture(scope="module")
@@ -55,26 +56,25 @@ def test_stages_count_what_the_costs_of_a_question_are(
     model: Any = request.getfixturevalue(f"small_{kind}")
     ours, one = Ours(model), load.requests[:1]
     with as_measured(model):
-        counts = stage_counts(ours, lambda tokens: ours.answers(one, tokens), 4)
+        with counting_stages("cpu") as counts:
+            ours.answers(one, 4)
         costs = measure(model, one[0].media, one[0].question, list(one[0].regions), max_new_tokens=4, repeats=1)
     assert counts["encoder"].flops == costs.encoder_flops
-    assert counts["region"].flops + counts["projector"].flops == costs.region_flops
-    assert (counts["projector"].flops > 0) == (kind == "full")
+    region = sum(counts[stage].flops for stage in ("pooling", "infusion", "projector"))
+    assert region == costs.region_flops
+    assert (counts["infusion"].flops > 0) == (kind == "lite")
     assert counts["prefill"].flops == costs.prefill_flops
     assert counts["decode"].flops == costs.decode_flops
-    assert all(own.launches.total() > 0 for name, own in counts.items() if name != "projector" or kind == "full")
+    assert all(own.launches.total() > 0 for name, own in counts.items() if name != "infusion" or kind == "lite")
 
 
-def test_counting_leaves_the_model_as_it_was(small_lite: Any) -> None:
-    from pixelrefer_fast import model as module
-
-    pack = module.pack_patches
-    with counted(small_lite) as counts:
-        assert module.pack_patches is not pack
-    assert counts.keys() == {"views", "encoder", "region", "projector", "prompt", "decoder"}
-    assert module.pack_patches is pack
-    for owner, name in ((small_lite.encoder, "forward"), (small_lite.decoder, "advance"), (small_lite, "embed_prompt")):
-        assert name not in vars(owner)
+def test_nobody_listens_after_counting(small_lite: Any, load: whole.Load) -> None:
+    with counting_stages("cpu") as counts:
+        assert not counts
+    assert list(counts) == list(STAGES)
+    before = {name: own.launches.total() for name, own in counts.items()}
+    Ours(small_lite).encode(load.requests[0].media, load.requests[0].regions)
+    assert {name: own.launches.total() for name, own in counts.items()} == before == dict.fromkeys(STAGES, 0)
 
 
 def test_another_number_of_object_tokens(small_lite: Any, load: whole.Load) -> None:
@@ -86,14 +86,17 @@ def test_another_number_of_object_tokens(small_lite: Any, load: whole.Load) -> N
 
 def test_the_definitions_compute_while_they_are_asked_to(small_lite: Any) -> None:
     language = small_lite.decoder.language_model
-    parts = small_lite.encoder, small_lite.object_tokenizer
-    with definitions(small_lite, torch.float64):
+    with definitions(small_lite):
         assert (small_lite.backend, language.backend) == ("torch", "torch")
-        assert small_lite.dtype == torch.float64
-        assert next(small_lite.llm.parameters()).dtype == torch.float32
     assert (small_lite.backend, language.backend) == ("auto", "auto")
-    assert (small_lite.encoder, small_lite.object_tokenizer) == parts
-    assert small_lite.dtype == torch.float32
+
+
+def test_a_twin_has_a_vision_side_of_its_own_and_the_same_language_model(small_lite: Any) -> None:
+    twin = with_vision_in(small_lite, torch.float64)
+    assert (twin.dtype, small_lite.dtype) == (torch.float64, torch.float32)
+    assert twin.network.encoder is not small_lite.network.encoder
+    assert twin.network.llm is small_lite.network.llm
+    assert twin.decoder is small_lite.decoder
 
 
 def test_what_is_right_is_found_right(small_lite: Any, load: whole.Load) -> None:

@@ -13,6 +13,7 @@ from pixelrefer_fast.bench.measure import timing
 from pixelrefer_fast.bench.report import results
 from pixelrefer_fast.bench.run import stages
 from pixelrefer_fast.device.counters import counting
+from pixelrefer_fast.device.stages import STAGES
 
 QUESTION = "What is <region>?"
 BOX = [10, 10, 60, 50]
@@ -70,7 +71,7 @@ def test_measured(lite: Any, image: np.ndarray, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(timing, "quiet", nullcontext)
     told: list[str] = []
     found = stages.run(lite, image, QUESTION, [BOX], TOKENS, repeats=2, tick=told.append)
-    assert told == [stage.name for stage in found] == list(stages.NAMES)
+    assert told == [stage.name for stage in found] == list(STAGES)
     for stage in found:
         assert 0 < stage.seconds["q10"] <= stage.seconds["median"] <= stage.seconds["q90"]
         assert stage.calls == 2
