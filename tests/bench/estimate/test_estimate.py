@@ -36,6 +36,7 @@ from pixelrefer_fast.checkpoint.embedded import embedded_folder
 from pixelrefer_fast.device.counters import counting
 from pixelrefer_fast.encoding.encoder import VisionEncoder
 from pixelrefer_fast.encoding.object_tokenizer import ObjectTokenizer, kmeans_starts
+from pixelrefer_fast.encoding.projector import VisionProjector
 from pixelrefer_fast.media import open_media
 from pixelrefer_fast.planning.selection import select_patches
 
@@ -103,8 +104,9 @@ def test_tokens_and_flops_are_those_that_are_counted(models: dict[str, Any], nam
     with as_measured(model), stages.asked(model, media, question, regions, workload.answer) as own:
         counts = dict(stages.count(own))
         found = {stage: own.sizes(stage) for stage in own.names}
-        kept = len(own.scene.tokens) if own.scene is not None else 0
-        prompt, objects = len(own.embeds), len(own.tokens)
+        scene = own.objects.scene
+        kept = len(scene.tokens) if scene is not None else 0
+        prompt, objects = len(own.embeds), len(own.objects.tokens)
     sizes, tokens = sizes_of(model.config, dataclasses.replace(workload, text=prompt - objects - kept))
     assert (tokens["patches"], tokens["object"], tokens["vision"], tokens["prompt"]) == (
         found["encoder"]["patches"],
@@ -204,7 +206,7 @@ def test_weights_of_released_models(name: str) -> None:
     config = config_of(name)
     with torch.device("meta"):
         parts = [VisionEncoder(config.vision), ObjectTokenizer(config), Qwen2ForCausalLM(Qwen2Config(**config.llm))]
-        parts.append(pf.model.VisionProjector(config.vision.hidden_size, config.hidden_size))
+        parts.append(VisionProjector(config.vision.hidden_size, config.hidden_size))
     assert sum(costs.weights(config).values()) == sum(p.numel() for part in parts for p in part.parameters())
 
 
@@ -452,7 +454,7 @@ def test_rows_of_the_benchmarks(models: dict[str, Any], tmp_path: Path) -> None:
         quantities = {(q.name, q.unit): q for q in check.quantities}
         assert quantities["all", "FLOP"].error == 0
         assert quantities["object", "tokens"].error == 0
-        assert {"region", "encoder", "prefill", "decode"} <= {name for name, unit in quantities if unit == "FLOP"}
+        assert {"pooling", "encoder", "prefill", "decode"} <= {name for name, unit in quantities if unit == "FLOP"}
         assert ("first token", "s") in quantities
     empty = tmp_path / "empty.json"
     results.append(empty, results.document("bench", [], {}))
