@@ -1,4 +1,4 @@
-"""Checkpoint, device and dtype -> a model ready to answer; and a checkpoint rewritten in one folder."""
+"""Checkpoint, device and dtype -> a model ready to answer; and a checkpoint converted to one folder."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from pixelrefer_fast.model import PixelRefer, PixelReferLite
 
 
 def auto_device(device: str | torch.device = "auto") -> torch.device:
-    """The device asked for; "auto" is the first CUDA device, else the CPU.
+    """The requested device; "auto" is the first CUDA device if there is one, else the CPU.
 
     Raises:
-        ValueError: no such device here.
+        ValueError: there is no such device on this machine.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -40,9 +40,9 @@ def auto_device(device: str | torch.device = "auto") -> torch.device:
 
 
 def auto_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype asked for; "auto" is bfloat16 where the device computes it, else float32, never float16.
+    """The requested dtype; "auto" is bfloat16 if the device supports it, else float32, never float16.
 
-    A CPU counts as a float32 device: that is what its answers are recorded in.
+    On a CPU "auto" is float32: the reference's answers were recorded in it.
     """
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     names |= {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -66,23 +66,22 @@ def load(
     """Load a checkpoint in the released layout, or one of the two small trained models inside this package.
 
     Args:
-        path_or_hub_id: a folder, or an id on the Hugging Face hub such as Alibaba-DAMO-Academy/PixelRefer-Lite-2B;
-            or "embedded:lite" (the default) or "embedded:full": PixelRefer-Lite-mini and PixelRefer-mini, which know
-            a synthetic world of plain shapes and nothing else.
-        device: "auto" (a CUDA device if there is one) or a device.
-        dtype: "auto" (bfloat16 where the device computes it, else float32) or a dtype.
-        backend: who computes the operations: "auto", or one of `ops.BACKENDS`, which then never falls back.
-        graph_bytes: device memory that captured encoder passes may keep (CUDA graphs, one for each bucket of lengths,
-            the least recently used given up first); 0: none is captured.
-        quantization: "int8", "fp8" or "int4": weights of the LLM's linear layers in fewer bits, by torchao, which
-            changes answers; such a model is for asking, not for saving or training.
+        path_or_hub_id: a folder, or an id on the Hugging Face hub such as Alibaba-DAMO-Academy/PixelRefer-Lite-2B.
+            "embedded:lite" (the default) and "embedded:full" are PixelRefer-Lite-mini and PixelRefer-mini, which know
+            only a synthetic world of plain shapes.
+        device: "auto" (a CUDA device if there is one, else the CPU) or a device.
+        dtype: "auto" (bfloat16 if the device supports it, else float32) or a dtype.
+        backend: what computes the operations: "auto", or one of `ops.BACKENDS`, which then never falls back.
+        graph_bytes: device memory for captured encoder passes (CUDA graphs, one for each bucket of lengths; the least
+            recently used is dropped first). 0 captures none.
+        quantization: "int8", "fp8" or "int4": quantizes the weights of the LLM's linear layers by torchao. This changes
+            answers; such a model can answer, but not be saved or trained.
 
     Returns:
-        PixelRefer or PixelReferLite, as the checkpoint is.
+        PixelRefer or PixelReferLite, depending on the checkpoint.
 
     Raises:
-        ValueError: in one line, what is wrong with the checkpoint, the device, the dtype, the backend or the
-            quantization.
+        ValueError: the checkpoint, device, dtype, backend or quantization cannot be used; one line that says why.
     """
     target = auto_device(device)
     precision = auto_dtype(dtype, target)
@@ -102,7 +101,7 @@ def load(
 
 
 def empty_model(checkpoint: Checkpoint, backend: str = "auto") -> PixelRefer | PixelReferLite:
-    """The model of a checkpoint on the meta device: its tokenizer and every size, but no values.
+    """Build the model of a checkpoint on the meta device: its tokenizer and all sizes, but no values.
 
     Raises:
         ValueError: the tokenizer cannot be read, or the weights do not fit the model.
@@ -116,7 +115,7 @@ def empty_model(checkpoint: Checkpoint, backend: str = "auto") -> PixelRefer | P
 
 
 def convert(src: str | Path, dst: str | Path) -> dict[str, Any]:
-    """Copies a checkpoint of any released layout to one self-contained safetensors folder.
+    """Copy a checkpoint of any released layout to one self-contained safetensors folder.
 
     Values keep their dtype and every bit; at most one weight file is in memory at a time.
 
@@ -125,10 +124,10 @@ def convert(src: str | Path, dst: str | Path) -> dict[str, Any]:
         dst: a folder that does not exist or is empty.
 
     Returns:
-        A report: source, destination, tensors (how many), bytes, dtype, shards.
+        A report with source, destination, tensors (their number), bytes, dtype and shards.
 
     Raises:
-        ValueError: `src` is not a checkpoint that loads, or `dst` is not empty; nothing has then been written.
+        ValueError: `src` is not a checkpoint that loads, or `dst` is not empty; nothing has been written.
     """
     target = vacant(dst)
     checkpoint = open_checkpoint(src)
@@ -165,7 +164,7 @@ def _optional(model: PixelRefer | PixelReferLite) -> tuple[str, ...]:
 
 
 def restore_buffers(model: PixelRefer | PixelReferLite, device: torch.device) -> None:
-    """What no checkpoint holds: the LLM's rotary frequencies (float32 in any dtype) and its tied output weight."""
+    """Set what no checkpoint holds: the LLM's rotary frequencies (always float32) and its tied output weight."""
     llm = model.network.llm
     rotary = llm.model.rotary_emb
     with device:

@@ -43,29 +43,29 @@ def card(folder: Path) -> str:
     parts = [
         "---\nlicense: apache-2.0\nlanguage: en\nlibrary_name: pixelrefer-fast\n---",
         f"# {training['name']}",
-        f"A small {'PixelRefer-Lite' if kind == 'lite' else 'PixelRefer'}, trained from nothing on a synthetic world "
-        "of plain shapes, so that a newcomer, a test and a kernel have a model that works. It has the architecture of "
-        f"the released checkpoints and their layout, and ships inside `pixelrefer_fast` as `embedded:{kind}`.\n\n"
+        f"A small {'PixelRefer-Lite' if kind == 'lite' else 'PixelRefer'}, trained from scratch on a synthetic world "
+        "of plain shapes, so that the library can be tried and tested without a download. It has the architecture and "
+        f"the file layout of the released checkpoints, and ships inside `pixelrefer_fast` as `embedded:{kind}`.\n\n"
         f"{WHAT[kind]}",
         _usage(kind),
         "## Sizes\n" + _table(("what", "size"), _sizes(config, size, parameters)),
         _data(),
         _training(training, kind),
         "## Results\n" + _results(results),
-        "## Limits\n- It knows this world and nothing else: ten shapes, ten colours, three patterns and sizes on drawn "
-        "backgrounds of 112 to 196 pixels, in English of some hundred wordings. What it says of photographs, of other "
-        "questions or of other languages means nothing.\n"
+        "## Limits\n- It knows only this world: ten shapes, ten colours, three patterns and sizes on drawn "
+        "backgrounds of 112 to 196 pixels, in English, in about a hundred wordings. Its answers about photographs, to "
+        "other questions or in other languages are meaningless.\n"
         f"{_weak(results)}"
-        "- Its answers are short, and always given: it never says that it does not know.\n"
-        "- It is no measure of what PixelRefer's method or its released checkpoints can do.",
+        "- Its answers are short. It always answers and never says that it does not know.\n"
+        "- Its results say nothing about PixelRefer's method or its released checkpoints.",
         "## Licence\nApache-2.0, weights and tokenizer. All data were drawn by the generator in this package; no "
-        "weights or texts of others went in.",
+        "third-party weights or texts were used.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _weak(results: dict[str, Any]) -> str:
-    """The categories in which most answers are wrong, said plainly."""
+    """The categories in which most answers are wrong, in words."""
     found = results["categories"]
     weak = [c for c in CATEGORIES if c in found and found[c]["accuracy"] < 0.5]
     if not weak:
@@ -91,7 +91,7 @@ def _sizes(config: dict[str, Any], size: int, parameters: int) -> list[tuple[str
         ("parameters", f"{parameters:,}"),
         ("model.safetensors", f"{size / 1e6:.2f} MB, {config.get('torch_dtype', 'bfloat16')}"),
         ("language model", f"Qwen2, {config['num_hidden_layers']} layers of width {config['hidden_size']}"),
-        ("vocabulary", f"{config['vocab_size']}, byte-level BPE of its own"),
+        ("vocabulary", f"{config['vocab_size']}, its own byte-level BPE"),
         ("tokens of a marked object", f"{config['mask_num']} in each frame that marks it"),
         ("side of the context views", f"{config['local_view_size']} and {config['global_view_size']} pixels"),
     ]
@@ -137,8 +137,8 @@ def _results(results: dict[str, Any]) -> str:
             rows.append((name, str(results["categories"][name]["n"]), *map(_percent, scores)))
     rows.append(("all", str(results["questions"]), f"{results['accuracy']:.1%}", "", "", ""))
     return (
-        f"Right answers to {results['questions']} questions about scenes of the {results['split']} split, by exact "
-        "match after normalisation (`pixelrefer-fast eval --world` asks such questions). *Unseen*: those about at "
+        f"Accuracy on {results['questions']} questions about scenes of the {results['split']} split, by exact "
+        "match after normalisation (`pixelrefer-fast eval --world` asks such questions). *Unseen*: questions about at "
         "least one object whose combination of shape, colour and pattern occurs in no training scene.\n\n"
         + _table(("category", "questions", "right", "images", "videos", "unseen"), rows)
     )

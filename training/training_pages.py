@@ -187,13 +187,14 @@ def main() -> None:
     draw_curves()
     ablations = [read(p) for p in sorted((ROOT / "training" / "ablation").glob("*.json"))]
     page = [
-        "# The embedded models: what they reach, and what their parts are worth",
+        "# The embedded models: accuracy, training and ablations",
         "",
-        "Written by `training/training_pages.py` from the files of the training and of `pixelrefer-fast eval --world`.",
+        "Made by `training/training_pages.py` from the files of the training and of `pixelrefer-fast eval --world`; do "
+        "not edit.",
         "",
         "## Held-out questions",
-        "Exact match in percent, on scenes of unseen seeds in which about half of the objects are of combinations of",
-        "shape, colour and pattern that no training scene has.",
+        "Exact match in percent, on scenes of held-out seeds. About half of their objects combine shape, colour and",
+        "pattern as no training scene does.",
         "",
         *accuracy_table(),
         "",
@@ -202,19 +203,19 @@ def main() -> None:
         "",
         "![loss and accuracy of the stages](training/stages.png)",
         "",
-        "![what the encoder learnt to tell before](training/encoder.png)",
+        "![what the encoder learnt in pretraining](training/encoder.png)",
         "",
-        "![what the language models learnt from symbols, and the vision sides from them](training/parts.png)",
+        "![language models learning from symbols, and vision sides from the language models](training/parts.png)",
         "",
-        "![what answers and patches of whole images told right while the deeper models were refined]"
+        "![accuracy of answers and of patches of whole images while the deeper models were refined]"
         "(training/refining.png)",
         "",
     ]
     if ablations:
         page += [
             "## Ablations of Lite",
-            f"Each variant goes on from the trained model for {ablations[0]['steps']} steps with its part taken away",
-            "(`training/ablate.py`), the unchanged model as well; the same held-out questions, percent.",
+            f"Each variant is trained for {ablations[0]['steps']} more steps without one part, and so is the unchanged",
+            "model (`training/ablate.py`); accuracy on the same held-out questions, percent.",
             "",
             *ablation_table(),
             "",

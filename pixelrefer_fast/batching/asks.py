@@ -1,4 +1,4 @@
-"""What goes into a batch and what comes out of it: `Ask`, `Answer`, `BatchError`."""
+"""The requests and answers of a batch: `Ask`, `Answer`, `BatchError`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Ask:
 
     Args:
         media: an image, a video, or `Objects` from `encode`. Requests with the same path or the same object share
-            what is read and encoded of it; arrays must not change until the answer is there.
-        question: with a `<region>` tag for each region; None: describe the one region in detail.
-        regions: what is marked, in any form that `ask` takes; None with `Objects`.
-        options: as in `ask`; they win over those of the whole batch.
+            reading and encoding; arrays must not change until the answer is there.
+        question: text with a `<region>` tag for each region. None asks for a detailed description of the one region.
+        regions: the marked regions, in any form that `ask` takes. None with `Objects`.
+        options: as in `ask`; they override the options of the whole batch.
     """
 
     __slots__ = ("first_region", "media", "options", "question", "regions")
@@ -37,19 +37,19 @@ class Ask:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of one request.
+    """The answer to one request, or the reason why there is none.
 
     Attributes:
-        index: which request it answers, counted from 0 in the order given.
-        text: the answer; None if there is none.
-        error: why there is none, in one line; None if there is one.
-        finish: "stop" (the model ended), "length" (`max_new_tokens` or the context ran out), "stop_string", "error" or
-            "cancelled".
-        tokens: ids of the answer, the end token included.
-        logprobs: of each token, where they were asked for (`logprobs=True`).
+        index: number of the request, from 0, in the order given.
+        text: the answer; None if the request failed.
+        error: why the request failed, in one line; None if it did not.
+        finish: "stop" (the model ended the answer), "length" (`max_new_tokens` or the context is used up),
+            "stop_string", "error" or "cancelled".
+        tokens: token ids of the answer, including the end token.
+        logprobs: log-probability of each token, if requested (`logprobs=True`).
         prompt_tokens: length of the prompt as the language model sees it.
-        cached_tokens: how many of them were found computed.
-        exception: what was raised, as `ask` would have raised it.
+        cached_tokens: number of prompt tokens taken from the KV cache.
+        exception: the exception that `ask` would have raised.
     """
 
     index: int
@@ -68,10 +68,10 @@ class Answer:
 
 
 class BatchError(ValueError):
-    """Some requests of a batch failed, where a list of texts was asked for.
+    """Some requests failed in a call that returns a list of texts.
 
     Attributes:
-        answers: of all requests, those that were answered included.
+        answers: the answers to all requests, including those that succeeded.
     """
 
     def __init__(self, answers: Sequence[Answer]) -> None:
@@ -83,16 +83,16 @@ class BatchError(ValueError):
 
 
 def as_ask(value: object, defaults: Mapping[str, object] | None = None) -> Ask:
-    """The request that a value stands for.
+    """Make an `Ask` from any form in which a request may be given.
 
     Args:
         value: an `Ask`, a tuple or list (media, question[, regions[, options]]), or a mapping with the names of
-            `model.ask`'s arguments. An exception is raised: readers of requests hand on in this way what they could
-            not read.
+            `model.ask`'s arguments. An exception is raised again: with it, readers of requests report a request that
+            they could not read.
         defaults: options of the whole batch.
 
     Raises:
-        ValueError: something else.
+        ValueError: the value has none of these forms.
     """
     if isinstance(value, Exception):
         raise value

@@ -1,6 +1,6 @@
-"""What a checkpoint says about its model: `config.json`, the vision encoder's config, and the weights' shapes.
+"""The configuration of a model: `config.json`, the vision encoder's config, and the shapes of the weights.
 
-The keys are those of the released models. Everything is checked here, so that later code can trust the sizes.
+The keys are those of the released models. All values are checked here, so that later code can trust the sizes.
 """
 
 from __future__ import annotations
@@ -92,11 +92,11 @@ class VisionConfig:
         num_layers: transformer layers; all of them run.
         num_heads: attention heads of `head_dim` channels each.
         intermediate_size: width inside the MLPs.
-        patch_size: side of a patch in pixels; 14, which the geometry of crops and views is made for.
+        patch_size: side of a patch in pixels; always 14, which the planning of crops and views assumes.
         layer_norm_eps: epsilon of every LayerNorm of the encoder.
 
     Raises:
-        ValueError: a size that no such encoder can have.
+        ValueError: a size is impossible for such an encoder.
     """
 
     hidden_size: int
@@ -129,11 +129,12 @@ class VisionConfig:
 
     @classmethod
     def from_shapes(cls, shapes: Shapes, source: str) -> VisionConfig:
-        """From the shapes of the weights; the heads, which leave no trace in them, are taken to be 72 channels wide.
+        """Take the sizes from the shapes of the weights. Heads leave no trace there and are assumed to have 72
+        channels.
 
         Raises:
-            ValueError: `shapes` (of the checkpoint that `source` names) lack the encoder's first layers, or the width
-                is no multiple of 72.
+            ValueError: `shapes` (of the checkpoint named by `source`) lack the encoder's first layers, or the width is
+                not a multiple of 72.
         """
         patches, mlp = shapes.get(_PATCHES, ()), shapes.get(_MLP, ())
         if len(patches) != 4 or len(mlp) != 2:
@@ -159,7 +160,7 @@ class VisionConfig:
         return cls.from_dict(values, f"{source}: the shapes of the vision encoder's weights")
 
     def check_shapes(self, shapes: Shapes, source: str) -> None:
-        """Raises ValueError (its message starts with `source`) when the weights were made for other sizes."""
+        """Raise ValueError (its message starts with `source`) if the weights have other sizes."""
         for name, expected, keys in (
             (_PATCHES, (self.hidden_size, 3, self.patch_size, self.patch_size), "hidden_size and patch_size"),
             (_MLP, (self.intermediate_size, self.hidden_size), "intermediate_size and hidden_size"),
@@ -200,15 +201,15 @@ def _check_vision(source: str, values: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What `config.json` and its companions say about a model.
+    """The configuration of a model, from `config.json` and the files beside it.
 
     Attributes:
         kind: "full" (PixelRefer) or "lite" (PixelRefer-Lite).
         vision: sizes of the vision encoder.
-        llm: fields for `transformers.Qwen2Config(**llm)`, named as transformers 5 names them.
-        mask_num: object tokens n per object (and, in Lite, per frame).
+        llm: fields for `transformers.Qwen2Config(**llm)`, named as in transformers 5.
+        mask_num: object tokens n per object (in Lite, per object and frame).
         mm_max_length: pixel budget of one call of the vision encoder, in patches of the downsampled grid.
-        spatial_merge_size: side of the square of patches that a video of the full model merges.
+        spatial_merge_size: side of the square of patches that are merged in videos; PixelRefer only.
         global_view_size, local_view_size: sides in pixels of Lite's two square context views.
         raw: `config.json` as it was read.
     """
@@ -225,7 +226,7 @@ class ModelConfig:
 
     @property
     def hidden_size(self) -> int:
-        """Width of the LLM, and of the object tokens that it reads."""
+        """Width of the LLM and of the object tokens."""
         return int(self.llm["hidden_size"])
 
     @property
@@ -235,18 +236,18 @@ class ModelConfig:
 
     @classmethod
     def from_folder(cls, folder: str | Path, shapes: Shapes) -> ModelConfig:
-        """Reads the configuration of the checkpoint in `folder`.
+        """Read the configuration of the checkpoint in `folder`.
 
-        The vision encoder's sizes come from `config.json` (key "vision_config", what `save_checkpoint` writes), else
-        from `vision_encoder/config.json`, else from `shapes`; in every case they must fit `shapes`.
+        The vision encoder's sizes come from `config.json` (key "vision_config", which `save_checkpoint` writes), else
+        from `vision_encoder/config.json`, else from `shapes`. In every case they must fit `shapes`.
 
         Args:
-            folder: holds `config.json`.
+            folder: contains `config.json`.
             shapes: the shape of every tensor of the checkpoint by its name.
 
         Raises:
-            ValueError: a file is missing or broken, or a value is missing, impossible, or of a model that this package
-                does not compute. Names the file, the key, what was expected and what was given.
+            ValueError: a file is missing or broken, or a value is missing, impossible, or of an unsupported model. The
+                message names the file, the key, what was expected and what was given.
         """
         folder = Path(folder).resolve()
         path, raw = read_config(folder)
@@ -296,7 +297,7 @@ class ModelConfig:
 
 
 def read_config(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Path and fields of `config.json` in the resolved `folder`; ValueError unless it is that of one of our models."""
+    """Path and fields of `config.json` in the resolved `folder`; ValueError if it is not that of a supported model."""
     path = file_in(folder, "config.json")
     if path is None:
         raise ValueError(f"{folder}: expected a checkpoint folder with a config.json, found none")
@@ -384,10 +385,10 @@ def _rope_parameters(fields: _Fields) -> dict[str, Any]:
 
 
 def read_generation(folder: Path, vocabulary: int) -> dict[str, Any]:
-    """`generation_config.json` of the checkpoint in the resolved `folder`, {} when there is none.
+    """Read `generation_config.json` of the checkpoint in the resolved `folder`; {} if there is none.
 
     Raises:
-        ValueError: a token id outside the vocabulary, or a penalty, temperature, top_p or top_k that cannot be.
+        ValueError: a token id is outside the vocabulary, or a penalty, temperature, top_p or top_k is impossible.
     """
     path = file_in(folder, "generation_config.json")
     if path is None:
@@ -398,7 +399,7 @@ def read_generation(folder: Path, vocabulary: int) -> dict[str, Any]:
 
 
 def check_generation(values: Mapping[str, Any], vocabulary: int, source: str) -> None:
-    """Raises ValueError (its message starts with `source`) when generation settings cannot be used."""
+    """Raise ValueError (its message starts with `source`) if generation settings cannot be used."""
     fields = _Fields(source, values)
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         fields.token_ids(key, vocabulary)

@@ -15,7 +15,7 @@ LIMITS = "it was trained on a synthetic world of plain shapes and knows nothing 
 
 
 def is_embedded(name: str) -> bool:
-    """Whether an embedded model is meant, be it one that exists or not."""
+    """Whether the name has the form of an embedded model's, even if no such model exists."""
     return name.startswith(PREFIX)
 
 

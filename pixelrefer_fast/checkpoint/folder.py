@@ -1,4 +1,4 @@
-"""Checkpoints in the released layout: in (tensor by tensor, into memory that is already there) and out."""
+"""Checkpoints in the released layout: loaded tensor by tensor into given memory, and saved."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ HEAD = "lm_head.weight"
 
 
 def open_checkpoint(path_or_hub_id: str | Path, *, progress: bool | None = None) -> Checkpoint:
-    """Opens a checkpoint in the released layout: single or sharded, safetensors or `.bin`.
+    """Open a checkpoint in the released layout: single or sharded, safetensors or `.bin`.
 
     Args:
         path_or_hub_id: a folder, or an id on the Hugging Face hub, which is downloaded.
-        progress: whether to show bars while downloading; None shows them when stderr is a terminal.
+        progress: whether to show download progress; None: only if stderr is a terminal.
 
     Raises:
-        ValueError: there is no such checkpoint, it is damaged, or not one of the models of this package. Names the
+        ValueError: there is no such checkpoint, it is damaged, or it is of an unsupported model. The message names the
             file; no code in it has been run.
     """
     return Checkpoint(checkpoint_folder(path_or_hub_id, progress=progress))
 
 
 class Checkpoint:
-    """A checkpoint of which configuration and headers have been read and checked, but no values.
+    """A checkpoint whose configuration and headers have been read and checked, but not its values.
 
     Attributes:
-        folder: where it is, resolved.
-        config: what its config.json says.
-        generation: its generation_config.json, {} when it has none.
+        folder: its resolved path.
+        config: the contents of config.json.
+        generation: the contents of generation_config.json, {} if there is none.
         files: its weight files, in order.
     """
 
@@ -71,7 +71,7 @@ class Checkpoint:
     def check(
         self, slots: Mapping[str, torch.Tensor], optional: Collection[str] = (), ignored: Collection[str] = ()
     ) -> None:
-        """Raises what `load_into` would; the slots may be on the meta device, before any memory is spent."""
+        """Raise the errors of `load_into` before any memory is spent; the slots may be on the meta device."""
         tensors = self.tensors
         unused = set(ignored) | ({HEAD} if self.config.tied else set())
         missing = [name_of(name) for name in slots if name not in tensors and name not in optional]
@@ -95,18 +95,18 @@ class Checkpoint:
     def load_into(
         self, slots: Mapping[str, torch.Tensor], optional: Collection[str] = (), ignored: Collection[str] = ()
     ) -> None:
-        """Copies every tensor into the memory given for it, casting to its dtype, on its device.
+        """Copy every tensor into the given memory, casting to its dtype, on its device.
 
-        The weight files are mapped one at a time, so at most one of them is in memory beside the destination.
+        The weight files are mapped one at a time, so at most one of them is in memory besides the destination.
 
         Args:
-            slots: the destination of every tensor, by its name in the checkpoint; views are fine.
-            optional: names of slots that the checkpoint may lack; they are then left as they are.
-            ignored: names that the checkpoint may have without a slot. With tied embeddings `lm_head.weight` is one.
+            slots: the destination of every tensor, by its name in the checkpoint; views are allowed.
+            optional: names of slots that the checkpoint may lack; they are then left unchanged.
+            ignored: names that the checkpoint may have without a slot, such as `lm_head.weight` with tied embeddings.
 
         Raises:
-            ValueError: missing, unexpected and mis-shaped tensors, all in one message and before anything is copied;
-                or a file that changed since it was opened.
+            ValueError: tensors are missing, unexpected or of another shape (all in one message, before anything is
+                copied), or a file changed since it was opened.
         """
         self.check(slots, optional, ignored)
         with torch.no_grad():
@@ -118,10 +118,10 @@ class Checkpoint:
 
     def tokenizer(self) -> Any:
         """The transformers tokenizer, with the special tokens `<image>`, `<REGION>`, `<|stream_start|>` and
-        `<|stream_end|>` added where they are missing.
+        `<|stream_end|>` added if they are missing.
 
         Raises:
-            ValueError: its files are missing or damaged, or it has ids for which the model has no embedding.
+            ValueError: its files are missing or damaged, or it has ids without an embedding in the model.
         """
         return load_tokenizer(self.folder, self.config)
 
@@ -133,20 +133,20 @@ def save_checkpoint(
     tokenizer: Any,
     generation: Mapping[str, Any],
 ) -> None:
-    """Writes one self-contained checkpoint folder that `open_checkpoint` reads again bit-equal.
+    """Write one self-contained checkpoint folder that `open_checkpoint` reads back bit for bit.
 
-    It has the released layout, with the vision encoder's sizes inside config.json under "vision_config". It is
-    put into its place when it is whole; an empty folder that is there is filled.
+    It has the released layout, with the vision encoder's sizes in config.json under "vision_config". The folder appears
+    under its name only when it is complete; an existing empty folder is filled.
 
     Args:
         folder: does not exist or is empty.
         slots: every tensor by its name in the checkpoint, on any device.
-        config: what config.json says; its `torch_dtype` (or `dtype`) follows the tensors.
+        config: contents of config.json; its `torch_dtype` (or `dtype`) is set from the tensors.
         tokenizer: a transformers tokenizer.
-        generation: what generation_config.json says; {} writes none.
+        generation: contents of generation_config.json; {} writes none.
 
     Raises:
-        ValueError: the folder is not empty, or a tensor cannot be saved; nothing has then been written.
+        ValueError: the folder is not empty, or a tensor cannot be saved; nothing has been written.
     """
     target = vacant(folder)
     tensors = {name: tensor_info(name, slots[name]) for name in sorted(slots)}
@@ -165,7 +165,7 @@ def save_checkpoint(
 
 
 def shards(tensors: Mapping[str, TensorInfo]) -> list[dict[str, TensorInfo]]:
-    """The tensors in their order, in parts of at most 5 GB (a larger tensor has a part of its own)."""
+    """The tensors in order, in parts of at most 5 GB; a larger tensor is a part by itself."""
     parts: list[dict[str, TensorInfo]] = []
     room = 0
     for name, info in tensors.items():

@@ -20,17 +20,17 @@ _PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
 def checkpoint_folder(path_or_hub_id: str | Path, *, progress: bool | None = None, sizes_only: bool = False) -> Path:
-    """The resolved folder of a checkpoint; what is no folder but looks like a hub id is downloaded first.
+    """The resolved folder of a checkpoint. A name that is no folder but looks like a hub id is downloaded first.
 
-    Only weights, configuration and tokenizer are downloaded: no code, and no pickle where there are safetensors.
+    Only weights, configuration and tokenizer are downloaded: no code, and no pickle files if there are safetensors.
 
     Args:
         path_or_hub_id: a folder, an id such as Alibaba-DAMO-Academy/PixelRefer-Lite-2B, or one of `embedded.TITLES`.
-        progress: whether to show bars while downloading; None shows them when stderr is a terminal.
-        sizes_only: whether to download nothing but the configuration.
+        progress: whether to show download progress; None: only if stderr is a terminal.
+        sizes_only: whether to download only the configuration.
 
     Raises:
-        ValueError: in one line, why there is no such folder or download.
+        ValueError: there is no such folder or download; one line that says why.
     """
     if not isinstance(path_or_hub_id, (str, os.PathLike)):
         raise ValueError(f"expected the path of a checkpoint folder or a hub id, got {brief(path_or_hub_id)}")

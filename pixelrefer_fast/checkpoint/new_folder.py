@@ -1,4 +1,4 @@
-"""Folders that are written whole or not at all."""
+"""Folders that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def vacant(folder: str | Path) -> Path:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A folder to write into; what it holds stands in `target` at the end, or vanishes when something goes wrong.
+    """A folder to write into. At the end its files are moved to `target`; after an error they are deleted.
 
-    An empty folder that is there stays the folder it is, with its mode, mounts and those who stand in it: it is filled
-    from a hidden folder inside it. A new one is made beside its place and renamed.
+    An existing empty folder remains the same folder, with its mode, mounts and the processes that work in it: it is
+    filled from a hidden folder inside it. A new one is made beside its place and renamed.
 
     Raises:
-        ValueError: the operating system refuses to write, or `target` has got files in the meantime.
+        ValueError: the operating system refuses to write, or files have appeared in `target` in the meantime.
     """
     filled = target.exists()
     existing = target if filled else next(parent for parent in target.parents if parent.exists())

@@ -1,7 +1,7 @@
-"""PyTorch's `.bin` checkpoint files, read without running what they say.
+"""PyTorch's `.bin` checkpoint files, read without running any code in them.
 
-`torch.load(weights_only=True)` refuses to call arbitrary code. It still lets a file ask for a huge bytearray, inflate
-a compressed record, or build structures that take for ever to walk. So a file is first checked to be what `torch.save`
+`torch.load(weights_only=True)` refuses to call arbitrary code. It still lets a file request a huge bytearray, inflate a
+compressed record, or build structures that take very long to walk. So a file is first checked to be what `torch.save`
 writes for a mapping from names to tensors: an uncompressed zip archive, and a pickle of a few harmless operations.
 """
 
@@ -39,11 +39,11 @@ class PickleFile:
 
     Attributes:
         path: the file.
-        tensors: what it holds.
+        tensors: dtype and shape of each tensor by name.
 
     Raises:
-        ValueError: the file is truncated, compressed, written before PyTorch 1.6, or holds anything but a mapping
-            from names to dense tensors. Names the file; nothing in it has been run.
+        ValueError: the file is truncated, compressed, written before PyTorch 1.6, or is not a mapping from names to
+            dense tensors. The message names the file; no code in it has been run.
     """
 
     def __init__(self, path: Path):
@@ -80,7 +80,7 @@ class PickleFile:
 
     @contextmanager
     def open(self) -> Iterator[Read]:
-        """Maps the file for reading values; ValueError when it is not what it was when it was first read."""
+        """Map the file for reading values; ValueError if it has changed since it was first read."""
         with reading(self.path):
             loaded = self._load()
         if {name: tensor_info(name, tensor) for name, tensor in loaded.items()} != self.tensors:

@@ -1,8 +1,8 @@
-"""Weights of the LLM's layers in fewer bits, by torchao; never without being asked for.
+"""Quantized weights of the LLM's layers, by torchao; only on request.
 
-Only the linear layers within the LLM's blocks change: seven of each. Embeddings, the output layer (often the same
-tensor), norms, the vision encoder and the object tokenizer stay as they are. Activations stay in the model's dtype: it
-is the reading of weights, which is what decoding waits for, that gets cheaper. Answers change.
+Only the linear layers within the LLM's blocks change, seven in each. Embeddings, the output layer (often the same
+tensor), norms, the vision encoder and the object tokenizer stay as they are. Activations stay in the model's dtype:
+what gets cheaper is reading weights, which dominates decoding. Answers change.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def check_kind(kind: Any) -> None:
-    """Raise a ValueError unless `kind` is None or can be had here."""
+    """Raise a ValueError unless `kind` is None or is available here."""
     if kind is None:
         return
     if kind not in KINDS:
@@ -34,15 +34,15 @@ def check_kind(kind: Any) -> None:
 
 
 def quantise(llm: Any, kind: str) -> None:
-    """Replace the weights of the LLM's linear layers.
+    """Quantize the weights of the LLM's linear layers in place.
 
     Args:
-        llm: a Qwen2ForCausalLM of transformers, where it will run.
-        kind: "int8" (a scale a row), "fp8" (e4m3, a scale a row or a layer, as torchao does), "int4" (a scale for 128
-            weights; CUDA and bfloat16).
+        llm: a Qwen2ForCausalLM of transformers, on the device where it will run.
+        kind: "int8" (one scale per row), "fp8" (e4m3, one scale per row or layer, as torchao does), or "int4" (one
+            scale per 128 weights; CUDA and bfloat16).
 
     Raises:
-        ValueError: torchao is missing, or cannot do this on the model's device or in its dtype.
+        ValueError: torchao is missing, or does not support this on the model's device or in its dtype.
     """
     check_kind(kind)
     ao = _torchao(kind)
@@ -58,7 +58,7 @@ def quantise(llm: Any, kind: str) -> None:
 
 
 def weight_bytes(llm: Any) -> int:
-    """Bytes of the weights of the LLM's linear layers, as they are held."""
+    """Bytes of the weights of the LLM's linear layers, as stored."""
     found = 0
     for module in llm.model.layers.modules():
         if isinstance(module, nn.Linear):

@@ -1,4 +1,4 @@
-"""Safetensors files, read and written by the `safetensors` package; what it refuses becomes a ValueError."""
+"""Safetensors files, read and written with the `safetensors` package; its errors become ValueErrors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Read = Callable[[str], torch.Tensor]  # a tensor of an open weight file by its n
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What is known of a tensor before its values are read."""
+    """Dtype and shape of a tensor, known before its values are read."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -52,7 +52,7 @@ class TensorInfo:
 
 
 def tensor_info(name: str, tensor: torch.Tensor) -> TensorInfo:
-    """The TensorInfo of `tensor`; ValueError when a checkpoint cannot hold it."""
+    """The TensorInfo of `tensor`; ValueError if a checkpoint cannot hold it."""
     if tensor.dtype not in DTYPES.values() or tensor.layout != torch.strided or tensor.device.type == "meta":
         dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES.values())
         raise ValueError(
@@ -63,15 +63,16 @@ def tensor_info(name: str, tensor: torch.Tensor) -> TensorInfo:
 
 
 class SafetensorsFile:
-    """One safetensors file, its header read and checked.
+    """One safetensors file whose header has been read and checked.
 
     Attributes:
         path: the file.
-        tensors: what it holds, in the order of their bytes.
+        tensors: dtype and shape of each tensor by name, in the order of their bytes.
         metadata: the texts in its header.
 
     Raises:
-        ValueError: the file is truncated or damaged, or its header is not one of a checkpoint. Names the file.
+        ValueError: the file is truncated or damaged, or its header is not that of a checkpoint. The message names the
+            file.
     """
 
     def __init__(self, path: Path):
@@ -119,7 +120,7 @@ class SafetensorsFile:
 
     @contextmanager
     def open(self) -> Iterator[Read]:
-        """Maps the file for reading values; ValueError when it is not what it was when it was first read."""
+        """Map the file for reading values; ValueError if it has changed since it was first read."""
         with self._mapped() as mapped:
             if self._listed(mapped) != self.tensors:
                 raise ValueError(f"{self.path}: expected the tensors it held when it was first read, got others")
@@ -129,7 +130,7 @@ class SafetensorsFile:
 def write_safetensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] = MappingProxyType({"format": "pt"})
 ) -> None:
-    """Writes dense tensors of any device and layout.
+    """Write dense tensors of any device and layout.
 
     Raises:
         OSError: the file cannot be written.

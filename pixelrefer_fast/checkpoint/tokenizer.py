@@ -29,8 +29,8 @@ def tokenizer_files(folder: Path) -> list[Path]:
     """The tokenizer's files in the resolved `folder`.
 
     Raises:
-        ValueError: there is neither a tokenizer.json nor a vocab.json with a merges.txt, or a file is too large, or a
-            link out of the folder, or names a tokenizer class that this package does not load.
+        ValueError: there is neither a tokenizer.json nor a vocab.json with a merges.txt; or a file is too large, is a
+            link out of the folder, or names an unsupported tokenizer class.
     """
     paths = {name: path for name in TOKENIZER_FILES if (path := file_in(folder, name)) is not None}
     if "tokenizer.json" not in paths and not {"vocab.json", "merges.txt"} <= paths.keys():
@@ -47,12 +47,12 @@ def tokenizer_files(folder: Path) -> list[Path]:
 
 
 def load_tokenizer(folder: Path, config: ModelConfig) -> Any:
-    """The transformers tokenizer in the resolved `folder`, special tokens added where they are missing.
+    """Load the transformers tokenizer in the resolved `folder`, adding special tokens that are missing.
 
-    Nothing is downloaded and no code of the folder is run.
+    Nothing is downloaded and no code in the folder is run.
 
     Raises:
-        ValueError: the files are missing or damaged, name no end token, or give ids that the model cannot embed.
+        ValueError: the files are missing or damaged, name no end token, or have ids without an embedding in the model.
     """
     from transformers import AutoTokenizer, Qwen2Config
 

@@ -1,4 +1,4 @@
-"""Which files of a checkpoint folder hold its weights."""
+"""The weight files of a checkpoint folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WeightFile = SafetensorsFile | PickleFile
 
 
 def open_weights(folder: Path) -> list[WeightFile]:
-    """The weight files of the checkpoint in the resolved `folder`, each one's tensors listed, no values read.
+    """The weight files of the checkpoint in the resolved `folder`, with the tensors of each listed; no values are read.
 
     Raises:
         ValueError: there are none, one is damaged or outside the folder, or the index does not fit the files.

@@ -20,7 +20,7 @@ FORMAT = "pixelrefer_fast.objects/1"
 
 @dataclass(frozen=True)
 class SceneTokens:
-    """Full only: what the LLM sees of whole images or frames."""
+    """PixelRefer only: the vision tokens of whole images or frames that the LLM sees."""
 
     tokens: torch.Tensor  # (Z', C) vision tokens that were kept
     kept: torch.Tensor  # (Z,) bool: which of the placeholders they are
@@ -29,15 +29,15 @@ class SceneTokens:
 
 @dataclass(frozen=True, eq=False)
 class Objects:
-    """The object tokens of one image or video, and where they come from.
+    """The object tokens of one image or video: the result of `encode`, used by `ask`, saved and loaded.
 
     Attributes:
         kind: "lite" or "full".
         tokens: (T, C) object tokens, one object after the other.
         objects: how each object is written into a prompt.
-        times: Full video only: seconds of each frame of the scene.
-        scene: Full only.
-        provenance: model fingerprint, library version, media and regions, for people and for the check in `ask`.
+        times: seconds of each frame of the scene; PixelRefer on videos only, else None.
+        scene: vision tokens of whole images or frames; PixelRefer only, else None.
+        provenance: the model's fingerprint, the library's version, media and regions. `ask` checks the fingerprint.
     """
 
     kind: str
@@ -51,7 +51,9 @@ class Objects:
         return len(self.objects)
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file (beside, then renamed: an interrupted save leaves no half a file).
+        """Write the objects to one safetensors file.
+
+        It is written under a temporary name and then renamed: an interrupted save leaves no incomplete file.
 
         Raises:
             ValueError: the file cannot be written.
@@ -83,10 +85,10 @@ class Objects:
 
     @classmethod
     def load(cls, path: str | Path) -> Objects:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
-            ValueError: the file is missing, damaged, or holds something else.
+            ValueError: the file is missing, damaged, or of another kind.
         """
         from pixelrefer_fast.checkpoint.safetensors_file import SafetensorsFile
 

@@ -1,4 +1,4 @@
-"""Images and videos in: paths, bytes, PIL images, arrays, folders of frames -> pixels and presentation times."""
+"""Opens images and videos: paths, bytes, PIL images, arrays, folders of frames -> pixels and presentation times."""
 
 from __future__ import annotations
 
@@ -36,20 +36,28 @@ VIDEO_SUFFIXES = (
 def open_media(
     source: Any, *, times: Sequence[float] | None = None, fps: float | None = None, backend: str = "pyav"
 ) -> np.ndarray | Video:
-    """The image, as (H, W, 3) uint8 RGB, or the `Video` in `source`.
+    """Open an image or a video.
 
-    A video is: a video file (path or bytes), an animated GIF, WebP, PNG or AVIF, a folder of frames (image files in
+    A video is a video file (path or bytes), an animated GIF, WebP, PNG or AVIF, a folder of frames (image files in
     natural order of their names), a list or tuple of images, an array of shape (T, H, W, C) or (T, C, H, W), or a
-    `Video`, which is returned as it is. Everything else goes to `load_image`; a list or tuple always counts as a
-    video, even of one frame.
+    `Video`, which is returned unchanged. Everything else is opened by `load_image`. A list or tuple is always a video,
+    even with one frame.
 
-    times: presentation times in seconds, strictly increasing, one per frame; or fps: frames per second. They are for
-        videos without a clock (folders, lists, arrays), which otherwise play at `FRAME_SEQUENCE_FPS` like the
-        reference's folders of frames (mm_utils.load_video_from_ids). ValueError with anything else.
-    backend: "pyav" or "torchcodec" decodes video files. ImportError if torchcodec is asked for and absent.
+    Args:
+        source: the image or video.
+        times: presentation times in seconds, strictly increasing, one per frame. Only for videos without times of their
+            own (folders, lists, arrays); ValueError for any other source.
+        fps: frames per second, instead of `times` and for the same videos. Without either they play at
+            `FRAME_SEQUENCE_FPS`, as the reference's folders of frames do (mm_utils.load_video_from_ids).
+        backend: "pyav" or "torchcodec", the decoder of video files.
 
-    Raises ValueError, naming the source, for what is neither, is damaged, has no frames or exceeds `MAX_PIXELS` or
-    `MAX_FRAMES`.
+    Returns:
+        An image as (H, W, 3) uint8 RGB, or a `Video`.
+
+    Raises:
+        ValueError: the source is neither an image nor a video, is damaged, has no frames, or exceeds `MAX_PIXELS` or
+            `MAX_FRAMES`. The message names the source.
+        ImportError: torchcodec is requested but not installed.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
@@ -80,7 +88,7 @@ def open_media(
 
 
 def frame_sources(source: Any) -> tuple[Any, str] | None:
-    """The frames, not yet decoded, and a name for them, if `source` is a folder, list or array of frames."""
+    """The undecoded frames and a name for them if `source` is a folder, list or array of frames, else None."""
     if isinstance(source, (str, os.PathLike)):
         try:
             is_folder = stat.S_ISDIR(os.stat(source).st_mode)

@@ -1,4 +1,4 @@
-"""Images in: anything that holds one picture -> (H, W, 3) uint8 RGB."""
+"""Images: any source of one picture -> (H, W, 3) uint8 RGB."""
 
 from __future__ import annotations
 
@@ -22,24 +22,26 @@ ANIMATED_FORMATS = ("GIF", "WEBP", "PNG", "AVIF")
 
 
 class NotAnImage(ValueError):
-    """The bytes are of no image format that is read here."""
+    """The bytes are not in a supported image format."""
 
 
 def load_image(source: Any) -> np.ndarray:
-    """The picture in `source` as a C-contiguous (H, W, 3) uint8 RGB array.
-
-    `source`: a path, the bytes of an image file, a `PIL.Image.Image`, or a NumPy array or torch tensor of shape (H, W),
-    (H, W, C) or (C, H, W) with C = 1, 3 or 4. A shape that fits both orders is read as (H, W, C) for NumPy and as
-    (C, H, W) for torch.
+    """Load an image as a C-contiguous (H, W, 3) uint8 RGB array.
 
     - EXIF orientation is applied, also to a `PIL.Image.Image` that carries it.
-    - Alpha is dropped, not composited (what the reference's `cv2.imread` and `convert("RGB")` do).
-    - 16-bit values keep their high byte. bool is black and white. Floats must lie in 0..1 and are rounded to n/255.
-      Other integers must lie in 0..255.
-    - Of an animation or a multi-page file the first picture is taken; `open_media` reads animations as videos.
+    - Alpha is dropped, not composited, as the reference's `cv2.imread` and `convert("RGB")` do.
+    - 16-bit values keep their high byte. bool is black and white. Floats must be in 0..1 and are rounded to n/255.
+      Other integers must be in 0..255.
+    - The first picture of an animation or a multi-page file is taken; `open_media` reads animations as videos.
 
-    Raises ValueError for anything else: missing, truncated or unknown files, more than `MAX_PIXELS` pixels (checked
-    before any pixel is decoded), values out of range, NaN.
+    Args:
+        source: a path, the bytes of an image file, a `PIL.Image.Image`, or a NumPy array or torch tensor of shape (H,
+            W), (H, W, C) or (C, H, W) with C = 1, 3 or 4. A shape that fits both orders is read as (H, W, C) for NumPy
+            and as (C, H, W) for torch.
+
+    Raises:
+        ValueError: the source is of another kind, the file is missing, truncated or of an unknown format, a value is
+            out of range or NaN, or there are more than `MAX_PIXELS` pixels (checked before any pixel is decoded).
     """
     from PIL import Image
 
@@ -57,12 +59,12 @@ def load_image(source: Any) -> np.ndarray:
 
 
 def describe_source(source: Any) -> str:
-    """What messages call a path or bytes."""
+    """The name of a path or of bytes in messages."""
     return f"{len(source)} bytes" if isinstance(source, (bytes, bytearray, memoryview)) else repr(os.fspath(source))
 
 
 def regular_file(path: str | os.PathLike[str]) -> Path:
-    """`path` if it is a regular file, or a link to one: devices and FIFOs never end, so they are never opened."""
+    """`path` if it is a regular file or a link to one. Devices and FIFOs never end, so they are never opened."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -76,7 +78,7 @@ def regular_file(path: str | os.PathLike[str]) -> Path:
 
 
 def open_pil(source: str | os.PathLike[str] | bytes | bytearray | memoryview, label: str) -> Image.Image:
-    """Open an image file without decoding its pixels; its size is within `MAX_PIXELS`. `NotAnImage` if unknown."""
+    """Open an image file without decoding its pixels. `NotAnImage` if its format is unknown."""
     from PIL import Image, UnidentifiedImageError
 
     opened: Any = io.BytesIO(source) if isinstance(source, (bytes, bytearray, memoryview)) else regular_file(source)
@@ -120,7 +122,7 @@ def rgb_of_pil(image: Image.Image, label: str) -> np.ndarray:
 
 
 def rgb_of_array(array: np.ndarray | torch.Tensor, label: str) -> np.ndarray:
-    """An array of one picture (see `load_image`) as a new (H, W, 3) uint8 RGB array."""
+    """Convert an array of one picture (see `load_image`) to a new (H, W, 3) uint8 RGB array."""
     channels_first = isinstance(array, torch.Tensor)
     shape = tuple(array.shape)
     if len(shape) == 3:

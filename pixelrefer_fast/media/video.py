@@ -28,13 +28,14 @@ DEFAULT_FRAME_MILLISECONDS = 100.0
 
 
 class Video(ABC):
-    """Frames of one video. Frame n is the n-th in presentation order.
+    """The frames of one video. Frame n is the n-th in presentation order.
 
-    label: what messages call it.
-    height, width: of every frame, upright, in pixels.
-    times: presentation time of every frame in seconds from the first frame, strictly increasing for files that are
-        sound; as given for frames with times.
-    average_fps: frames per second over the whole video.
+    Attributes:
+        label: name of the video in messages.
+        height, width: size of every frame in pixels, after rotation.
+        times: presentation time of every frame in seconds from the first frame. Strictly increasing for undamaged
+            files; as given for frames with times.
+        average_fps: frames per second over the whole video.
     """
 
     label: str
@@ -50,22 +51,39 @@ class Video(ABC):
         return f"<{type(self).__name__} {self.label}: {len(self)} frames of {self.height}x{self.width}>"
 
     def read(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
-        """Frames (H, W, 3) uint8 RGB in the order asked, repetitions included; each is decoded when it is asked for.
+        """Decode frames in the order of `indices`, repetitions included; each frame is decoded when the iterator
+        reaches it.
 
-        Iterators of one video are independent of each other. Raises ValueError at once for an index that is not an
-        integer in 0..len-1, and while iterating for a frame that cannot be decoded.
+        Iterators of one video are independent of each other.
+
+        Args:
+            indices: frame numbers.
+
+        Returns:
+            An iterator of (H, W, 3) uint8 RGB arrays.
+
+        Raises:
+            ValueError: at once for an index that is not an integer in 0..len-1; while iterating for a frame that cannot
+                be decoded.
         """
         return self._decode(
             [self._frame_number(index) for index in plain_list(indices, f"{self.label}, frame numbers")]
         )
 
     def sample(self, fps: float | None = 1.0, max_frames: int = 768) -> list[int]:
-        """Frame numbers that stand for the whole video, increasing.
+        """Choose frame numbers that represent the whole video, in increasing order.
 
-        As the reference chooses (mm_utils.load_video_from_ids, frame_sample): the middle frame of every
-        floor(average_fps / fps) frames if the video lasts less than max_frames seconds; otherwise, or if fps is None or
-        above the video's own rate, max_frames frames evenly from first to last (all, if there are no more). Unlike the
-        reference never more than max_frames: what the first rule would exceed, the second decides.
+        Follows the reference (mm_utils.load_video_from_ids, frame_sample): if the video lasts less than `max_frames`
+        seconds, the middle frame of every floor(average_fps / fps) frames; otherwise `max_frames` frames evenly spaced
+        from first to last. Unlike the reference, it never returns more than `max_frames`: if the first rule would, the
+        second is used.
+
+        Args:
+            fps: frames per second to choose. None, or a rate above the video's own: the second rule.
+            max_frames: most frames to choose; all frames if the video has no more.
+
+        Raises:
+            ValueError: `fps` or `max_frames` is out of range.
         """
         if not is_integer(max_frames) or max_frames < 1:
             raise ValueError(f"max_frames: expected a positive integer, got {shown(max_frames)}")
@@ -100,7 +118,7 @@ class Video(ABC):
 
 
 class FrameSequence(Video):
-    """Frames that are separate images: paths, bytes, PIL images or arrays. Only frame 0 is decoded on opening."""
+    """A video of separate images: paths, bytes, PIL images or arrays. Opening decodes frame 0 only."""
 
     def __init__(
         self, frames: Sequence[Any], label: str, times: Sequence[float] | None = None, fps: float | None = None
@@ -172,10 +190,10 @@ class Animation(Video):
 
 
 class VideoFile(Video):
-    """A video file (path or bytes), indexed on opening by its packets and decoded on demand.
+    """A video file (path or bytes). Its packets are indexed on opening; frames are decoded when they are read.
 
     Rotation metadata is applied; non-square pixels are left as stored. `times` are exact: (pts - pts of frame 0) times
-    the stream's time base. Only containers of video are read, and nothing that a file refers to outside itself.
+    the stream's time base. Only video containers are read, and no file or address that they refer to is opened.
     """
 
     def __init__(self, source: str | os.PathLike[str] | bytes, backend: str = "pyav") -> None:
@@ -196,7 +214,7 @@ class VideoFile(Video):
 
 
 def frame_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """The image files of a folder, without hidden ones, in natural order of their names (frame2 before frame10)."""
+    """The image files of a folder, hidden ones left out, in natural order of their names (frame2 before frame10)."""
     try:
         names = [name for name in os.listdir(folder) if not name.startswith(".")]
     except OSError as error:

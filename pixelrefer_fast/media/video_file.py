@@ -30,13 +30,14 @@ CLOCK_TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class FrameIndex:
-    """Frames of one stream in presentation order.
+    """The frames of one stream in presentation order.
 
-    pts: per frame, in units of the stream's time base; None where they do not identify frames (missing, repeated):
-        such streams are decoded from their start, counting.
-    keyframes: numbers of frames where decoding can start, increasing, always with 0.
-    times: seconds from frame 0.
-    start: seconds of frame 0 on the file's own clock.
+    Attributes:
+        pts: of each frame, in units of the stream's time base. None if they do not identify frames (missing or
+            repeated); such streams are decoded from their start, counting frames.
+        keyframes: numbers of the frames where decoding can start, increasing, always including 0.
+        times: seconds from frame 0.
+        start: time of frame 0 on the file's own clock, in seconds.
     """
 
     pts: list[int] | None
@@ -86,7 +87,7 @@ def video_stream(container: Any, label: str) -> Any:
 
 
 def build_index(source: str | os.PathLike[str] | bytes, label: str, max_frames: int) -> FrameIndex:
-    """Read every packet (nothing is decoded but frame 0), or decode the whole file where packets do not tell."""
+    """Read every packet (only frame 0 is decoded), or decode the whole file if the packets do not say enough."""
     with opened(source, label) as (container, stream):
         time_base, header_rate = stream.time_base, stream.average_rate
         packets_tell = stream.codec_context.name not in HIDDEN_FRAME_CODECS
@@ -179,7 +180,7 @@ def pyav_frames(
 
 
 class FrameReader:
-    """A decoder that moves to the frames asked for: forward where that is near, else from a keyframe before."""
+    """A decoder that moves to the requested frames: forward if they are near, else from the keyframe before."""
 
     def __init__(self, source: str | os.PathLike[str] | bytes, index: FrameIndex, label: str, stack: ExitStack) -> None:
         self._source, self._index, self._label, self._stack = source, index, label, stack
@@ -240,10 +241,10 @@ def upright_rgb(frame: Any) -> np.ndarray:
 def torchcodec_frames(
     source: str | os.PathLike[str] | bytes, index: FrameIndex, numbers: list[int], label: str
 ) -> Iterator[np.ndarray]:
-    """Like `pyav_frames`; the index stays PyAV's, so frames have the same numbers and times with both.
+    """Like `pyav_frames`. The index is still PyAV's, so frames have the same numbers and times with both decoders.
 
-    torchcodec seeks inexactly in some containers (MPEG-TS among them) and then returns another frame than asked: its
-    time tells, and is a ValueError.
+    In some containers (MPEG-TS among them) torchcodec seeks inexactly and returns another frame than the one asked for;
+    its time shows that, and a ValueError is raised.
     """
     try:
         from torchcodec.decoders import VideoDecoder

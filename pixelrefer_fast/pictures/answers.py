@@ -43,7 +43,7 @@ _COLOURS: tuple[Colour, ...] = (
 
 
 def colour(number: int) -> Colour:
-    """The colour of region `number` (from 0): eight hand-picked ones, then hues a golden angle apart."""
+    """The colour of region `number` (from 0): eight chosen by hand, then hues a golden angle apart."""
     if number < len(_COLOURS):
         return _COLOURS[number]
     step = number - len(_COLOURS) + 1
@@ -52,9 +52,9 @@ def colour(number: int) -> Colour:
 
 
 def check_writable(path: str | os.PathLike[str], suffixes: Sequence[str] = SUFFIXES) -> Path:
-    """The path, if a file can be written there; else a `ValueError` that says why not. Leaves nothing behind.
+    """Return the path if a file can be written there, else raise a `ValueError` that says why not.
 
-    Meant to be called before the work whose result is to be saved.
+    No file is left behind. Meant to be called before the work whose result is to be saved.
     """
     target = Path(path)
     if target.suffix.lower() not in suffixes:
@@ -73,7 +73,7 @@ def check_writable(path: str | os.PathLike[str], suffixes: Sequence[str] = SUFFI
 
 
 def save(picture: Image.Image, path: str | os.PathLike[str]) -> Path:
-    """Writes the picture beside `path`, then renames it: no half-written file is ever seen under that name."""
+    """Write the picture under a temporary name, then rename it: no incomplete file ever has the name `path`."""
     target = check_writable(path)
     beside = target.with_name(f".{target.stem[:100]}.{secrets.token_hex(4)}{target.suffix}")
     options: dict[str, Any] = {} if target.suffix.lower() == ".png" else {"quality": 92}
@@ -87,7 +87,7 @@ def save(picture: Image.Image, path: str | os.PathLike[str]) -> Path:
 
 @dataclass(frozen=True)
 class Frame:
-    """A marked frame of a video: pixels (H, W, 3) uint8 RGB, what to write under it, and masks by region number."""
+    """A marked frame of a video: pixels (H, W, 3) uint8 RGB, the label under it, and masks by region number."""
 
     pixels: np.ndarray
     label: str
@@ -97,9 +97,9 @@ class Frame:
 def answers(
     media: np.ndarray | Video, regions: Sequence[Region], texts: Sequence[str], *, title: str | None = None
 ) -> Image.Image:
-    """The `picture` of an image or the `contact_sheet` of a video, with a text per region.
+    """Draw the `picture` of an image or the `contact_sheet` of a video, with one text per region.
 
-    `media`: what `media.open_media` returns. Of a video at most `SHEET_FRAMES` marked frames are decoded.
+    `media` is the result of `media.open_media`. At most `SHEET_FRAMES` marked frames of a video are decoded.
     """
     if not isinstance(media, Video):
         height, width = media.shape[:2]
@@ -128,10 +128,11 @@ def answers(
 def picture(
     image: np.ndarray, masks: Iterable[np.ndarray], captions: Sequence[str], *, title: str | None = None
 ) -> Image.Image:
-    """The image (H, W, 3) uint8 RGB with each region outlined and numbered from 0, and `captions` in a panel.
+    """Draw the image (H, W, 3) uint8 RGB with each region outlined and numbered from 0, and `captions` in a panel.
 
-    `masks`: (H, W), non-zero where marked, one per caption; read one at a time. Small images are enlarged by a whole
-    factor and very large ones reduced. The panel lies below wide pictures and beside tall ones, never on the image.
+    `masks` are (H, W), non-zero where marked, one per caption; they are read one at a time. Small images are enlarged
+    by a whole factor and very large ones reduced. The panel is below wide pictures and beside tall ones, never on the
+    image.
     """
     height, width = image.shape[:2]
     longest = max(height, width)
@@ -156,10 +157,11 @@ def picture(
 
 
 def contact_sheet(frames: Sequence[Frame], captions: Sequence[str], *, title: str | None = None) -> Image.Image:
-    """The marked frames of a video in a grid, each with its label below, and the captions of all regions at the end.
+    """Draw the marked frames of a video in a grid, each with its label below, and the captions of all regions at the
+    end.
 
-    `frames`: as many as `sheet_frames` chooses; a region keeps its number and colour in every frame. `captions[i]`
-    belongs to region i.
+    `frames` are as many as `sheet_frames` chooses; a region has the same number and colour in every frame.
+    `captions[i]` belongs to region i.
     """
     if not frames:
         raise ValueError("contact_sheet: expected at least one frame, got none")
@@ -197,9 +199,9 @@ def contact_sheet(frames: Sequence[Frame], captions: Sequence[str], *, title: st
 
 
 def sheet_frames(marked: Sequence[Sequence[int]], limit: int = SHEET_FRAMES) -> list[int]:
-    """Frame numbers for a contact sheet: at most `limit` of the frames in which each region is marked, in order.
+    """Choose frame numbers for a contact sheet: at most `limit` of the frames in which a region is marked, in order.
 
-    First a frame for every region in turn, as long as there is room, then the rest spread evenly.
+    First one frame for each region in turn, as long as there is room; then the rest, evenly spread.
     """
     chosen: list[int] = []
     for region in marked:
@@ -278,7 +280,7 @@ def _marked(image: np.ndarray, masks: Iterable[tuple[int, np.ndarray]], scale: f
 
 
 def _scaled(mask: np.ndarray, width: int, height: int, scale: float) -> np.ndarray:
-    """The mask as 0/1 uint8 at the size of the scaled image; a single marked pixel survives any reduction."""
+    """The mask as 0/1 uint8 at the size of the scaled image; even a single marked pixel stays visible."""
     marked = (np.ascontiguousarray(mask) != 0).astype(np.uint8)
     if scale > 1:
         return cv2.resize(marked, (width, height), interpolation=cv2.INTER_NEAREST)

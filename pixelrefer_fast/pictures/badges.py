@@ -1,4 +1,4 @@
-"""Where the numbers of marked regions stand on a picture: each in its region if it can, and none on another."""
+"""Where the numbers of marked regions are drawn: each inside its region if possible, and none on another."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ class Badge:
 
 
 def place(shapes: Sequence[Shape], covered: np.ndarray, size: int, gap: int) -> list[Badge]:
-    """A badge per region, set at `size` pixels; none on another, `gap` pixels apart, where the picture has the room.
+    """One badge per region, drawn at `size` pixels; if the picture has room, no two overlap, with a gap of `gap`
+    pixels.
 
-    `covered`: (H, W) uint8, by how many regions each pixel is marked, up to 2.
+    `covered`: (H, W) uint8, the number of regions that mark each pixel, up to 2.
     """
     if not shapes:
         return []
@@ -46,9 +47,9 @@ def place(shapes: Sequence[Shape], covered: np.ndarray, size: int, gap: int) -> 
 
 
 class _Room:
-    """The pixels at which a badge may still have its centre: in the picture, and off the badges that are there.
+    """The pixels where the centre of a badge may still be: inside the picture and off the badges already placed.
 
-    All badges count as being as large as the largest.
+    Every badge is treated as if it were as large as the largest.
     """
 
     def __init__(self, covered: np.ndarray, shapes: Sequence[Shape], size: int, gap: int):
@@ -63,10 +64,10 @@ class _Room:
         self.free[rows, self.wide // 2 : width - (self.wide + 1) // 2 + 1] = 1
 
     def place(self, shape: Shape) -> Badge:
-        """Well inside the region: near its middle, away from its edge and from what it shares with other regions.
+        """Inside the region: near its middle, away from its edge and from parts shared with other regions.
 
-        Where other badges leave no such place, across the region's edge. A region that is smaller than its badge would
-        vanish under it: there, and where the region is full of badges, the badge goes beside it, with a line to it.
+        If other badges leave no such place, across the region's edge. A badge would hide a region smaller than itself:
+        then, and if the region is full of badges, the badge goes beside the region, with a line to it.
         """
         top, left = shape.box[0].start, shape.box[1].start
         inside = np.zeros((shape.box[0].stop - top, shape.box[1].stop - left), np.uint8)
@@ -96,7 +97,7 @@ class _Room:
         return self._badge(shape, point if spot is None else pixel(spot))
 
     def _beside(self, box: tuple[slice, slice]) -> tuple[int, int] | None:
-        """The x and y of a free place off the region: in one of eight directions, else the nearest there is."""
+        """The x and y of a free place outside the region: in one of eight directions, else the nearest free place."""
         rows, columns = box[0].stop - box[0].start, box[1].stop - box[1].start
         x, y = box[1].start + columns // 2, box[0].start + rows // 2
         height, width = self.free.shape

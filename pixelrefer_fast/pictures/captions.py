@@ -1,4 +1,4 @@
-"""Captions of a picture: fonts that have the glyphs of a text, wrapped lines, and the panel that carries them."""
+"""Captions of a picture: fonts that have the glyphs of a text, wrapped lines, and the panel that holds them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _LINES = (12, 6, 3, 2, 1)  # lines allowed to one caption, tried in turn until a
 
 @functools.lru_cache(maxsize=32)
 def default_font(size: int) -> FreeTypeFont:
-    """Pillow's own font at `size` pixels: the one font that is always there."""
+    """Pillow's own font at `size` pixels, the only font that is always available."""
     return cast(FreeTypeFont, ImageFont.load_default(size))
 
 
@@ -57,7 +57,7 @@ def _has_glyph(font: FreeTypeFont, char: str) -> bool:
 
 
 def _plain(char: str, font: FreeTypeFont) -> str:
-    """The nearest text that `font` can show: é as e, and ? where there is nothing near."""
+    """The closest text that `font` can show: é as e, and ? where there is nothing close."""
     if _has_glyph(font, char):
         return "" if unicodedata.combining(char) or char in JOINERS else char
     near = {"×": "x", "–": "-", "—": "-", "−": "-", "→": "->"}.get(char)
@@ -78,7 +78,7 @@ def _system_fonts(extra: str | None) -> tuple[str, ...]:
 
 
 def _fitted(text: str, size: int) -> tuple[str, FreeTypeFont]:
-    """The text and a font that can show it: Pillow's font, else one of the system's, else with plainer characters."""
+    """The text and a font that can show it: Pillow's font, else a system font, else plainer characters."""
     font = default_font(size)
     chars = set(text)
     if all(c < "\x7f" or _has_glyph(font, c) for c in chars) and not any(unicodedata.combining(c) for c in chars):
@@ -176,10 +176,11 @@ def _block(caption: Caption | None, text: str, width: int, size: int, limit: int
 
 
 def panel(captions: Sequence[Caption], width: int, size: int, *, title: str | None = None, tallest: int) -> Image.Image:
-    """A sheet `width` pixels wide with all captions, in columns where there is room.
+    """A sheet `width` pixels wide with all captions, in columns if there is room.
 
-    Every caption is drawn into its own rectangle, so none can reach into another. Captions are shortened (with an
-    ellipsis) and at last left out (with a line that says how many) to keep the sheet at about `tallest` pixels.
+    Every caption is drawn into its own rectangle, so captions never overlap. To keep the sheet at about `tallest`
+    pixels, captions are shortened (with an ellipsis) and, if that is not enough, left out (with a line that says how
+    many).
     """
     margin, gap = round(size * 1.0), round(size * 0.7)
     columns = max(1, min(3, len(captions), (width - margin) // (size * 26)))

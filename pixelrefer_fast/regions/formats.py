@@ -1,4 +1,4 @@
-"""What users and their tools hand over as a region -> shapes: COCO, JSON, arrays, supervision, SAM 2 and 3."""
+"""Regions as users and their tools give them -> shapes: COCO, JSON, arrays, supervision, SAM 2 and 3."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAX_BOXES = 2**14
 
 
 def shape_of(value: Any) -> Shape:
-    """The shape that a value stands for, whichever of the forms it has; not for mappings of frames."""
+    """The shape that a value of any supported form describes; mappings of frames are not handled here."""
     array = as_array(value)
     if array is not None:
         return bitmap_of(array) if array.ndim > 1 else shape_of(plain(array))

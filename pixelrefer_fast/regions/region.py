@@ -34,20 +34,24 @@ from pixelrefer_fast.regions.shapes import Rle, Shape
 
 @dataclass(frozen=True)
 class Region:
-    """One marked object: in an image (or in whichever frame is asked for), or in given frames of a video.
+    """One marked object, in an image or in given frames of a video.
 
-    Made by the `from_...` functions or by `Region.of`; immutable, a copy of what it was made from, and small beside
-    the image. Coordinates are pixels, x to the right and y down. What is malformed raises ValueError on construction;
-    what depends on the image's size raises it in `mask`.
+    A region is made by the `from_...` methods or by `Region.of`. It is immutable, a copy of what it was made from, and
+    small compared to the image. Coordinates are pixels, x to the right and y down. A malformed region raises ValueError
+    when it is made; errors that depend on the image's size are raised by `mask`.
     """
 
     marks: tuple[tuple[int | None, Shape], ...]
 
     @classmethod
     def from_mask(cls, mask: Any) -> Region:
-        """From an array or tensor (H, W), (H, W, 1) or with leading axes of length 1, or a PIL image of one channel
-        (modes "1", "L", "P": palette indices, ...): bool; integers, where all but 0 is marked; finite floats, marked
-        above 0.5."""
+        """Make a region from a mask.
+
+        Args:
+            mask: an array or tensor (H, W), (H, W, 1) or with leading axes of length 1, or a PIL image of one channel
+                (modes "1", "L", "P": palette indices, ...). bool; integers, where non-zero is marked; or finite floats,
+                where values above 0.5 are marked.
+        """
         array = as_array(mask)
         if array is None:
             raise ValueError(f"mask: expected an array or tensor, got {type(mask).__name__}")
@@ -55,36 +59,55 @@ class Region:
 
     @classmethod
     def from_rle(cls, rle: Mapping[str, Any]) -> Region:
-        """From COCO's {"size": [height, width], "counts": ...}, compressed (text or bytes) or not (a list, tuple or
-        array of integers)."""
+        """Make a region from COCO run lengths, {"size": [height, width], "counts": ...}.
+
+        Args:
+            rle: `counts` is compressed (text or bytes) or uncompressed (a list, tuple or array of integers).
+        """
         if not isinstance(rle, Mapping) or "counts" not in rle:
             raise ValueError(f'RLE: expected a mapping with "size" and "counts", got {shown(rle)}')
         return cls(((None, Rle.of(rle.get("size"), rle["counts"])),))
 
     @classmethod
     def from_polygon(cls, polygons: Any, size: tuple[int, int] | None = None) -> Region:
-        """From a polygon or a list of them (their union), each flat (x0, y0, x1, y1, ...) or a list of [x, y].
+        """Make a region from polygons, filled as pycocotools fills them (the reference's annToMask).
 
-        size: (height, width) of the image they were made for, compared with the image's if given. Pixels as pycocotools
-        fills them (the reference's annToMask)."""
+        Args:
+            polygons: one polygon or a list of them (their union), each flat (x0, y0, x1, y1, ...) or a list of [x, y].
+            size: (height, width) of the image that the polygons were made for; if given, it must be the image's size.
+        """
         return cls(((None, polygons_of(polygons, size)),))
 
     @classmethod
     def from_box(cls, *, xyxy: Any = None, xywh: Any = None) -> Region:
-        """From corners (x0, y0, x1, y1), or corner and extent (x, y, width, height): columns floor(x0) to ceil(x1) - 1
-        and rows likewise, clipped to the image. Filled, as the reference's evaluation does with boxes."""
+        """Make a region from a box, filled, as the reference's evaluation does with boxes.
+
+        It covers columns floor(x0) to ceil(x1) - 1 and rows likewise, clipped to the image.
+
+        Args:
+            xyxy: the corners (x0, y0, x1, y1).
+            xywh: a corner and the extent (x, y, width, height), instead of `xyxy`.
+        """
         return cls(((None, box_of(xyxy, xywh)),))
 
     @classmethod
     def from_scribble(cls, points: Any, width: float) -> Region:
-        """From a polyline, flat or as [x, y] pairs, and its width in pixels: pixels whose centre (whole numbers) is
-        within width / 2 of it, at least half a pixel's diagonal."""
+        """Make a region from a polyline: the pixels whose centres (whole numbers) are within width / 2 of it.
+
+        Args:
+            points: flat, or [x, y] pairs.
+            width: in pixels; a stroke narrower than the diagonal of a pixel is widened to it.
+        """
         return cls(((None, scribble_of(points, width)),))
 
     @classmethod
     def from_frames(cls, frames: Mapping[Any, Any]) -> Region:
-        """From {frame number: region}, each in any form `of` takes. None and {"segmentation": None} are skipped: the
-        object is not seen in that frame."""
+        """Make a region of a video.
+
+        Args:
+            frames: {frame number: region}, each in any form that `of` takes. Frames with None or {"segmentation": None}
+                are skipped: the object is not visible there.
+        """
         numbered = frame_numbers(frames) if isinstance(frames, Mapping) else None
         if numbered is None:
             raise ValueError(f"frames: expected a mapping of frame numbers to regions, got {shown(frames)}")
@@ -101,19 +124,26 @@ class Region:
 
     @classmethod
     def from_detections(cls, detections: Any) -> list[Region]:
-        """Per object of `supervision.Detections` its mask (dense or CompactMask), or its box if there are no masks."""
+        """Make a region from each object of `supervision.Detections`: its mask (dense or CompactMask), or its box if
+        there are no masks.
+        """
         return [cls(((None, shape),)) for shape in detection_shapes(detections)]
 
     @classmethod
     def from_sam(cls, output: Any, scores: Any = None) -> list[Region]:
-        """Per object a region, from what transformers' post-processing of SAM 2 and SAM 3 returns.
+        """Make a region from each object in the output of transformers' post-processing for SAM 2 and SAM 3.
 
-        output: for one image, masks (N, H, W) or (N, K, H, W), a list of masks, a dict with "masks", or a list holding
-            one of these. For a video, {frame: output of that frame}: a dict with "masks" and "object_ids",
-            {object id: mask}, or masks (N, 1, H, W), where the same N objects keep their order in all frames. Frames
-            where an object's mask is empty are left out; regions come in order of the objects' first appearance.
-            Negative floats mean logits, cut at 0.
-        scores: (N, K), the model's iou_scores; needed where K > 1 candidates per object were asked for.
+        Negative floats are taken as logits and cut at 0.
+
+        Args:
+            output: for an image, masks (N, H, W) or (N, K, H, W), a list of masks, a dict with "masks", or a list that
+                holds one of these. For a video, {frame: output of that frame}, where an output is a dict with "masks"
+                and "object_ids", {object id: mask}, or masks (N, 1, H, W) whose N objects have the same order in all
+                frames. Frames where an object's mask is empty are left out.
+            scores: (N, K), the model's iou_scores; required if there are K > 1 candidates per object.
+
+        Returns:
+            One region per object; in a video, in order of first appearance.
         """
         frames = frame_numbers(output) if isinstance(output, Mapping) else None
         if frames is None:
@@ -127,9 +157,13 @@ class Region:
 
     @classmethod
     def of(cls, value: Any) -> Region:
-        """From any form: a `Region`; a mask (array, tensor or PIL image of two dimensions); COCO RLE; polygons; four
-        numbers x0, y0, x1, y1; an annotation with "segmentation" or "bbox" (x, y, width, height); a region's JSON; a
-        mapping of frame numbers to any of these."""
+        """Make a region from any supported form.
+
+        Args:
+            value: a `Region`; a mask (array, tensor or PIL image of two dimensions); COCO RLE; polygons; four numbers
+                x0, y0, x1, y1; an annotation with "segmentation" or "bbox" (x, y, width, height); a region's JSON; or a
+                mapping of frame numbers to any of these.
+        """
         if isinstance(value, Region):
             return value
         if isinstance(value, Mapping):
@@ -141,33 +175,41 @@ class Region:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Region:
-        """From what `to_json` gave, or from any other form that `of` takes and JSON can hold in an object."""
+        """Make a region from the result of `to_json`, or from any other form that `of` takes and a JSON object can
+        hold.
+        """
         if not isinstance(value, Mapping):
             raise ValueError(f"region: expected a JSON object, got {shown(value)}")
         return cls.of(value)
 
     def to_json(self) -> dict[str, Any]:
-        """A dict of plain JSON types that `from_json` reads: box, polygon, scribble and RLE as they were given, masks
-        as compressed COCO RLE."""
+        """A dict of plain JSON types that `from_json` reads. Boxes, polygons, scribbles and RLE are kept as given;
+        masks become compressed COCO RLE.
+        """
         if self.frames is None:
             return self.marks[0][1].to_json()
         return {"type": "frames", "frames": {str(frame): shape.to_json() for frame, shape in self.marks}}
 
     @property
     def kind(self) -> str:
-        """ "box", "polygon", "scribble", "rle", "mask" or "frames"."""
+        """How it was marked: "box", "polygon", "scribble", "rle", "mask" or "frames"."""
         return self.marks[0][1].kind if self.frames is None else "frames"
 
     @property
     def frames(self) -> tuple[int, ...] | None:
-        """Numbers of the frames in which the object is marked, increasing; None for an image's region."""
+        """Numbers of the frames in which the object is marked, increasing; None for a region of an image."""
         return None if self.marks[0][0] is None else tuple(frame for frame, _ in self.marks if frame is not None)
 
     def mask(self, height: int, width: int, frame: int | None = None, *, name: str = "region") -> np.ndarray:
-        """The marked pixels of an image of this size, (height, width) uint8 of 0 and 1, a new array.
+        """The marked pixels as a new (height, width) uint8 array of 0 and 1.
 
-        frame: which of `frames`; an image's region is the same in all. Raises ValueError, starting with `name`, for a
-        mask of another size, a frame that is not marked, or no pixel inside the image.
+        Args:
+            height, width: size of the image.
+            frame: frame number, one of `frames`; a region of an image is the same in every frame.
+            name: name of the region in messages.
+
+        Raises:
+            ValueError: the mask has another size, the frame is not marked, or no pixel is inside the image.
         """
         if not is_integer(height) or not is_integer(width):
             raise ValueError(f"{name}: expected a size in pixels, got {shown(height)}x{shown(width)}")
@@ -197,18 +239,19 @@ class Region:
 
 
 def as_regions(regions: Any) -> list[Region]:
-    """A list of regions from one region, or from a list or other set of them.
+    """Make a list of regions from one region or from a collection of them.
 
-    A list or tuple is a list of regions, each in any form `Region.of` takes, unless it is numbers (a box of four or a
-    flat polygon) or [x, y] pairs (a polygon). Arrays of three or four dimensions are masks (N, H, W) or (N, 1, H, W),
-    except that (H, W, 1) is one mask. `supervision.Detections` and outputs of SAM are as for `Region.from_detections`
-    and `Region.from_sam`. An empty list, or an array (0, 4), gives an empty list.
+    A list or tuple is a list of regions, each in any form that `Region.of` takes, unless it holds numbers (a box of
+    four, or a flat polygon) or [x, y] pairs (a polygon). Arrays of three or four dimensions are masks (N, H, W) or (N,
+    1, H, W), except that (H, W, 1) is one mask. `supervision.Detections` and outputs of SAM are read as by
+    `Region.from_detections` and `Region.from_sam`. An empty list or an array (0, 4) gives an empty list.
 
-    An array or tensor (N, 4) by itself, of floats or signed integers, is N boxes x0, y0, x1, y1 as detectors return
+    An array or tensor (N, 4) of floats or signed integers, by itself, is N boxes x0, y0, x1, y1, as detectors return
     them. It is one mask of an image four pixels wide if it is bool or unsigned, if all its values are in 0..1 or 255,
-    or if N > 16384; as an element of a list or mapping it is always a mask.
+    or if N > 16384. As an element of a list or mapping it is always a mask.
 
-    Raises ValueError that names the index of the region that is malformed.
+    Raises:
+        ValueError: a region is malformed; the message names its index.
     """
     if is_detections(regions):
         return Region.from_detections(regions)

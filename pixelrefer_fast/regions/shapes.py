@@ -1,7 +1,7 @@
-"""The forms in which a region is marked, and the pixels each of them covers.
+"""The forms in which a region is marked, and the pixels that each form covers.
 
-Every shape is immutable, small beside the image, and has `pixels(height, width, name)`, the (H, W) uint8 mask of 0 and
-1 for an image of that size (possibly empty), and `to_json()`, of plain JSON types.
+Every shape is immutable and small compared to the image. It has `pixels(height, width, name)`, the (H, W) uint8 mask of
+0 and 1 for an image of that size (possibly empty), and `to_json()`, which returns plain JSON types.
 """
 
 from __future__ import annotations
@@ -56,8 +56,9 @@ class Box:
 class Polygons:
     """The union of closed polygons, on pycocotools' grid.
 
-    polygons: per polygon x0, y0, x1, y1, ... of at least three corners.
-    size: (height, width) of the image that they were made for, if known.
+    Attributes:
+        polygons: x0, y0, x1, y1, ... of at least three corners for each polygon.
+        size: (height, width) of the image that they were made for, if known.
     """
 
     polygons: tuple[tuple[float, ...], ...]
@@ -96,7 +97,7 @@ class Polygons:
 
 @dataclass(frozen=True)
 class Scribble:
-    """Pixels whose centre is within width / 2 of a polyline; the centre of pixel (row r, column c) is at x = c, y = r.
+    """Pixels whose centres are within width / 2 of a polyline; the centre of pixel (row r, column c) is x = c, y = r.
 
     A stroke narrower than the diagonal of a pixel is widened to it: no point of the plane is farther than that from a
     centre, so strokes have no gaps.

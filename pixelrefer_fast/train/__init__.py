@@ -1,1 +1,1 @@
-"""Training: records of the released format, packed batches, the loss, stages."""
+"""Fine-tuning: samples in the released format, packed batches, the loss, stages."""

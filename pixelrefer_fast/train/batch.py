@@ -1,4 +1,4 @@
-"""Samples -> one packed batch: ragged patches, ragged text, nothing padded. All of it in host memory."""
+"""Samples -> one packed batch: ragged patches and ragged text without padding, all in host memory."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ IGNORED = -100  # label of a token that is not learnt
 
 @dataclass(frozen=True)
 class Sample:
-    """One conversation about one request's objects.
+    """One conversation about the objects of one request.
 
     Attributes:
-        request: its image or video and objects; samples with one and the same Request object have it encoded once.
-        turns: (question, answer); the questions' `<region>` tags, all turns together, name the objects in order.
+        request: its image or video and objects. Samples with the same Request object share one encoding of it.
+        turns: (question, answer) pairs; the `<region>` tags of all questions together name the objects in order.
     """
 
     request: Request
@@ -36,27 +36,28 @@ class Sample:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """What a step computes on: one encoder pass, one object-token pass and one packed text for all its samples.
+    """The inputs of one step: one encoder pass, one object-token pass and one packed text for all its samples.
 
-    Samples of one scene of the full model share its vision tokens: that prefix stands in the text once, as a sequence
-    of its own, and `keys` lets every sample's queries attend to it.
+    In the full model, samples of one scene share its vision tokens: that prefix is in the text once, as a sequence of
+    its own, and `keys` lets the queries of every sample attend to it.
 
     Attributes:
-        patches: (P, 588) float32 of all views.
+        patches: (P, 588) float32, patches of all views.
         grids: (rows, columns, merge) of each view.
-        selection: of all marks.
+        selection: the selected features of all marks.
         starts: (M, n) first centroids.
-        scene_rows: Full: (rows of a view among the features, merge) of each whole image or frame, in order.
-        kept: (Z,) int64, Full: the scenes' vision tokens that are kept.
-        input_ids: (L,) int64, 0 where something else than text stands.
+        scene_rows: Full: for each whole image or frame, in order, (rows of its view among the features, merge).
+        kept: (Z,) int64, Full: indices of the scenes' vision tokens that are kept.
+        input_ids: (L,) int64, 0 where an object or vision token stands.
         position_ids: (L,) int64.
-        slots: (S,) int64 places in the text of object and vision tokens.
-        rows: (S,) int64 which of them: rows of the object tokens followed by the kept vision tokens.
-        cu_queries, cu_keys: (sequences + 1,) int32 of the text and of `keys`.
-        keys: (K,) int64 rows of the text that each sequence attends to, or None where it is itself.
-        longest_query, longest_key: of a sequence.
-        learnt: (A,) int64 places whose next token is learnt.
-        targets: (A,) int64 those tokens.
+        slots: (S,) int64, places of object and vision tokens in the text.
+        rows: (S,) int64, the token at each of these places: a row of the object tokens followed by the kept vision
+            tokens.
+        cu_queries, cu_keys: (sequences + 1,) int32, offsets of the sequences in the text and in `keys`.
+        keys: (K,) int64, rows of the text that each sequence attends to; None if each attends to itself.
+        longest_query, longest_key: length of the longest sequence.
+        learnt: (A,) int64, places whose next token is learnt.
+        targets: (A,) int64, these next tokens.
     """
 
     patches: torch.Tensor
@@ -85,7 +86,7 @@ class PackedBatch:
 
 @dataclass(frozen=True)
 class Text:
-    """One sample's tokens, dropped vision tokens left out."""
+    """The tokens of one sample, without dropped vision tokens."""
 
     ids: torch.Tensor  # (l,)
     source: torch.Tensor  # (l,) row of an object token, ~row of a kept vision token's, or NO_ROW for text
@@ -102,15 +103,16 @@ def collate(
     """Pack samples into one batch.
 
     Args:
-        items: lists of samples; those of a list are about one image or video.
-        config, tokenizer: the model's.
-        kmeans_seed: draw the first centroids at random; None: evenly spaced, as at inference.
+        items: lists of samples; the samples of a list are about one image or video.
+        config: the model's configuration.
+        tokenizer: the model's tokenizer.
+        kmeans_seed: draws the first centroids at random; None: evenly spaced, as at inference.
 
     Returns:
-        "batch", a PackedBatch, and "labels", (A,) int64: its targets, which the Trainer counts.
+        "batch", a PackedBatch, and "labels", (A,) int64, its targets, which the Trainer counts.
 
     Raises:
-        ValueError: a sample that cannot be planned or written, with what was expected and given.
+        ValueError: a sample cannot be planned or written; the message says what was expected and what was given.
     """
     samples = [sample for item in items for sample in item]
     requests = list({id(s.request): s.request for s in samples}.values())
@@ -149,13 +151,13 @@ def collate(
 
 @dataclass(frozen=True)
 class Scenes:
-    """Full: the whole images and frames of a batch.
+    """The whole images and frames of a batch; Full only.
 
     Attributes:
-        of: of each request the number of its scene, None in Lite.
-        counts: of each scene the vision tokens of its frames.
-        kept: (Z,) bool, which of them are kept.
-        times: seconds of its frames, None for images.
+        of: for each request the number of its scene; None in Lite.
+        counts: for each scene the vision tokens of its frames.
+        kept: (Z,) bool, which of the vision tokens are kept.
+        times: for each scene the seconds of its frames; None for an image.
     """
 
     of: Sequence[int | None]
@@ -170,7 +172,7 @@ class Scenes:
 
 
 def _scenes(joint: Joint, requests: Sequence[Request], patches: torch.Tensor) -> tuple[Scenes, list[int]]:
-    """Each request's scene, equal ones as one, and the views that they are."""
+    """The scene of each request, with equal scenes merged, and their views."""
     keys = {part.scene: i for i, part in reversed(list(enumerate(joint.parts))) if part.scene}
     distinct = list(dict.fromkeys(part.scene for part in joint.parts if part.scene))
     counts: list[tuple[int, ...]] = []
@@ -193,17 +195,18 @@ def _scenes(joint: Joint, requests: Sequence[Request], patches: torch.Tensor) ->
 def write_text(
     sample: Sample, tokenizer: Any, counts: Sequence[int], first_token: int, scenes: Scenes, number: int
 ) -> Text:
-    """Tokens of a whole conversation.
+    """Tokenize a whole conversation.
 
     Args:
-        sample: what is said.
-        tokenizer: the model's.
-        counts: object tokens of each mark of its request.
-        first_token: row of their first.
-        scenes, number: the batch's scenes, and the number of its request.
+        sample: the conversation.
+        tokenizer: the model's tokenizer.
+        counts: object tokens of each mark of the request.
+        first_token: row of the first of them.
+        scenes: the batch's scenes.
+        number: number of the sample's request.
 
     Raises:
-        ValueError: a conversation that cannot be written.
+        ValueError: the conversation cannot be written.
     """
     objects = sample.request.object_tokens(counts)
     scene = scenes.of[number]
@@ -241,7 +244,7 @@ def write_text(
 
 
 def _sources(prompt: Prompt, token: int, scenes: Scenes, scene: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """What stands at each place of a prompt (as `Text.source`), and which places are kept."""
+    """The source of each place of a prompt (as in `Text.source`), and which places are kept."""
     rows = torch.full_like(prompt.input_ids, NO_ROW)
     rows[prompt.region_slots] = torch.arange(token, token + len(prompt.region_slots))
     kept = torch.ones(len(rows), dtype=torch.bool)
@@ -253,12 +256,12 @@ def _sources(prompt: Prompt, token: int, scenes: Scenes, scene: int | None) -> t
 
 
 def pack_texts(texts: Sequence[Text], scenes: Sequence[int | None], object_tokens: int) -> dict[str, Any]:
-    """Text of all samples, one sequence after the other; a scene's prefix before the first sample that has it.
+    """Pack the texts of all samples, one sequence after the other; a scene's prefix comes before its first sample.
 
     Args:
-        texts: of the samples.
-        scenes: of each sample the number of its scene, None in Lite.
-        object_tokens: of the batch.
+        texts: the samples' texts.
+        scenes: for each sample the number of its scene; None in Lite.
+        object_tokens: object tokens of the batch.
 
     Returns:
         `PackedBatch`'s tensors from `input_ids` on, by name.

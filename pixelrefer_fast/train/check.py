@@ -1,4 +1,4 @@
-"""All files of a config read through to the last pixel, without training."""
+"""Reads all files of a config through to the last pixel, without training."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def check_data(
     """Read every sample of a config's files with its media and draw its masks.
 
     Args:
-        config: whose files.
-        say: told of every sample that is malformed.
-        progress: called with a file's name, the samples read and all of them.
+        config: the config.
+        say: called with a line for every malformed sample.
+        progress: called with a file's name, the number of samples read, and their total.
 
     Returns:
-        {"files": [{"file", "samples", "malformed": how many of them would be left out, "reasons": [{"index", "reason"}]
-        of the first hundred}]}, each file once.
+        {"files": [{"file", "samples", "malformed", "reasons"}]}, each file once. "malformed" is the number of samples
+            that would be left out, "reasons" are {"index", "reason"} of the first hundred.
 
     Raises:
-        ValueError: the checkpoint or a file cannot be read at all; a malformed sample, where the config is strict.
+        ValueError: the checkpoint or a file cannot be read at all; or a sample is malformed and the config is strict.
     """
     model = open_checkpoint(config.model).config
     wanted = {str(r.records): r for stage in config.stages for r in stage.data if isinstance(r, Records)}

@@ -1,4 +1,4 @@
-"""What a training is: a YAML file, checked before anything is loaded. docs/training.md lists the keys."""
+"""The configuration of a training: a YAML file, checked before anything is loaded. docs/training.md lists the keys."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _MISSING: Any = object()
 
 @dataclass(frozen=True)
 class Records:
-    """Samples of a file in the released format.
+    """A file of samples in the released format.
 
     Attributes:
         records: the JSON list or JSON-lines file.
-        media_root: what its image and video paths are relative to.
+        media_root: the folder that image and video paths are relative to.
         repeat: how often a pass over the stage's data takes each sample.
-        fps, max_frames: which frames of a video the full model sees whole, as `EncodeOptions` has them.
+        fps, max_frames: choose the frames of a video that the full model sees whole, as in `EncodeOptions`.
     """
 
     records: Path
@@ -48,13 +48,13 @@ class World:
     """Scenes of the synthetic world, drawn when they are needed.
 
     Attributes:
-        scenes: how many a pass has.
-        first_seed: seed of the first; the next ones follow.
+        scenes: number of scenes in a pass.
+        first_seed: seed of the first scene; the next scenes have the following seeds.
         split: "train" or "heldout".
-        video: only videos, only images, or None: both.
-        questions: most asked about each scene; None: all there are.
-        categories: of questions; None: all.
-        rounds: how often questions are drawn about each scene; those that are drawn again count once.
+        video: only videos (True), only images (False), or both (None).
+        questions: most questions about each scene; None: all.
+        categories: categories of questions; None: all.
+        rounds: how often questions are drawn about each scene; repeated questions count once.
         fps, max_frames: as in `Records`.
     """
 
@@ -84,24 +84,24 @@ class Lora:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: what is learnt from which data.
+    """One stage of a training: its data, its learning rates, and how it learns.
 
     Attributes:
-        name: of its folder.
+        name: name of the stage's folder.
         data: sources, mixed.
-        steps: optimiser steps; or
-        epochs: passes over the data.
-        learning_rate: highest rate of each part; a part without one is frozen.
-        batch_tokens: samples are packed into a batch until it has about so many tokens.
-        batch_items: most items (samples of a file, scenes of the world) of a batch.
-        accumulate: batches of an optimiser step.
-        warmup: steps, or as a fraction of all steps where below 1.
-        schedule: of the rate after the warm-up.
-        weight_decay: of matrices; biases and norms have none.
-        max_grad_norm: gradients are clipped to it; 0: not.
-        optimizer: "adamw", or "muon": Muon for matrices beside AdamW for all else.
-        betas: AdamW's.
-        lora: adapters in place of the LLM's own weights.
+        steps: optimiser steps; None if `epochs` is given.
+        epochs: passes over the data; None if `steps` is given.
+        learning_rate: peak learning rate of each part; parts without one are frozen.
+        batch_tokens: samples are packed into a batch until it has about this many tokens.
+        batch_items: most items (samples of a file, scenes of the world) in a batch; None: no limit.
+        accumulate: batches per optimiser step.
+        warmup: warm-up steps; a value below 1 is a fraction of all steps.
+        schedule: learning rate after the warm-up: "cosine", "linear" or "constant".
+        weight_decay: weight decay of matrices; biases and norms have none.
+        max_grad_norm: gradients are clipped to this norm; 0: no clipping.
+        optimizer: "adamw", or "muon" (Muon for matrices, AdamW for the rest).
+        betas: AdamW's betas.
+        lora: adapters that learn instead of the LLM's own weights; None: no adapters.
     """
 
     name: str
@@ -123,24 +123,24 @@ class Stage:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole training.
+    """The configuration of a whole training.
 
     Attributes:
-        model: the checkpoint it starts from, a folder or a hub id.
-        output: folder of checkpoints, logs and the trained model.
-        stages: in order.
-        seed: of the order of the data, of adapters and of dropout.
-        precision: of the arithmetic; weights and optimiser are float32 always.
-        save_dtype: of the trained model; "auto": that of the checkpoint it started from.
+        model: the checkpoint to start from, a folder or a hub id.
+        output: folder for checkpoints, logs and the trained model.
+        stages: the stages, in order.
+        seed: seed for the order of the data, the adapters' initial values and dropout.
+        precision: precision of the arithmetic; weights and optimiser are always float32.
+        save_dtype: dtype of the trained model; "auto": the dtype of the checkpoint it started from.
         device: "auto", "cpu" or "cuda".
-        gradient_checkpointing: compute the LLM's activations twice, and keep fewer.
-        kmeans_seed: draw first centroids at random; None: evenly spaced as at inference.
-        log_every, save_every: steps.
-        keep: checkpoints of the running stage that are kept.
-        workers: processes that read data; 0: the training's own.
-        tensorboard: whether logs are written for it as well.
-        strict: stop at the first malformed sample instead of leaving it out.
-        source: the file, for messages.
+        gradient_checkpointing: whether the LLM's activations are computed twice, to keep fewer of them.
+        kmeans_seed: draws the first centroids at random; None: evenly spaced, as at inference.
+        log_every, save_every: steps between log entries and between checkpoints.
+        keep: number of checkpoints of the running stage to keep.
+        workers: processes that read data; 0: the training process reads it.
+        tensorboard: whether to write TensorBoard event files.
+        strict: whether to stop at the first malformed sample instead of leaving it out.
+        source: name of the config file in messages.
     """
 
     model: str
@@ -161,7 +161,7 @@ class TrainConfig:
     source: str = field(default="config", compare=False)
 
     def decisive(self) -> dict[str, Any]:
-        """What a resumed run must share with the interrupted one: all that changes the weights."""
+        """The settings that a resumed run must share with the interrupted one: all that change the weights."""
         values = asdict(self)
         for key in ("output", "log_every", "save_every", "keep", "workers", "tensorboard", "strict", "source"):
             del values[key]
@@ -169,14 +169,14 @@ class TrainConfig:
 
 
 def load_config(path: str | Path, out: str | Path | None = None) -> TrainConfig:
-    """Read and check a YAML file.
+    """Read and check a YAML config.
 
     Args:
         path: the file; relative paths inside it are relative to its folder.
-        out: a folder to write to instead of the one it names.
+        out: output folder, overriding the config's.
 
     Raises:
-        ValueError: in one line: the file, the key, what was expected and what was given.
+        ValueError: one line with the file, the key, what was expected and what was given.
     """
     path = Path(path)
     if not path.is_file():
@@ -194,7 +194,7 @@ def load_config(path: str | Path, out: str | Path | None = None) -> TrainConfig:
 
 
 def parse_config(values: Mapping[str, Any], source: str, folder: Path, out: str | Path | None = None) -> TrainConfig:
-    """A config from its values, as `load_config` does it from a file; `folder`: what paths are relative to."""
+    """Make a config from its values, as `load_config` does from a file; paths are relative to `folder`."""
     keys = _Keys(source, values, folder)
     stages = keys.entries("stages")
     config = TrainConfig(

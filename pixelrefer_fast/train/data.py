@@ -1,4 +1,4 @@
-"""What a stage learns from: items of several sources, their cost, and how they are packed into batches."""
+"""The data of a stage: items of several sources, their cost, and how they are packed into batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOST_IN_A_ROW = 100
 
 
 class Source(Protocol):
-    """Items by number, each a few samples about one image or video."""
+    """A sequence of items, each a few samples about one image or video."""
 
     costs: np.ndarray  # (N,) int64: about how many tokens the LLM reads of each
 
@@ -26,28 +26,28 @@ class Source(Protocol):
         """Raises ValueError for an item that cannot be read."""
 
     def malformed(self, index: int, reason: str) -> Malformed:
-        """How an item that cannot be read is reported."""
+        """The report about an item that cannot be read."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One item as it was read; without samples where it was malformed, which has then been reported."""
+    """One item as read. A malformed item has no samples and has already been reported."""
 
     index: int
     samples: list[Sample]
 
 
 class Items(Dataset[Item]):
-    """The items of all sources of a stage, one source after the other, some several times in a pass."""
+    """The items of all sources of a stage, one source after the other; a source may be repeated within a pass."""
 
     def __init__(self, sources: Sequence[tuple[Source, int]], log: MalformedLog) -> None:
         """
         Args:
-            sources: each with how often a pass takes its items.
-            log: where malformed items are reported.
+            sources: each source, and how often a pass takes its items.
+            log: log for malformed items.
 
         Raises:
-            ValueError: there is no item at all.
+            ValueError: there are no items.
         """
         self._sources = [source for source, repeat in sources for _ in range(repeat)]
         self._first = np.cumsum([0, *(len(source.costs) for source in self._sources)])
@@ -77,9 +77,9 @@ class Items(Dataset[Item]):
 
 
 class TokenBatches(Sampler[list[int]]):
-    """Batches of items, in an order that seed and pass decide, each filled up to a budget of tokens.
+    """Batches of items in an order set by seed and pass, each filled up to a budget of tokens.
 
-    Without limit of memory: passes follow each other as one stream, and a batch may reach from one into the next.
+    Passes follow each other as one stream; a batch may hold items from the end of one pass and the start of the next.
     """
 
     def __init__(
@@ -96,12 +96,13 @@ class TokenBatches(Sampler[list[int]]):
         """
         Args:
             costs: (N,) tokens of each item.
-            budget: most tokens of a batch that has more than one item.
+            budget: most tokens of a batch with more than one item.
             most: most items of a batch.
-            batches: how many batches for each process; or
-            passes: over the items, whole or not.
-            seed: of the order.
-            process, processes: every one of them takes its share of the batches.
+            batches: number of batches for each process; None if `passes` is given.
+            passes: passes over the items, fractions too; None if `batches` is given.
+            seed: seed of the order.
+            process: number of this process.
+            processes: number of processes; each takes its share of the batches.
         """
         self._costs, self._budget, self._most, self._seed = costs, budget, most, seed
         self._process, self._processes = process, processes
@@ -126,7 +127,7 @@ class TokenBatches(Sampler[list[int]]):
                 yield batch
 
     def passes_after(self, batches: int) -> float:
-        """Passes over the items that so many batches of each process, drawn already, have taken."""
+        """Passes over the items once this many batches of each process have been drawn."""
         return self._taken[min(batches * self._processes, len(self._taken) - 1)] / len(self._costs)
 
     def _filled(self) -> Iterator[list[int]]:
@@ -156,7 +157,7 @@ class TokenBatches(Sampler[list[int]]):
 
 
 class Collator:
-    """Items to one packed batch; those that cannot be packed are reported, and others stand in for an empty batch."""
+    """Packs items into one batch. Items that cannot be packed are reported; others replace them in an empty batch."""
 
     def __init__(self, items: Items, config: ModelConfig, tokenizer: Any, kmeans_seed: int | None) -> None:
         self._items, self._config, self._tokenizer, self._kmeans_seed = items, config, tokenizer, kmeans_seed

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Log:
-    """Entries of all stages of a training, in one file.
+    """The entries of all stages of a training, in one file.
 
     Each line is an object with "stage", "step" and the values of that step, as `StageTrainer.log` gives them.
     """
@@ -23,7 +23,7 @@ class Log:
             self._writer = SummaryWriter(str(tensorboard))
 
     def rewind(self, stage: str, step: int) -> None:
-        """Take away a stage's entries after a step, and what else a run wrote after them: they come again."""
+        """Remove a stage's entries after a step, and everything after them: a resumed run writes them again."""
         if not self._path.is_file():
             return
         kept = []

@@ -1,4 +1,4 @@
-"""Samples that cannot be learnt from: what is wrong with each, and a log of all of them."""
+"""Malformed samples: what is wrong with each, and a log of them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Malformed:
     """A sample that is left out.
 
     Attributes:
-        file: where it stands.
-        index: which sample of the file, from 0.
-        reason: what was expected and what came.
+        file: the file that contains it.
+        index: number of the sample in the file, from 0.
+        reason: what was expected and what was given.
     """
 
     file: str
@@ -28,23 +28,23 @@ class Malformed:
 
 
 class MalformedLog:
-    """Malformed samples, one JSON line each: appended at once, from whichever process met it."""
+    """Malformed samples, one JSON line each, appended at once by the process that finds them."""
 
     def __init__(
         self, path: Path | None, strict: bool = False, tell: Callable[[Malformed], None] | None = None
     ) -> None:
         """
         Args:
-            path: of the log; None writes none.
-            strict: the first malformed sample is an error.
-            tell: called with each.
+            path: the log file; None writes none.
+            strict: whether the first malformed sample is an error.
+            tell: called with each malformed sample.
         """
         self.path, self.strict, self._tell = path, strict, tell
 
     def add(self, malformed: Malformed) -> None:
         """
         Raises:
-            ValueError: in a strict training.
+            ValueError: the log is strict.
         """
         if self.strict:
             raise MalformedError(str(malformed))
@@ -59,7 +59,7 @@ class MalformedLog:
                 os.close(descriptor)
 
     def count(self) -> int:
-        """Samples that were reported, each once however often it was met."""
+        """Number of samples reported, each counted once."""
         if self.path is None or not self.path.is_file():
             return 0
         with self.path.open(encoding="utf-8") as file:
@@ -67,4 +67,4 @@ class MalformedLog:
 
 
 class MalformedError(ValueError):
-    """A malformed sample of a strict training."""
+    """A malformed sample in a strict training."""

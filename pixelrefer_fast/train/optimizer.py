@@ -1,4 +1,4 @@
-"""The optimisers of a training: AdamW, or Muon for matrices beside AdamW for all else."""
+"""The optimisers of a training: AdamW, or Muon for matrices and AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ OPTIMIZERS = ("adamw", "muon")
 class MuonAdamW(torch.optim.Optimizer):
     """Muon (torch.optim) for the groups marked `muon`, whose weights are matrices, and AdamW for the others.
 
-    From fresh weights it needs about half of AdamW's steps. Updates are scaled as AdamW's are, so that a learning rate
-    means the same for both.
+    For training from scratch it needs about half as many steps as AdamW. Updates are scaled like AdamW's, so that a
+    learning rate means the same for both.
 
     Args:
-        groups: as an optimiser takes them, each with `lr`, `weight_decay` and the flag `muon`.
-        betas: AdamW's.
+        groups: parameter groups, each with `lr`, `weight_decay` and the flag `muon`.
+        betas: AdamW's betas.
     """
 
     def __init__(self, groups: Sequence[dict[str, Any]], betas: tuple[float, float]) -> None:

@@ -1,4 +1,4 @@
-"""Which weights of a model learn, at which rate, and the adapters that stand in for the LLM's own."""
+"""Which weights of a model learn and at which rate, and the LLM's adapters."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ ADAPTER = "pixelrefer"
 
 
 def part_modules(network: Network) -> dict[str, nn.Module]:
-    """The model's parts by the names that configs have for them."""
+    """The model's parts by their names in configs."""
     modules = (network.llm, network.projector, network.object_tokenizer, network.encoder)
     return dict(zip(PARTS, modules, strict=True))
 
 
 def set_learning(network: Network, rates: Mapping[str, float], lora: Lora | None = None) -> Any:
-    """Let the parts with a rate learn and freeze the others; with `lora` the LLM learns through adapters only.
+    """Make the parts with a learning rate learn and freeze the others; with `lora` the LLM learns only through
+    adapters.
 
     Returns:
-        What `merge` takes: peft's model of adapters, or None.
+        The argument of `merge`: peft's model with the adapters, or None.
     """
     for part, module in part_modules(network).items():
         module.requires_grad_(part in rates)
@@ -41,13 +42,13 @@ def set_learning(network: Network, rates: Mapping[str, float], lora: Lora | None
 
 
 def merge(adapters: Any) -> None:
-    """Add the adapters to the weights they stand beside, and take them away."""
+    """Add the adapters to the weights they adapt, and remove them."""
     if adapters is not None:
         adapters.merge_and_unload()
 
 
 def learning_weights(network: Network) -> Iterator[tuple[str, str, nn.Parameter]]:
-    """(part, name in the model, weight) of each weight that learns; tied ones once."""
+    """(part, name in the model, weight) of each weight that learns; tied weights once."""
     seen: set[int] = set()
     names = {id(parameter): name for name, parameter in reversed(list(network.named_parameters()))}
     for part, module in part_modules(network).items():
@@ -58,9 +59,9 @@ def learning_weights(network: Network) -> Iterator[tuple[str, str, nn.Parameter]
 
 
 def parameter_groups(network: Network, stage: Stage) -> list[dict[str, Any]]:
-    """An optimiser's groups: per part its rate, matrices with weight decay, biases and norms without.
+    """The optimiser's parameter groups: for each part its rate, matrices with weight decay, biases and norms without.
 
-    Each has `part`, and `muon` where the stage's optimiser is Muon and it holds the matrices that Muon is made for.
+    Each group has `part`, and `muon` if the stage's optimiser is Muon and the group holds matrices for it.
     """
     groups: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
     for part, name, parameter in learning_weights(network):
@@ -84,10 +85,10 @@ def learning_state(network: Network) -> dict[str, torch.Tensor]:
 
 
 def load_learning_state(network: Network, state: Mapping[str, torch.Tensor], source: str) -> None:
-    """Put back what `learning_state` gave.
+    """Restore the values that `learning_state` returned.
 
     Raises:
-        ValueError: the names or shapes are not those of this model's learning weights; `source` is named.
+        ValueError: the names or shapes are not those of this model's learning weights; the message names `source`.
     """
     own = {name: parameter for _, name, parameter in learning_weights(network)}
     wrong = sorted(own.keys() ^ state.keys())

@@ -1,4 +1,4 @@
-"""Files of samples: JSON lists and JSON lines of any length, read once for an index and then sample by sample."""
+"""Files of samples: JSON lists and JSON lines of any length, indexed once and then read sample by sample."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SPACE = " \t\r\n"
 
 
 class Found(NamedTuple):
-    """One sample of a file: where its JSON stands, in bytes, and its value or what is wrong with it."""
+    """One sample of a file: its byte range, and its value or the reason why it cannot be read."""
 
     offset: int
     length: int
@@ -26,14 +26,14 @@ class Found(NamedTuple):
 
 
 def scan(path: Path) -> Iterator[Found]:
-    """The samples of a file in order; at most a few megabytes of it are in memory.
+    """Iterate over the samples of a file in order, with at most a few megabytes of it in memory.
 
     Args:
-        path: a JSON list of samples, or one sample a line (empty lines are none).
+        path: a JSON list of samples, or one sample per line (empty lines are skipped).
 
     Raises:
-        ValueError: the file cannot be read, is neither, or is a list that is damaged, behind which no sample can be
-            told from another.
+        ValueError: the file cannot be read, has neither form, or is a damaged list, whose samples after the damage
+            cannot be separated.
     """
     with reading(path), path.open("rb") as file:
         start = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()
@@ -47,10 +47,10 @@ def scan(path: Path) -> Iterator[Found]:
 
 
 def read_sample(path: Path, offset: int, length: int) -> Any:
-    """The value of one sample that `scan` found.
+    """Read the value of one sample that `scan` found.
 
     Raises:
-        ValueError: the file is not what it was.
+        ValueError: the file has changed.
     """
     with reading(path), path.open("rb") as file:
         file.seek(offset)
@@ -93,7 +93,7 @@ _DECODER = json.JSONDecoder(parse_constant=_no_constant)
 
 
 class _ListScanner:
-    """Finds the values of a JSON list that is not in memory as a whole."""
+    """Finds the values of a JSON list without holding the whole file in memory."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self._path, self._file = path, file

@@ -1,7 +1,7 @@
-"""The released training format, written: JSON files of samples, and the synthetic world's scenes with their media.
+"""Writes the released training format: JSON files of samples, and scenes of the synthetic world with their media.
 
-Images are PNG, videos Matroska files in FFV1 (lossless, with the time of every frame, read by FFmpeg, PyAV, OpenCV and
-decord), masks compressed run lengths: what is read again is what was drawn, bit for bit.
+Images are PNG, videos Matroska files in FFV1 (lossless, with the time of every frame, readable by FFmpeg, PyAV, OpenCV
+and decord), masks compressed run lengths: everything is read back bit for bit.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ LAYOUTS = ("masks", "annotation")
 
 
 def write_records(path: str | Path, records: Iterable[Mapping[str, Any]]) -> int:
-    """Write samples as they come: one a line where the name ends in .jsonl, else as a JSON list.
+    """Write samples as they are produced: one per line if the name ends in .jsonl, else as a JSON list.
 
-    The file is put into its place when it is whole.
+    The file appears under its name when it is complete.
 
     Returns:
-        How many they were.
+        The number of samples.
 
     Raises:
-        ValueError: it cannot be written.
+        ValueError: the file cannot be written.
     """
     path = Path(path)
     lines = path.suffix == ".jsonl"
@@ -63,15 +63,15 @@ def record_json(
     size: tuple[int, int],
     layout: str = "masks",
 ) -> dict[str, Any]:
-    """One sample.
+    """Make the JSON value of one sample.
 
     Args:
-        media: path of its image or video, relative to where the media lie.
-        video: which of the two.
-        turns: (question, answer); the questions with a `<region>` tag for each object, in order.
-        objects: what is marked: in a video by frame.
+        media: path of its image or video, relative to the media folder.
+        video: whether the media is a video.
+        turns: (question, answer) pairs; the questions have a `<region>` tag for each object, in order.
+        objects: the marks of each object; in a video by frame.
         size: (height, width) of the media.
-        layout: "masks", or VideoRefer's "annotation", which is for videos.
+        layout: "masks", or "annotation" (VideoRefer's form, videos only).
 
     Raises:
         ValueError: `layout` is neither, or "annotation" for an image.
@@ -107,18 +107,18 @@ def write_world(
     name: str = "samples.json",
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, int]:
-    """Write scenes with their questions, one sample a question, as data for `Records`.
+    """Write scenes with their questions, one sample per question, as data for `Records`.
 
     Args:
-        folder: gets `name` and the folders `images` and `videos`; made if need be.
-        scenes: with the questions about each.
-        kind: for videos, how objects are marked: "lite" in all frames that show them, "full" in one.
-        layout: "masks", or "annotation": how the marks of videos are written.
-        name: of the file of samples; .jsonl for one a line.
+        folder: receives the file `name` and the folders `images` and `videos`; created if needed.
+        scenes: scenes, each with its questions.
+        kind: how objects in videos are marked: "lite" in all frames that show them, "full" in one.
+        layout: how the marks of videos are written: "masks" or "annotation".
+        name: name of the file of samples; .jsonl writes one per line.
         progress: called with the number of scenes written.
 
     Returns:
-        How many: samples, images, videos.
+        The numbers of samples, images and videos.
 
     Raises:
         ValueError: they cannot be written.
@@ -153,14 +153,14 @@ def write_world(
 
 
 def write_image(path: Path, pixels: np.ndarray) -> None:
-    """One (H, W, 3) uint8 image as PNG."""
+    """Write one (H, W, 3) uint8 image as PNG."""
     from PIL import Image
 
     Image.fromarray(pixels).save(path)
 
 
 def write_video(path: Path, frames: Sequence[np.ndarray], times: Sequence[float]) -> None:
-    """Frames (H, W, 3) uint8 without loss, each at its time in seconds, to a thousandth."""
+    """Write frames (H, W, 3) uint8 without loss, each with its time in seconds, rounded to a millisecond."""
     import av
 
     tick = Fraction(1, CLOCK)

@@ -1,6 +1,6 @@
 """Samples in the released training format: PixelRefer-2.2M's `masks` and VideoRefer-700K's `annotation`.
 
-A sample is a JSON object with "image" or "video", "conversations" and what is marked; see docs/training.md.
+A sample is a JSON object with "image" or "video", "conversations" and the marked objects; see docs/training.md.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _SCENE_TAGS = re.compile(rf"(?:{IMAGE_TOKEN}|{VIDEO_TAG})\n?")
 
 @dataclass(frozen=True)
 class Record:
-    """One sample, checked as far as that goes without its pixels.
+    """One sample, checked as far as possible without its pixels.
 
     Attributes:
         media: path of its image, video or folder of frames.
-        video: which of the two.
-        turns: (question, answer); the questions' `<region>` tags name the objects in order.
-        objects: what is marked.
-        size: (height, width) that the sample claims, if any.
-        dropped: frames that were left out, because the model takes one mask an object.
+        video: whether the media is a video.
+        turns: (question, answer) pairs; the questions' `<region>` tags name the objects in order.
+        objects: the marked objects.
+        size: (height, width) given in the sample, if any.
+        dropped: number of marked frames left out because the model takes one mask per object.
     """
 
     media: Path
@@ -44,16 +44,16 @@ class Record:
 
 
 def parse_record(value: Any, media_root: Path, kind: str) -> Record:
-    """One sample from its JSON value.
+    """Check one sample and make a Record of it.
 
     Args:
-        value: as it stands in the file.
-        media_root: what its path is relative to.
-        kind: of the model that is to learn from it: "lite" sees marked objects only, so `<image>` and `<video>` tags
-            are taken away; "full" takes one mask an object, so of several frames the first is taken.
+        value: the JSON value from the file.
+        media_root: the folder that the sample's path is relative to.
+        kind: kind of the model to train. "lite" sees marked objects only, so `<image>` and `<video>` tags are removed;
+            "full" takes one mask per object, that of the first marked frame.
 
     Raises:
-        ValueError: what was expected, by its key, and what came.
+        ValueError: the sample is malformed; the message has the key, what was expected and what was given.
     """
     if not isinstance(value, Mapping):
         raise ValueError(f"expected an object, got {shown(value)}")
@@ -76,7 +76,7 @@ def parse_record(value: Any, media_root: Path, kind: str) -> Record:
 
 
 def _media(value: Mapping[Any, Any], media_root: Path) -> tuple[bool, Path]:
-    """Whether it is a video, and its path, which exists and lies below `media_root`."""
+    """Whether the media is a video, and its path, which must exist below `media_root`."""
     given = [key for key in ("image", "video") if value.get(key) is not None]
     if len(given) != 1:
         raise ValueError(f"expected either image or video, got {' and '.join(given) or 'neither'}")
@@ -101,7 +101,7 @@ def _media(value: Mapping[Any, Any], media_root: Path) -> tuple[bool, Path]:
 
 
 def _turns(value: Any, video: bool, kind: str) -> tuple[tuple[str, str], ...]:
-    """Pairs of question and answer, without tags that the model does not take."""
+    """Pairs of question and answer, without the tags that the model does not take."""
     if not isinstance(value, list) or not value or len(value) % 2:
         raise ValueError(f"conversations: expected turns of human and gpt in pairs, got {_counted(value)}")
     texts: list[str] = []
@@ -138,7 +138,7 @@ def _answer(text: str) -> str:
 
 
 def _size(value: Mapping[Any, Any]) -> tuple[int, int] | None:
-    """(height, width) as the sample has them, checked."""
+    """(height, width) as given in the sample, checked."""
     sides = [value.get(key) for key in ("height", "width")]
     if sides == [None, None]:
         return None
@@ -154,7 +154,7 @@ def _size(value: Mapping[Any, Any]) -> tuple[int, int] | None:
 def _objects(
     value: Mapping[Any, Any], video: bool, size: tuple[int, int] | None
 ) -> tuple[list[Region], tuple[int, int] | None]:
-    """The marked objects, and the size that the sample or its run lengths claim."""
+    """The marked objects, and the size given by the sample or its run lengths."""
     given = [key for key in ("masks", "annotation") if value.get(key) is not None]
     if len(given) > 1:
         raise ValueError("expected either masks or annotation, got both")
@@ -221,7 +221,7 @@ def _mask(value: Any) -> Any:
 def _common_size(
     key: str, marks: list[list[tuple[int | None, Any]]], size: tuple[int, int] | None
 ) -> tuple[int, int] | None:
-    """The size that all run lengths share with the sample's; ValueError where two differ."""
+    """The size shared by all run lengths and the sample; ValueError if two differ."""
     for number, frames in enumerate(marks):
         for _, mask in frames:
             if not isinstance(mask, Mapping):

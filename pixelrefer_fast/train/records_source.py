@@ -1,4 +1,4 @@
-"""A file of samples as items to learn from."""
+"""A file of samples as a source of training items."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ TOLD = 3  # malformed samples that are told at once; all of them are in the log
 
 
 class RecordsSource:
-    """The samples of one file that can be learnt from.
+    """The well-formed samples of one file.
 
-    The file is read once, sample by sample: every one is checked but for its pixels, and only where it stands is kept
-    (32 bytes a sample). What only its media can tell is checked when it is read to be learnt.
+    The file is read once, sample by sample: everything but the pixels is checked, and only the sample's position is
+    kept (32 bytes per sample). Errors that only the media show are found when the sample is used.
     """
 
     def __init__(
@@ -41,13 +41,13 @@ class RecordsSource:
     ) -> None:
         """
         Args:
-            records: the file, its media, and how videos are seen.
-            model: of what is to learn from it.
-            malformed: told of samples that are left out.
-            say: told how many were read and left out, and why the first of them.
+            records: the file, its media, and the frames that are seen of videos.
+            model: configuration of the model to train.
+            malformed: log for samples that are left out.
+            say: called with a line on how many samples were read and left out, and with the first reasons.
 
         Raises:
-            ValueError: the file cannot be read; or any sample is malformed, where `malformed` is strict.
+            ValueError: the file cannot be read; or a sample is malformed and `malformed` is strict.
         """
         say = say or (lambda line: None)
         self._records, self._kind = records, model.kind
@@ -102,7 +102,7 @@ class RecordsSource:
         return Malformed(str(self._records.records), number, reason)
 
     def _cost(self, record: Record) -> int:
-        """About how many tokens the LLM reads."""
+        """Approximate number of tokens that the LLM reads."""
         text = sum(len(question) + len(answer) for question, answer in record.turns) / CHARACTERS
         marks = sum(len(region.marks) for region in record.objects)
         tokens = text + TURN_TOKENS * len(record.turns) + marks * self._mask_num
@@ -114,16 +114,16 @@ class RecordsSource:
 
 
 def read_record(record: Record, kind: str, fps: float | None = 1.0, max_frames: int = 768) -> Sample:
-    """A sample with its image or video opened.
+    """Open the media of a record and make a sample.
 
     Args:
-        record: of `records.parse_record` for the same kind of model.
+        record: from `records.parse_record` for the same kind of model.
         kind: "lite" or "full".
-        fps, max_frames: which frames of a video Full sees whole, as `EncodeOptions` has them.
+        fps, max_frames: choose the frames of a video that Full sees whole, as in `EncodeOptions`.
 
     Raises:
-        ValueError: the media cannot be read or have another size than the sample or its masks, or a frame is marked
-            that the video does not have.
+        ValueError: the media cannot be read or have another size than the sample or its masks, or the video does not
+            have a marked frame.
     """
     scene: list[int] = []
     media: np.ndarray | Video

@@ -1,4 +1,4 @@
-"""A whole training: its data, its stages one after the other, their logs and checkpoints, and the trained model."""
+"""A whole training: its data, its stages one after the other, logs, checkpoints, and the trained model."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ def train(
     """Run the stages of a config that are not done yet, and write the trained model.
 
     Args:
-        config: what to train.
-        resume: go on with what is in the output folder; else it must be new or empty.
-        tell: called with the stage, the step, all steps and each entry of the log.
-        say: called with lines for people: what is read, left out, begun.
-        callbacks: of transformers, added to every stage's Trainer.
+        config: the configuration.
+        resume: continue the run in the output folder; without it the folder must be new or empty.
+        tell: called with the stage, the step, the number of steps, and each log entry.
+        say: called with progress lines for people.
+        callbacks: transformers callbacks, added to every stage's Trainer.
 
     Returns:
-        A report: model (its folder), stages (of this run: each with its steps, last loss and accuracy, and seconds),
-        malformed (how many samples were left out), malformed_log, seconds.
+        A report with model (the folder), stages (those of this run, each with its steps, last loss and accuracy, and
+            seconds), malformed (the number of samples left out), malformed_log and seconds.
 
     Raises:
-        ValueError: the checkpoint, the data or the output folder is not what was expected.
+        ValueError: the checkpoint, the data or the output folder cannot be used.
         ImportError: a package of the extra `train` is missing.
         FloatingPointError: the loss became infinite or NaN.
     """
@@ -114,7 +114,7 @@ def _silent(line: str) -> None:
 
 
 def check_packages(config: TrainConfig) -> None:
-    """Raise an ImportError, in one line, unless the packages that this training needs are here."""
+    """Raise an ImportError, in one line, if a package that this training needs is missing."""
     wanted = {"accelerate": True, "peft": any(s.lora for s in config.stages), "tensorboard": config.tensorboard}
     missing = [name for name, needed in wanted.items() if needed and importlib.util.find_spec(name) is None]
     if missing:
@@ -125,10 +125,10 @@ def check_packages(config: TrainConfig) -> None:
 
 
 def training_device(config: TrainConfig) -> torch.device:
-    """Where a training runs.
+    """The device of a training.
 
     Raises:
-        ValueError: that device is not here, or does not compute in the precision asked for.
+        ValueError: the device does not exist here, or does not support the requested precision.
     """
     device = auto_device(config.device)
     if config.precision == "fp16" and device.type == "cpu":  # accelerate would take float32 instead, and not say so
@@ -139,10 +139,10 @@ def training_device(config: TrainConfig) -> torch.device:
 def stage_items(
     stage: Stage, model: ModelConfig, malformed: MalformedLog, say: Callable[[str], None] | None = None
 ) -> Items:
-    """The data of a stage for a model, its files read through once; what is malformed is reported and counted.
+    """Read the files of a stage through once and return its items; malformed samples are reported and counted.
 
     Raises:
-        ValueError: a file cannot be read, or nothing is left to learn from.
+        ValueError: a file cannot be read, or no samples are left.
     """
     sources: list[tuple[Source, int]] = []
     for source in stage.data:
@@ -164,7 +164,7 @@ def _run_stage(
     say: Callable[[str], None],
     callbacks: Sequence[Any],
 ) -> dict[str, Any]:
-    """Train one stage from its last checkpoint or its beginning; the model then holds its weights, adapters merged."""
+    """Train one stage from its last checkpoint or from its start; the model then has its weights, adapters merged."""
     from transformers import set_seed
 
     from pixelrefer_fast.train.module import TrainingModel
@@ -225,7 +225,7 @@ def _saved_as(config: TrainConfig, checkpoint: Checkpoint) -> torch.dtype:
 
 
 def _check_output(config: TrainConfig, resume: bool) -> None:
-    """Make the output folder, if need be; it is that of the training to resume, or has nothing of one in it."""
+    """Create the output folder if needed; it must belong to the run to resume, or contain no run."""
     output = config.output
     try:
         if output.exists() and (not output.is_dir() or any(p.name != MALFORMED for p in output.iterdir())):
@@ -245,7 +245,7 @@ def _check_output(config: TrainConfig, resume: bool) -> None:
 
 
 def _begin(config: TrainConfig) -> None:
-    """Write the settings of a run, if it has not begun before: from now on the folder is resumed, not begun."""
+    """Write the settings of a run if it has none yet: from then on the folder can only be resumed."""
     path = config.output / SETTINGS
     if path.is_file():
         return

@@ -1,4 +1,4 @@
-"""Scenes of the synthetic world as what a model is asked and trained on."""
+"""Scenes of the synthetic world as training samples and requests."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class SceneShare:
     """A part of a pretraining's batches.
 
     Attributes:
-        world: from which it is drawn.
-        scenes: how many of its scenes.
+        world: the world to draw from.
+        scenes: number of its scenes in a batch.
     """
 
     world: World
@@ -40,7 +40,7 @@ class SceneShare:
 def scene_samples(
     scene: Scene, questions: Sequence[Question], kind: str, fps: float | None = 1.0, max_frames: int = 768
 ) -> list[Sample]:
-    """A sample of each question; those about the same objects share a request, all of them the frames."""
+    """One sample per question; samples about the same objects share a request, and all share the frames."""
     media = scene_media(scene)
     source = FrameSource.of(media)
     whole: Sequence[int] = ()
@@ -58,7 +58,7 @@ def scene_samples(
 
 
 class WorldSource:
-    """Scenes of the world by number, each with a few questions; the same ones for the same config."""
+    """Scenes of the world by number, each with a few questions; the same for the same config."""
 
     def __init__(self, world: World, kind: str, mask_num: int) -> None:
         self._world, self._kind = world, kind

@@ -29,9 +29,9 @@ STATE = "trainer_state.json"
 class StageTrainer(Trainer):
     """Trains one stage.
 
-    Weights and optimiser are float32; the arithmetic runs under autocast in the precision asked for. A stage is one
-    epoch of the Trainer's, whose batches are those of `TokenBatches`: so a resumed run goes on with the batch after
-    the checkpoint's.
+    Weights and optimiser are float32; the arithmetic runs under autocast in the requested precision. A stage is one
+    epoch of the Trainer, with the batches of `TokenBatches`: so a resumed run continues with the batch after the
+    checkpoint.
     """
 
     def __init__(
@@ -46,12 +46,12 @@ class StageTrainer(Trainer):
     ) -> None:
         """
         Args:
-            model: whose weights learn as `parts.set_learning` says, in float32.
-            stage, config: how.
+            model: the model to train, in float32; `parts.set_learning` has chosen the weights that learn.
+            stage, config: the stage and its config.
             items: the data.
-            folder: for the stage's checkpoints.
-            seed: of the order of the data and of dropout.
-            callbacks: told of logs and steps.
+            folder: folder for the stage's checkpoints.
+            seed: seed for the order of the data and for dropout.
+            callbacks: transformers callbacks.
         """
         self.stage = stage
         self.config = config
@@ -116,10 +116,10 @@ class StageTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds rates by part, accuracy and throughput to what the Trainer logs of a step.
+        """Add learning rates by part, accuracy and throughput to the Trainer's log of a step.
 
         Raises:
-            FloatingPointError: the loss is not finite; nothing is saved from then on.
+            FloatingPointError: the loss is not finite; nothing is saved after that.
         """
         if "loss" not in logs:  # the Trainer's summary of the whole run
             return
@@ -144,7 +144,7 @@ class StageTrainer(Trainer):
         super().log(entry)
 
     def _summed(self) -> dict[str, int]:
-        """The counts since the last entry of the log, over all processes; they begin anew."""
+        """The counts since the last log entry, over all processes; resets them."""
         own = torch.tensor([int(value) for value in self._counts.values()], device=self.args.device)
         counts = dict(zip(self._counts, self.accelerator.reduce(own, "sum").tolist(), strict=True))
         self._counts = dict.fromkeys(self._counts, 0)
@@ -165,7 +165,7 @@ class StageTrainer(Trainer):
 
 
 class _LogWhereSaved(TrainerCallback):
-    """A checkpoint ends an interval of the log, so that a resumed run logs what an uninterrupted one would have."""
+    """Ends an interval of the log at each checkpoint, so that a resumed run logs what an uninterrupted one would."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         if control.should_save:
@@ -174,7 +174,7 @@ class _LogWhereSaved(TrainerCallback):
 
 
 class Report(TrainerCallback):
-    """Passes each entry of the log on."""
+    """Passes each log entry on."""
 
     def __init__(self, tell: Callable[[int, int, dict[str, float]], None]) -> None:
         self._tell = tell
@@ -186,14 +186,14 @@ class Report(TrainerCallback):
 
 
 def check_finite(weights: Mapping[str, torch.Tensor], where: str) -> None:
-    """Raise a FloatingPointError that names the first weight that holds NaN or infinity, if one does."""
+    """Raise a FloatingPointError that names the first weight with NaN or infinity, if there is one."""
     for name, value in weights.items():
         if not torch.isfinite(value).all():
             raise FloatingPointError(f"{where}: {name} is not finite any more (a lower learning rate may help)")
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The latest whole checkpoint of a stage's folder; what an interrupted save left is no checkpoint."""
+    """The latest complete checkpoint in a stage's folder; the remains of an interrupted save are ignored."""
     found = []
     for path in folder.glob("checkpoint-*"):
         try:

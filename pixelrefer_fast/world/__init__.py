@@ -1,4 +1,4 @@
-"""The synthetic world: seeded scenes of plain objects, and questions about them whose answers are known."""
+"""The synthetic world: scenes of plain objects drawn from seeds, and questions about them with known answers."""
 
 from pixelrefer_fast.world.questions import CATEGORIES, Question, ask_about, normalise
 from pixelrefer_fast.world.scene import Scene, make_crowd, make_scene

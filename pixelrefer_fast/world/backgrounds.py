@@ -26,7 +26,7 @@ def add_noise(frame: np.ndarray, rng: np.random.Generator, level: int) -> np.nda
 
 
 def _grey(rng: np.random.Generator, low: float, high: float) -> np.ndarray:
-    """An unsaturated tone: channels at most 20 levels from their middle."""
+    """An unsaturated tone: each channel at most 20 levels from their middle."""
     return rng.uniform(low, high) + rng.uniform(-20, 20, 3)
 
 
@@ -39,7 +39,7 @@ def _texture(rng: np.random.Generator, height: int, width: int, cells: int, chan
 def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """A random background, (H, W, 3) uint8: a base of one of several kinds with blobs, lines and marks.
 
-    Its levels stay about 55 to 195, so that nothing in it is black, white or of a named colour.
+    Its levels are about 55 to 195, so that nothing in it is black, white or of a named colour.
     """
     a, b = _grey(rng, 85, 170), _grey(rng, 85, 170)
     ys = np.linspace(-1, 1, height, dtype=np.float32)[:, None]

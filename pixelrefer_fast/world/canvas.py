@@ -1,4 +1,4 @@
-"""Where the objects of a scene lie, while they are placed one after the other."""
+"""The places of a scene's objects, while they are placed one after the other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GAP = 4
 
 @dataclass(frozen=True)
 class Sprite:
-    """One object as drawn about its own centre: a picture, a shift (x, y) and an angle in degrees of each frame."""
+    """One object drawn about its own centre: for each frame a picture, a shift (x, y) and an angle in degrees."""
 
     thing: Thing
     drawn: tuple[Drawn, ...]
@@ -35,7 +35,7 @@ class Sprite:
 
 
 class Canvas:
-    """The objects placed so far: who is seen at each pixel of each frame, and how much of each is left."""
+    """The objects placed so far: which object is visible at each pixel of each frame, and how much of each is left."""
 
     def __init__(self, frames: int, height: int, width: int) -> None:
         self.owner = np.zeros((frames, height, width), np.uint8)  # 0: background, i + 1: object i
@@ -57,7 +57,7 @@ class Canvas:
         return np.bincount(under, minlength=len(self.sprites) + 1)[1:]
 
     def leaves(self, sprite: Sprite, x: int, y: int, part: float) -> bool:
-        """Whether it would leave at least `part` of every object visible in every frame."""
+        """Whether the sprite would leave at least `part` of every object visible in every frame."""
         for frame in range(len(self.owner)):
             covered = self.covered(sprite, frame, x, y)
             for i in np.flatnonzero(covered):
@@ -106,7 +106,7 @@ class Canvas:
         return picture
 
     def whole(self) -> np.ndarray:
-        """(objects, frames, H, W) bool, the masks with what is covered."""
+        """(objects, frames, H, W) bool, the masks including covered pixels."""
         masks = np.zeros((len(self.sprites), *self.owner.shape), bool)
         for i, (sprite, (x, y)) in enumerate(zip(self.sprites, self.centres, strict=True)):
             for frame, (d, (dx, dy)) in enumerate(zip(sprite.drawn, sprite.shifts, strict=True)):

@@ -1,4 +1,4 @@
-"""How many questions about scenes of the synthetic world a model answers right."""
+"""The accuracy of a model on questions about scenes of the synthetic world."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ MAX_NEW_TOKENS = 24  # of an answer; the longest right one has about ten
 
 @dataclass(frozen=True)
 class Result:
-    """One question and what the model said.
+    """One question and the model's answer.
 
     Attributes:
         scene: seed of its scene.
-        video: whether that is a video.
-        question: with what is asked and the right answer.
-        answer: the model's.
-        right: whether both are equal after `normalise`.
-        unseen: whether an object it is about combines shape, colour and pattern as none does in training.
+        video: whether the scene is a video.
+        question: the question with its right answer.
+        answer: the model's answer.
+        right: whether the two answers are equal after `normalise`.
+        unseen: whether one of its objects has a held-out combination of shape, colour and pattern.
     """
 
     scene: int
@@ -46,13 +46,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The answers of one model to all questions, and the seconds they took (drawing of the scenes included)."""
+    """One model's answers to all questions, and the seconds they took (including drawing the scenes)."""
 
     results: tuple[Result, ...]
     seconds: float
 
     def by_category(self, of: Callable[[Result], bool] = lambda result: True) -> dict[str, dict[str, Any]]:
-        """`n` and `accuracy` of each category that was asked, of those results alone for which `of` holds."""
+        """`n` and `accuracy` of each category, for those results only for which `of` holds."""
         table: dict[str, dict[str, Any]] = {}
         for category in CATEGORIES:
             right = [r.right for r in self.results if r.question.category == category and of(r)]
@@ -62,7 +62,7 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """Of all questions together."""
+        """Accuracy over all questions."""
         return sum(r.right for r in self.results) / len(self.results)
 
 
@@ -73,17 +73,17 @@ def draw_questions(
     videos: float = VIDEOS,
     categories: Sequence[str] = CATEGORIES,
 ) -> Iterator[tuple[Scene, list[Question]]]:
-    """Scenes with the questions that are asked of each: as many of every category, always the same ones.
+    """Draw scenes and questions about each, the same number of every category, always the same for the same arguments.
 
     Args:
-        questions: how many in all.
+        questions: total number of questions.
         split: `heldout` or `train`.
-        seed: of the first scene; those of the next ones follow it.
-        videos: share of the questions about videos in each category but `motion`.
-        categories: of CATEGORIES.
+        seed: seed of the first scene; the next scenes have the following seeds.
+        videos: share of questions about videos, in each category except `motion`, whose questions are all about videos.
+        categories: some of CATEGORIES.
 
     Raises:
-        ValueError: naming the argument, what was expected and what came.
+        ValueError: an argument is out of range; the message names it, what was expected and what was given.
     """
     if split not in SPLITS:
         raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
@@ -140,12 +140,12 @@ def evaluate(
     Args:
         model: PixelRefer or PixelReferLite.
         questions, split, seed, videos, categories: as in `draw_questions`.
-        batch_size: questions at one time, as in `model.ask_batch`.
-        progress: told how many are answered.
+        batch_size: most requests at a time, as in `model.ask_batch`.
+        progress: called with the number of questions answered so far.
 
     Raises:
-        ValueError: as `draw_questions`.
-        RuntimeError: a question that could not be answered.
+        ValueError: as in `draw_questions`.
+        RuntimeError: a question could not be answered.
     """
     start = time.perf_counter()
     drawn: list[tuple[Scene, Question]] = []
@@ -173,7 +173,7 @@ def evaluate(
 def _asks(
     scenes: Iterable[tuple[Scene, list[Question]]], kind: str, drawn: list[tuple[Scene, Question]]
 ) -> Iterator[Ask]:
-    """The requests, their scenes and questions appended to `drawn`; those about one scene share its media."""
+    """The requests; their scenes and questions are appended to `drawn`. Requests about one scene share its media."""
     for scene, questions in scenes:
         media = scene_media(scene)
         regions = {i: scene_region(scene, i, kind) for q in questions for i in q.objects}

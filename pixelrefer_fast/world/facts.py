@@ -1,4 +1,4 @@
-"""What the masks of a scene say: how much is seen of each object, where it is, what touches and covers what."""
+"""The facts that follow from a scene's masks: visible area, position, and what touches or covers what."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _CLEAR = np.ones((7, 7), np.uint8)  # a gap of at least 3 pixels, so that `apart
 
 @dataclass(frozen=True, eq=False)
 class Facts:
-    """Of n objects in f frames.
+    """Facts about n objects in f frames.
 
     Attributes:
         areas: (n, f), visible pixels.
-        visible: (n, f), part of the object that is visible.
-        boxes: (n, f, 4), left, top, right, bottom (half-open) of the visible pixels; zeros where there are none.
-        centres: (n, f, 2), mean x and y of the visible pixels; NaN where there are none.
+        visible: (n, f), the fraction of the object that is visible.
+        boxes: (n, f, 4), left, top, right, bottom (half-open) of the visible pixels; zeros if there are none.
+        centres: (n, f, 2), mean x and y of the visible pixels; NaN if there are none.
         across: (n, f), the longer side of the box of the whole object.
-        touching: (f, n, n) bool, visible pixels of two objects are neighbours, corners included.
-        apart: (f, n, n) bool, at least three pixels are between the visible pixels of the two.
-        covers: (f, n, n), pixels of the second that the first hides and is seen at.
+        touching: (f, n, n) bool, whether visible pixels of two objects are neighbours, corners included.
+        apart: (f, n, n) bool, whether at least three pixels are between the visible pixels of two objects.
+        covers: (f, n, n), the pixels where the first object is visible and hides the second.
     """
 
     areas: np.ndarray
@@ -37,7 +37,7 @@ class Facts:
 
     @classmethod
     def of(cls, masks: np.ndarray, whole: np.ndarray) -> Facts:
-        """Of the visible and the whole masks, (objects, frames, H, W) bool each."""
+        """From the visible and the whole masks, each (objects, frames, H, W) bool."""
         n, frames = masks.shape[:2]
         areas, boxes = np.zeros((n, frames), np.int64), np.zeros((n, frames, 4), np.int64)
         centres = np.empty((n, frames, 2))

@@ -1,4 +1,4 @@
-"""Scenes of the synthetic world as a model is shown them: media that it opens, objects as marked regions."""
+"""Scenes of the synthetic world as input of a model: media that it opens, objects as marked regions."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ def scene_media(scene: Scene) -> np.ndarray | Video:
 
 
 def scene_region(scene: Scene, i: int, kind: str) -> Region:
-    """Object i as a model of this kind is shown it: in an image its mask; in a video, Lite its masks in all frames
-    that show it, Full that of the frame that shows most of it."""
+    """Object i as a region for a model of this kind.
+
+    In an image it is the object's mask. In a video Lite gets the masks of all frames that show the object, Full that of
+    the frame that shows most of it.
+    """
     masks = scene.masks[i]
     if scene.times is None:
         return Region.from_mask(masks[0])

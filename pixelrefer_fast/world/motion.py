@@ -18,7 +18,7 @@ _LARGEST = 0.62  # of the shorter side, of anything
 
 @dataclass(frozen=True)
 class Path:
-    """Of each frame, relative to the first: the shift in pixels (x, y), the factor of the size, degrees."""
+    """For each frame, relative to the first: shift in pixels (x, y), factor of the size, rotation in degrees."""
 
     shifts: tuple[tuple[int, int], ...]
     factors: tuple[float, ...]
@@ -26,7 +26,7 @@ class Path:
 
 
 def size_range(size: str, motion: str, height: int, width: int) -> tuple[float, float]:
-    """Pixels across in the first frame, so that the size's word is right and the motion has room in the frame."""
+    """Pixels across in the first frame, so that the size's word is right and the motion stays inside the frame."""
     low, high = (float(v) for v in ACROSS[size])
     high = min(high, _LARGEST * min(height, width))
     if motion == "growing":
@@ -41,7 +41,7 @@ def size_range(size: str, motion: str, height: int, width: int) -> tuple[float, 
 
 
 def possible_motions(shape: str, size: str) -> tuple[str, ...]:
-    """The motions that show on such an object."""
+    """The motions that are visible on such an object."""
     return tuple(
         m
         for m in MOTIONS

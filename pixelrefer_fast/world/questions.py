@@ -1,4 +1,4 @@
-"""Questions about a scene, with the one right answer of each."""
+"""Questions about a scene, each with its one right answer."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ class Question:
 
     Attributes:
         category: one of CATEGORIES.
-        text: English with one `<region>` for each of `objects`, in their order.
+        text: English, with one `<region>` for each of `objects`, in their order.
         objects: numbers of the objects it is about, each once.
         answer: the one right answer, short and in lower case.
-        kind: what of its category it asks for: one of KINDS.
+        kind: the kind of question within its category, one of KINDS.
     """
 
     category: str
@@ -72,7 +72,7 @@ class Question:
 
 
 def normalise(answer: str) -> str:
-    """An answer as it is compared: lower case, single spaces, no final period, no leading article."""
+    """An answer in the form used for comparison: lower case, single spaces, no final period or leading article."""
     text = " ".join(answer.lower().split())
     text = re.sub(r"\s*\.+$", "", text)
     return re.sub(r"^(a|an|the) (?=\S)", "", text)
@@ -93,20 +93,20 @@ def name_objects(text: str, video: bool) -> str:
 def ask_about(
     scene: Scene, seed: int, categories: Sequence[str] | None = None, limit: int | None = None
 ) -> list[Question]:
-    """Questions about a scene, in random order, always the same for the same arguments.
+    """Draw questions about a scene in random order, always the same for the same arguments.
 
-    One about the name, colour, pattern and description of each object that shows it, about the motion of most, and a
-    few of the other categories. What an answer needs is plain to see: otherwise the question is not asked, so that a
-    scene may give none of a category.
+    There is one question about the name, colour, pattern and description of each object that shows them, one about the
+    motion of most objects, and a few of each other category. A question is only asked if its answer is clearly visible,
+    so some scenes have no questions of a category.
 
     Args:
-        scene: of `make_scene`.
-        seed: an integer from 0 on; draws the questions and their wording.
-        categories: of CATEGORIES; all where None.
-        limit: how many at most, taken from the categories in turn; all where None.
+        scene: from `make_scene`.
+        seed: an integer, at least 0, that decides the questions and their wording.
+        categories: some of CATEGORIES; None: all.
+        limit: most questions, taken from the categories in turn; None: no limit.
 
     Raises:
-        ValueError: naming the argument, what was expected and what came.
+        ValueError: an argument is out of range; the message names it, what was expected and what was given.
     """
     wanted = CATEGORIES if categories is None else tuple(categories)
     for category in wanted:

@@ -53,18 +53,19 @@ _REPEAT_SHARES = (0.24, 0.34, 0.34, 0.08)
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """One image or video with all that is true of it.
+    """One image or video with everything that is true of it.
 
     Attributes:
-        frames: (H, W, 3) uint8 RGB each; one for an image.
-        times: seconds of each frame of a video, None for an image.
+        frames: (H, W, 3) uint8 RGB each; an image has one.
+        times: seconds of each frame of a video; None for an image.
         masks: (objects, frames, H, W) bool, the visible pixels of each object; disjoint.
-        whole: likewise, with what later objects cover; objects are in the order they were drawn, the first behind all.
-        things: what each object is; a size is that of the first frame.
-        motions: of each object of a video one of `motion.MOTIONS`, None for an image.
-        angles: (objects, frames), degrees by which each is turned clockwise from upright.
-        seed: what it was made from.
-        split: likewise.
+        whole: as `masks`, including the pixels that later objects cover. Objects are in drawing order, the first behind
+            all others.
+        things: what each object is; its size is that in the first frame.
+        motions: the motion of each object, one of `motion.MOTIONS`; None for an image.
+        angles: (objects, frames), the clockwise rotation of each object from upright, in degrees.
+        seed: the seed that the scene was drawn from.
+        split: the split that the scene was drawn from.
     """
 
     frames: tuple[np.ndarray, ...]
@@ -88,15 +89,15 @@ class Scene:
 
     @functools.cached_property
     def facts(self) -> Facts:
-        """What the masks say: visible parts, places, what touches what."""
+        """The facts that follow from the masks: visible parts, places, what touches what."""
         return Facts.of(self.masks, self.whole)
 
     def best_frame(self, i: int) -> int:
-        """The frame in which most of object i is seen, the earliest of equals: where one frame must mark it."""
+        """The frame that shows most of object i (the earliest if several do), for models that take one marked frame."""
         return int(self.facts.areas[i].argmax())
 
     def summary(self) -> dict[str, Any]:
-        """Plain facts for printing or JSON: what there is, where, and how it moves."""
+        """Plain facts for printing or JSON: the objects, their places and their motions."""
         height, width = self.size
         best = [self.best_frame(i) for i in range(len(self.things))]
         return {
@@ -124,15 +125,15 @@ class Scene:
 
 
 def make_scene(seed: int, split: str = "train", video: bool | None = None) -> Scene:
-    """A scene of 2 to 6 objects, always the same one for the same arguments.
+    """Draw a scene of 2 to 6 objects, always the same for the same arguments.
 
     Args:
-        seed: an integer from 0 on.
-        split: `train`, in which no held-out combination occurs, or `heldout`, other scenes with at least one each.
-        video: an image or a video; drawn, 30 % videos, where None.
+        seed: an integer, at least 0.
+        split: `train`, in which no held-out combination occurs, or `heldout`, whose scenes each have at least one.
+        video: an image or a video; None draws a video with a probability of 30 %.
 
     Raises:
-        ValueError: naming the argument, what was expected and what came.
+        ValueError: an argument is out of range; the message names it, what was expected and what was given.
     """
     if video is not None and not isinstance(video, (bool, np.bool_)):
         raise ValueError(f"video: expected True, False or None, got {video!r}")
@@ -151,16 +152,16 @@ def make_scene(seed: int, split: str = "train", video: bool | None = None) -> Sc
 
 
 def make_crowd(seed: int) -> Scene:
-    """An image of many small and some medium objects for training, always the same one for the same seed.
+    """Draw an image of many small and some medium objects for training, always the same for the same seed.
 
-    Scenes as they are asked about have one or two small objects, whose shapes are the hardest to see. Of a crowd's
-    objects several share a colour or a shape, more than six at times.
+    Ordinary scenes have one or two small objects, whose shapes are the hardest to see. Several objects of a crowd share
+    a colour or a shape, sometimes more than six.
 
     Args:
-        seed: an integer from 0 on.
+        seed: an integer, at least 0.
 
     Raises:
-        ValueError: another seed.
+        ValueError: the seed is anything else.
     """
     rng = generator(seed, "train", 2)
     height, width = _draw_size(rng, *IMAGE_SIDES)
@@ -174,7 +175,7 @@ def make_crowd(seed: int) -> Scene:
 
 
 def _finished(rng: np.random.Generator, canvas: Canvas, moves: tuple[str, ...] | None, seed: int, split: str) -> Scene:
-    """The scene of what has been placed; a video where things move."""
+    """The scene with the objects placed so far; a video if they move."""
     video = moves is not None
     return Scene(
         _pictures(rng, canvas, video),
@@ -209,7 +210,7 @@ def _combinations() -> tuple[np.ndarray, np.ndarray]:
 def _draw_combination(
     rng: np.random.Generator, held: bool, shape: int | None, color: int | None, pattern: int | None
 ) -> tuple[int, int, int]:
-    """One combination, held out or not, with the given words where there is one; else the colour is free."""
+    """Draw one combination, held out or not, with the given words; if there is none, with any colour."""
     train, apart = _combinations()
     words: tuple[tuple[np.ndarray, int | None], ...] = ((train, color), (train, None))
     if held:
@@ -227,7 +228,7 @@ def _draw_combination(
 
 
 def _draw_things(rng: np.random.Generator, split: str, video: bool) -> list[Thing]:
-    """What the objects shall be; colours and shapes repeat on purpose, for the questions that count."""
+    """Draw what the objects are; colours and shapes repeat on purpose, for the questions that count."""
     shares = _COUNTS[video]
     n = 2 + int(rng.choice(len(shares), p=shares))
     shapes: list[int | None] = [None] * n
@@ -261,7 +262,7 @@ def _thing(looks: tuple[int, int, int], size: str) -> Thing:
 def _lay_out(
     rng: np.random.Generator, things: list[Thing], frames: int, height: int, width: int, video: bool
 ) -> tuple[Canvas, list[str]]:
-    """Place the things, large ones mostly first so that they lie behind; one that finds no room is left out."""
+    """Place the things, mostly larger ones first so that they are behind; a thing without room is left out."""
     across = {TINY: 0, "small": 1, "medium": 2, "large": 3}
     order = sorted(range(len(things)), key=lambda i: -across[things[i].size] + rng.normal(0, 0.7))
     canvas = Canvas(frames, height, width)
@@ -344,7 +345,7 @@ def _free_place(
 def _touching_place(
     rng: np.random.Generator, canvas: Canvas, sprite: Sprite, room: tuple[int, int, int, int], partners: list[int]
 ) -> tuple[int, int] | None:
-    """A place at which it just touches or partly covers one other object and is apart from the rest."""
+    """A place where it just touches or partly covers one other object and is apart from the rest."""
     area = int(np.count_nonzero(sprite.drawn[0].mask))
     for _ in range(6):
         j = partners[int(rng.integers(len(partners)))]
@@ -365,7 +366,7 @@ def _touching_place(
 
 
 def _pictures(rng: np.random.Generator, canvas: Canvas, video: bool) -> tuple[np.ndarray, ...]:
-    """The frames. A video's background is the same throughout; half of the videos have no noise of their own."""
+    """Draw the frames. A video's background does not change; half of the videos have no noise of their own."""
     ground = background(rng, *canvas.owner.shape[1:])
     level = int(rng.integers(3))
     noise: Callable[[np.ndarray], np.ndarray]

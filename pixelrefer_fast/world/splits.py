@@ -1,4 +1,4 @@
-"""What training never sees: held-out combinations of shape, colour and pattern, and the streams of seeds."""
+"""What training never sees: held-out combinations of shape, colour and pattern; and separate seeds for each split."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ def _order(combination: Combination) -> bytes:
 def held_out() -> frozenset[Combination]:
     """The combinations that occur in no training scene, about 12 % of all.
 
-    Taken in the order of a hash of their words, so that they stay what they are; of every shape and colour at most four
-    are taken, of every pattern at most twelve, of a coloured shape at most one pattern: each word stays frequent.
+    They are chosen in the order of a hash of their words, so that the choice never changes: at most four of every shape
+    and colour, at most twelve of every pattern, and at most one pattern of a coloured shape, so that each word stays
+    frequent in training.
     """
     taken: set[Combination] = set()
     counts: Counter[str] = Counter()
@@ -50,10 +51,10 @@ def held_out() -> frozenset[Combination]:
 
 
 def generator(seed: int, split: str, *purpose: int) -> np.random.Generator:
-    """The random numbers of one scene of one split; `purpose` separates what is drawn for different ends.
+    """The random generator of one scene of one split; `purpose` separates what is drawn for different ends.
 
     Raises:
-        ValueError: a split of another name, or a seed that is no integer from 0 on.
+        ValueError: the split has another name, or the seed is not an integer of at least 0.
     """
     if split not in _STREAMS:
         raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")

@@ -1,4 +1,4 @@
-"""The objects of the world: their words, and how one is drawn as a mask and its pixels."""
+"""The objects of the world: their words, and how they are drawn as a mask and pixels."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ class Thing:
 
     @property
     def description(self) -> str:
-        """As in `a large red striped star`; a solid object's pattern is not said."""
+        """As in `a large red striped star`; the pattern `solid` is not mentioned."""
         return " ".join(w for w in ("a", self.size, self.color, self.pattern, self.shape) if w != "solid")
 
 
 @dataclass(frozen=True)
 class Look:
-    """What of an object's looks is not said: colours (RGB), and the pattern relative to the object's size."""
+    """The part of an object's looks that has no words: colours (RGB), and the pattern relative to the object's size."""
 
     main: tuple[int, int, int]
     second: tuple[int, int, int]
@@ -93,7 +93,7 @@ class Pose:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A drawn object: its mask (h, w) bool, its pixels (h, w, 3) uint8, and where its top left corner comes to lie."""
+    """A drawn object: its mask (h, w) bool, its pixels (h, w, 3) uint8, and the position of its top left corner."""
 
     top: int
     left: int
@@ -162,7 +162,7 @@ def _turned(points: np.ndarray, angle: float) -> np.ndarray:
 
 
 def draw_angle(shape: str, rng: np.random.Generator) -> float:
-    """A random rotation that keeps the shape's name: most things stand more or less upright."""
+    """A random rotation that keeps the shape recognisable: most things stand more or less upright."""
     tilt = _TILT if shape in TURNABLE else _UPRIGHT.get(shape, 0.0)
     return float(rng.uniform(-tilt, tilt))
 
@@ -202,8 +202,8 @@ def draw_mask(shape: str, pose: Pose, unit: float | None = None) -> tuple[int, i
 
     Args:
         shape: one of SHAPES.
-        pose: where, how large, how turned.
-        unit: the unit outline's length that `pose.across` stands for; its box at this angle where none is given.
+        pose: position, size and rotation.
+        unit: length of the unit outline that `pose.across` stands for; None: the longer side of its box at this angle.
     """
     scale = pose.across / (unit or unit_across(shape, pose.angle))
     contours = [_turned(points, pose.angle) * scale + (pose.x, pose.y) for points in _OUTLINES[shape]]
@@ -221,9 +221,9 @@ def draw(thing: Thing, look: Look, pose: Pose, unit: float | None = None, turned
     Args:
         thing: what to draw.
         look: its tones and the layout of its pattern.
-        pose: where, how large, how turned.
-        unit: as of `draw_mask`.
-        turned: degrees by which the pattern is turned with the thing.
+        pose: position, size and rotation.
+        unit: as in `draw_mask`.
+        turned: rotation of the pattern with the thing, in degrees.
     """
     top, left, mask = draw_mask(thing.shape, pose, unit)
     pixels = np.empty((*mask.shape, 3), np.uint8)

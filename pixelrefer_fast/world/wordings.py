@@ -1,4 +1,4 @@
-"""How the questions of each kind are put. `{}` is an object; {word}, {what} and {list} are filled in first."""
+"""The wordings of each kind of question. `{}` is an object; {word}, {what} and {list} are filled in first."""
 
 NAME = (
     "What shape is {}?",
