@@ -20,8 +20,7 @@ from pixelrefer_fast.batching.planner import Packing
 from pixelrefer_fast.batching.preparing import Bound, MediaCache, prepare
 from pixelrefer_fast.batching.session import Session
 from pixelrefer_fast.checks.printable import one_line
-from pixelrefer_fast.decoding import PromptEmbeds
-from pixelrefer_fast.decoding import Ticket as Decoding
+from pixelrefer_fast.decoding import PromptEmbeds, Sequence
 
 PATIENCE = 1.0  # seconds after which a waiting thread looks whether the driving one is still there
 CALM = 8  # batches without running out of memory after which larger ones are tried again
@@ -381,8 +380,8 @@ class RequestQueue:
                     lane.waiting.clear()
 
 
-def _answer(ticket: Ticket, decoding: Decoding) -> Answer:
-    given = decoding.answer
+def _answer(ticket: Ticket, decoding: Sequence) -> Answer:
+    given = decoding.decoded
     if given is None:
         return _failure(ticket, decoding.error)
     return Answer(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from pixelrefer_fast.decoding import Decoder, Generation, PromptEmbeds
-from pixelrefer_fast.decoding import Ticket as Decoding
+from pixelrefer_fast.decoding import Decoder, Generation, PromptEmbeds, Sequence
 
 
 class Session:
@@ -14,7 +13,7 @@ class Session:
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
-        self._running: dict[int, tuple[Any, Decoding]] = {}  # by the id of the request
+        self._running: dict[int, tuple[Any, Sequence]] = {}  # by the id of the request
 
     def widen(self, sequences: int) -> None:
         """Let so many be decoded at once, if nothing is being decoded."""
@@ -42,7 +41,7 @@ class Session:
             decoding.cancel()
         self._running.clear()
 
-    def step(self) -> list[tuple[Any, Decoding]]:
+    def step(self) -> list[tuple[Any, Sequence]]:
         """One round of the decoder; the requests that are done."""
         self._decoder.advance()
         done = [entry for entry in self._running.values() if entry[1].done]

@@ -1,13 +1,14 @@
 """Keys and values of all sequences, in blocks of so many tokens each.
 
 A sequence has a list of blocks. What is in a block is never changed while anybody holds it, only added to behind, so
-that several sequences may hold the blocks of a common beginning. Memory grows as it is needed, up to a limit.
+that several sequences may hold the blocks of a common prefix. Memory grows as it is needed, up to a limit.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections import abc
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -107,7 +108,7 @@ class BlockPool:
                 del self._holders[block]
                 self._free.append(block)
 
-    def rows(self, blocks: Sequence[int], start: int, stop: int) -> np.ndarray:
+    def rows(self, blocks: abc.Sequence[int], start: int, stop: int) -> np.ndarray:
         """Rows (int64) of a sequence's tokens from start to stop."""
         token = np.arange(start, stop)
         return np.asarray(blocks, np.int64)[token // self.size] * self.size + token % self.size

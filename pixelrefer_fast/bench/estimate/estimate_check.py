@@ -246,7 +246,7 @@ def _of_row(row: Row, gpu: Gpu) -> Check | None:
         batch=batch,
         each=True,
         answer=int(sizes["answer"]),
-        shared=False,  # the benchmarks keep no beginnings
+        shared=False,  # the benchmarks keep no prefixes
         seed=0,
     )
     try:

@@ -135,7 +135,7 @@ def answer_all(
 
 @contextmanager
 def as_measured(model: Any) -> Iterator[None]:
-    """Answers that go on to their length, and no beginning of a prompt that is found computed by a later call."""
+    """Answers that go on to their length, and no prefix of a prompt that is found computed by a later call."""
     decoder = model.decoder
     before = decoder.end_ids, decoder.prefix_bytes
     decoder.clear()

@@ -126,7 +126,7 @@ class Question:
     def __init__(self, model: Any, media: Any, question: str, regions: Any, generation: Generation) -> None:
         self.model, self.question, self.regions, self.generation = model, question, regions, generation
         self.opened = MediaCache().open(media)
-        self.ticket: Any = None
+        self.sequence: Any = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -146,19 +146,19 @@ class Question:
 
     def end(self) -> None:
         """End the answer that has begun, if one has."""
-        if self.ticket is not None:
-            self.ticket.cancel()
+        if self.sequence is not None:
+            self.sequence.cancel()
             while self.model.decoder.advance():
                 pass
-            self.ticket = None
+            self.sequence = None
 
     def ask(self) -> None:
         """The whole question at once, from opened media to text."""
         self.end()
         for name in self.names[:-2]:
             self.run(name)
-        self.ticket = self.model.decoder.submit(self.embeds, self.generation)
-        self.ticket.result()
+        self.sequence = self.model.decoder.submit(self.embeds, self.generation)
+        self.sequence.result()
 
     def close(self) -> None:
         """Give back what the decoder holds."""
@@ -180,7 +180,7 @@ class Question:
             return {"tokens": len(self.tokens), "vision_tokens": 0 if self.scene is None else len(self.scene.tokens)}
         if name in ("prompt", "prefill"):
             return {"tokens": len(self.embeds)}
-        return {"steps": len(self.ticket.tokens) - 1}
+        return {"steps": len(self.sequence.tokens) - 1}
 
     def _plan(self) -> None:
         model, options = self.model, EncodeOptions()
@@ -222,12 +222,12 @@ class Question:
 
     def _prefill(self) -> None:
         # who reads along gets the first token before any further one is begun
-        self.ticket = self.model.decoder.submit(self.embeds, self.generation, streamed=True)
-        while not self.ticket.tokens and not self.ticket.done:
+        self.sequence = self.model.decoder.submit(self.embeds, self.generation, streamed=True)
+        while not self.sequence.tokens and not self.sequence.done:
             self.model.decoder.advance()
 
     def _decode(self) -> None:
-        self.ticket.result()
+        self.sequence.result()
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def _counted(own: stages.Question) -> dict[str, int]:
         "object_tokens": len(own.tokens),
         "vision_tokens": 0 if own.scene is None else len(own.scene.tokens),
         "prompt_tokens": len(own.embeds),
-        "answer_tokens": len(own.ticket.tokens),
+        "answer_tokens": len(own.sequence.tokens),
         "encoder_flops": flops["encoder"],
         "region_flops": sum(flops.get(name, 0) for name in ("pooling", "infusion", "projector")),
         "prefill_flops": flops["prefill"],
