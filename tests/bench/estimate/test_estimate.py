@@ -14,7 +14,6 @@ import torch
 from plain_memory import plain_memory
 
 import pixelrefer_fast as pf
-from pixelrefer_fast.batching import memory as batching_memory
 from pixelrefer_fast.bench.estimate import costs, estimate_check, gpus
 from pixelrefer_fast.bench.estimate.costs import Machine
 from pixelrefer_fast.bench.estimate.estimate import (
@@ -33,6 +32,7 @@ from pixelrefer_fast.bench.run import stages, whole, workloads
 from pixelrefer_fast.bench.run.askers import Ours, as_measured, counting_stages
 from pixelrefer_fast.checkpoint.config import VisionConfig
 from pixelrefer_fast.checkpoint.embedded import embedded_folder
+from pixelrefer_fast.device import memory as device_memory
 from pixelrefer_fast.device.counters import counting
 from pixelrefer_fast.encoding.encoder import VisionEncoder
 from pixelrefer_fast.encoding.object_tokenizer import ObjectTokenizer, kmeans_starts
@@ -430,7 +430,7 @@ def test_measuring_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     results.append(tmp_path / "estimate.json", document)
     kept = results.latest(tmp_path / "estimate.json")["rows"][0]["extra"]["quantities"]
     assert kept["all, FLOP"]["error"] == 0
-    monkeypatch.setattr(batching_memory, "free_bytes", lambda device: 10**9)
+    monkeypatch.setattr(device_memory, "free_memory", lambda device: 10**9)
     with pytest.raises(ValueError, match=r"--measure: expected .* GB of free memory for lite-7b, got 1"):
         estimate_check.measure("lite-7b", workload, "cpu", "float32", 1, CHECK_GPU)
     with pytest.raises(ValueError, match="--measure: expected one image or video"):
