@@ -119,7 +119,8 @@ def test_what_is_gone_is_found() -> None:
         "gone/X.py",
         "tests/ops/test_gone.py",
     ]
-    text = "`pixelrefer_fast.ops`, `pixelrefer_fast.gone`, `pf.load()`, `pf.gone`\n```python\nfrom pixelrefer_fast import no\n```"
+    text = "`pixelrefer_fast.ops`, `pixelrefer_fast.gone`, `pf.load()`, `pf.gone`"
+    text += "\n```python\nfrom pixelrefer_fast import no\n```"
     assert sorted(name for name in named_modules(text) if not resolves(name)) == [
         "pixelrefer_fast.gone",
         "pixelrefer_fast.gone",
