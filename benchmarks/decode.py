@@ -54,9 +54,9 @@ def decode_rows(model: Any, device: str, repeats: int, copy: float | None) -> li
         prompts = [torch.randn(PROMPT, width, device=device, dtype=model.dtype) * 0.02 for _ in range(batch)]
 
         def run(tokens: int, prompts: list[torch.Tensor] = prompts) -> None:
-            tickets = [model.decoder.submit(p, Generation(max_new_tokens=tokens)) for p in prompts]
-            for ticket in tickets:
-                assert len(ticket.result().tokens) == tokens
+            sequences = [model.decoder.submit(p, Generation(max_new_tokens=tokens)) for p in prompts]
+            for sequence in sequences:
+                assert len(sequence.result().tokens) == tokens
 
         long = timing.sample(partial(run, TOKENS + 1), device, repeats)
         short = timing.sample(partial(run, 1), device, repeats)

@@ -27,7 +27,7 @@ def cases() -> Iterator[Case]:
     yield _prompts("prompts of 4 and 2 tokens", [4, 2], [4, 2], smoke=True)
     yield _prompts("1 prompt of 60 tokens", [60], [60])
     yield _prompts("64 prompts of 40 to 71 tokens", [40 + i % 32 for i in range(64)], [40 + i % 32 for i in range(64)])
-    yield _prompts("64 questions of 20 tokens on a beginning of 770", [20] * 64, [790] * 64)
+    yield _prompts("64 questions of 20 tokens on a prefix of 770", [20] * 64, [790] * 64)
     yield _prompts("1 prompt of 10,000 tokens", [10000], [10000])
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gc
-import os
 from dataclasses import dataclass
 
 import torch
 
+from pixelrefer_fast.device.memory import free_memory
 from pixelrefer_fast.network import Network
 
 REQUESTS = {"cpu": 32, "cuda": 64}  # of one batch, unless the caller says otherwise
@@ -43,7 +43,7 @@ class Budget:
     def of(cls, network: Network) -> Budget:
         """For a network where it lies, from the memory that is free there now."""
         device, itemsize = network.device, network.dtype.itemsize
-        share = SHARE * free_bytes(device)
+        share = SHARE * free_memory(device)
         vision, llm = network.config.vision, network.config.llm
         # the patches in float32, twice where they are gathered; features, and the residual stream while they are made
         per_patch = 2 * 4 * 3 * vision.patch_size**2 + 4 * vision.hidden_size * itemsize
@@ -55,22 +55,6 @@ class Budget:
             _between(LEAST_PATCHES, int(share / per_patch), MOST_PATCHES),
             _between(LEAST_TOKENS, int(share / per_token), MOST_TOKENS),
         )
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that can still be taken on a device; of a CPU what the system calls available."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            lines = dict(line.split(":", 1) for line in file)
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):  # not a Linux
-        pass
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    except (AttributeError, OSError, ValueError):  # a Windows
-        return 1 << 32
 
 
 def out_of_memory(error: BaseException) -> bool:

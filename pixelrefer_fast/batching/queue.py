@@ -19,8 +19,7 @@ from pixelrefer_fast.batching.planner import BatchBuilder
 from pixelrefer_fast.batching.preparing import Bound, MediaCache, prepare
 from pixelrefer_fast.batching.session import Session
 from pixelrefer_fast.checks.printable import one_line
-from pixelrefer_fast.decoding import PromptEmbeds
-from pixelrefer_fast.decoding import Ticket as Decoding
+from pixelrefer_fast.decoding import PromptEmbeds, Sequence
 from pixelrefer_fast.network import Network
 
 PATIENCE = 1.0  # seconds after which a waiting thread looks whether the driving one is still there
@@ -307,10 +306,10 @@ class RequestQueue:
             self._session.abandon()
             self._failed(batch, error)
             return
-        for pending, decoding in done:
+        for pending, sequence in done:
             self._active.pop(id(pending), None)
             if not pending.answered:
-                self._deliver(pending, _answer(pending, decoding))
+                self._deliver(pending, _answer(pending, sequence))
 
     def _failed(self, batch: list[Pending], error: Exception) -> None:
         """A batch failed as a whole: smaller ones go on, until it is known who cannot be answered at all."""
@@ -381,10 +380,10 @@ class RequestQueue:
                     caller.waiting.clear()
 
 
-def _answer(pending: Pending, decoding: Decoding) -> Answer:
-    given = decoding.answer
+def _answer(pending: Pending, sequence: Sequence) -> Answer:
+    given = sequence.decoded
     if given is None:
-        return _failure(pending, decoding.error)
+        return _failure(pending, sequence.error)
     return Answer(
         pending.index,
         given.text,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Generic, TypeVar
 
-from pixelrefer_fast.decoding import Decoder, Generation, PromptEmbeds
-from pixelrefer_fast.decoding import Ticket as Decoding
+from pixelrefer_fast.decoding import Decoder, Generation, PromptEmbeds, Sequence
 
 Request = TypeVar("Request")
 
@@ -16,7 +15,7 @@ class Session(Generic[Request]):
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
-        self._running: dict[int, tuple[Request, Decoding]] = {}  # by the id of the request
+        self._running: dict[int, tuple[Request, Sequence]] = {}  # by the id of the request
 
     def widen(self, sequences: int) -> None:
         """Let so many be decoded at once, if nothing is being decoded."""
@@ -40,11 +39,11 @@ class Session(Generic[Request]):
 
     def abandon(self) -> None:
         """Cancel all."""
-        for _, decoding in self._running.values():
-            decoding.cancel()
+        for _, sequence in self._running.values():
+            sequence.cancel()
         self._running.clear()
 
-    def step(self) -> list[tuple[Request, Decoding]]:
+    def step(self) -> list[tuple[Request, Sequence]]:
         """One round of the decoder; the requests that are done."""
         self._decoder.advance()
         done = [entry for entry in self._running.values() if entry[1].done]

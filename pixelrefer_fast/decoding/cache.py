@@ -1,17 +1,18 @@
 """Keys and values of all sequences, in blocks of so many tokens each.
 
 A sequence has a list of blocks. What is in a block is never changed while anybody holds it, only added to behind, so
-that several sequences may hold the blocks of a common beginning. Memory grows as it is needed, up to a limit.
+that several sequences may hold the blocks of a common prefix. Memory grows as it is needed, up to a limit.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
+from collections import abc
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 
+from pixelrefer_fast.device.memory import free_memory
 from pixelrefer_fast.device.transfers import upload
 
 TRASH = 0  # the block that sequences without any write to
@@ -107,7 +108,7 @@ class BlockPool:
                 del self._holders[block]
                 self._free.append(block)
 
-    def rows(self, blocks: Sequence[int], start: int, stop: int) -> np.ndarray:
+    def rows(self, blocks: abc.Sequence[int], start: int, stop: int) -> np.ndarray:
         """Rows (int64) of a sequence's tokens from start to stop."""
         token = np.arange(start, stop)
         return np.asarray(blocks, np.int64)[token // self.size] * self.size + token % self.size
@@ -158,17 +159,6 @@ class BlockPool:
         self.version += 1
         first = max(before, TRASH + 1)
         self._free = [*range(after - 1, first - 1, -1), *self._free]
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device, torch's own reserve included."""
-    if device.type == "cuda":
-        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + reserved
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not on every system
-        return 2**32
 
 
 def default_limit(device: torch.device) -> int:

@@ -11,13 +11,13 @@ import torch
 
 from pixelrefer_fast.checks.values import is_integer, shown
 from pixelrefer_fast.decoding.cache import default_limit
-from pixelrefer_fast.decoding.engine import Engine, Limits
-from pixelrefer_fast.decoding.lanes import Lanes
+from pixelrefer_fast.decoding.engine import Engine, Schedule
 from pixelrefer_fast.decoding.options import Generation, Step
 from pixelrefer_fast.decoding.prefixes import PrefixCache, PromptEmbeds
 from pixelrefer_fast.decoding.qwen import LanguageModel
 from pixelrefer_fast.decoding.sampling import signed
-from pixelrefer_fast.decoding.sequence import Ticket
+from pixelrefer_fast.decoding.sequence import Sequence
+from pixelrefer_fast.decoding.slots import Slots
 from pixelrefer_fast.decoding.step_graphs import StepGraphs
 from pixelrefer_fast.decoding.text import Detokenizer
 
@@ -26,9 +26,9 @@ PREFILL_TOKENS = 16384
 SHARED = 16  # tokens: computing fewer costs less than finding them
 PREFIX_BYTES = 512 * 2**20
 BLOCK = {"cuda": 64, "cpu": 32}  # tokens
-# steps between two looks, while somebody reads along and else; a CPU has nothing to wait for
-LOOK = {"cuda": (4, 16), "cpu": (1, 1)}
-AHEAD = {"cuda": True, "cpu": False}  # whether notes of a round are read while the next round runs
+# steps between two readbacks, while somebody reads along and else; a CPU has nothing to wait for
+READBACK_STEPS = {"cuda": (4, 16), "cpu": (1, 1)}
+AHEAD = {"cuda": True, "cpu": False}  # whether a round's readback is read while the next round runs
 
 
 class Decoder:
@@ -48,7 +48,7 @@ class Decoder:
         max_running: sequences at once; more wait.
         cache_bytes: that keys and values may take; None: a share of what is free at the first use (80 % on a CUDA
             device, 25 % on a CPU). Memory is taken as it is needed.
-        prefix_bytes: of them, what beginnings of prompts may hold when their prompts are done.
+        prefix_bytes: of them, what prefixes of prompts may hold when their prompts are done.
         graph_bytes: device memory that captured steps may keep (CUDA graphs); 0: none is captured.
 
     These are read when the first prompt comes, and again after `clear`.
@@ -91,14 +91,14 @@ class Decoder:
         *,
         streamed: bool = False,
         keep_logits: bool = False,
-    ) -> Ticket:
+    ) -> Sequence:
         """Queue a prompt; nothing runs before somebody waits for an answer or calls `advance`.
 
         Args:
-            prompt: embeddings (L, C), with or without boundaries of shared beginnings.
+            prompt: embeddings (L, C), with or without boundaries of shared prefixes.
             options: how to decode.
             streamed: whether pieces of the text will be asked for.
-            keep_logits: whether `Ticket.steps` will be asked for.
+            keep_logits: whether `Sequence.steps` will be asked for.
 
         Raises:
             ValueError: the prompt is no prompt, longer than the model's context, or than the cache.
@@ -113,15 +113,15 @@ class Decoder:
                 f"got {len(given)} and up to {limit}"
             )
         seed = secrets.randbits(63) if options.seed is None else signed(int(options.seed))
-        ticket = Ticket(given, options, limit, seed, self._detokenizer, self.advance, streamed, keep_logits)
-        engine.submit(ticket)
-        return ticket
+        sequence = Sequence(given, options, limit, seed, self._detokenizer, self.advance, streamed, keep_logits)
+        engine.submit(sequence)
+        return sequence
 
     def advance(self) -> bool:
         """One round of everything that is submitted; False when there is nothing to do.
 
         Memory that runs out makes rounds smaller; a prompt that fails by itself carries its error. Any other exception
-        (an interrupt, say) leaves all tickets where they can go on at the next call.
+        (an interrupt, say) leaves all sequences where they can go on at the next call.
         """
         return self._engine is not None and self._engine.advance()
 
@@ -142,7 +142,7 @@ class Decoder:
         """Pieces of text that join to the answer's; a character that spans tokens comes whole.
 
         Raises:
-            As `submit`, at once; as `Ticket.pieces` on the way.
+            As `submit`, at once; as `Sequence.pieces` on the way.
         """
         given = prompt if isinstance(prompt, PromptEmbeds) else PromptEmbeds(prompt)
         self._limit(given, options)
@@ -153,15 +153,15 @@ class Decoder:
         return self._detokenizer(tokens).strip()
 
     def counts(self) -> dict[str, int]:
-        """What runs and waits; steps, looks, tokens, prefill passes and tokens so far; graphs, where there are any."""
+        """What runs and waits; steps, readbacks, tokens and prefill passes so far; graphs, where there are any."""
         return {} if self._engine is None else self._engine.counts()
 
     def memory(self) -> dict[str, int]:
-        """Bytes of the cache, of its limit, of kept beginnings and of graphs, and how often beginnings were used."""
+        """Bytes of the cache, of its limit, of kept prefixes and of graphs, and how often prefixes were used."""
         return {} if self._engine is None else self._engine.memory()
 
     def clear(self) -> None:
-        """Give the cache's memory back and forget kept beginnings, which new weights make necessary.
+        """Give the cache's memory back and forget kept prefixes, which new weights make necessary.
 
         Raises:
             RuntimeError: something is being decoded.
@@ -170,7 +170,7 @@ class Decoder:
             if self._engine is not None:
                 self._engine.tidy()
             if self._engine is not None and self._engine.busy:
-                raise RuntimeError("decoder: expected nothing to be decoded, got tickets that are not done")
+                raise RuntimeError("decoder: expected nothing to be decoded, got sequences that are not done")
             self._engine = None
 
     def _streamed(self, prompt: PromptEmbeds, options: Generation) -> Iterator[str]:
@@ -200,11 +200,11 @@ class Decoder:
             if not is_integer(value) or value < least:
                 raise ValueError(f"{name}: expected an integer of at least {least}, got {shown(value)}")
         model = self.language_model
-        kind = model.device.type if model.device.type in LOOK else "cuda"
-        streamed, look = LOOK[kind]
+        kind = model.device.type if model.device.type in READBACK_STEPS else "cuda"
+        streamed, steps = READBACK_STEPS[kind]
         limit = default_limit(model.device) if self.cache_bytes is None else int(self.cache_bytes)
         pool = model.new_pool(BLOCK[kind], limit)
-        lanes = Lanes(
+        slots = Slots(
             model,
             pool,
             size=self.max_running,
@@ -212,18 +212,18 @@ class Decoder:
             vocabulary=model.config.vocab_size,
             ends=sorted(self.end_ids),
             penalty=self.repetition_penalty,
-            # notes of one round may be read after the next
-            ring=2 * look + 1,
+            # the readback of one round may be read after the next
+            ring=2 * steps + 1,
         )
         graphs = StepGraphs(self.graph_bytes) if self.graph_bytes else None
         if graphs is not None and (reason := graphs.unusable(model.device)):
             raise ValueError(f"graph_bytes: expected 0 on {model.device}, got {self.graph_bytes}: {reason}")
-        limits = Limits(
-            lanes=self.max_running,
+        schedule = Schedule(
+            slots=self.max_running,
             prefill_tokens=self.max_prefill_tokens,
-            look=look,
-            look_streamed=streamed,
+            readback_steps=steps,
+            readback_steps_streamed=streamed,
             ahead=AHEAD[kind],
             shared=self.shared_tokens,
         )
-        return Engine(model, pool, PrefixCache(pool, self.prefix_bytes), lanes, limits, self.end_ids, graphs)
+        return Engine(model, pool, PrefixCache(pool, self.prefix_bytes), slots, schedule, self.end_ids, graphs)

@@ -1,69 +1,68 @@
 """All prompts that are being decoded: who comes next, what runs together, who is done.
 
 Any number of threads submit; whichever of them waits for something drives the engine, one at a time, a round each. A
-round admits what waits as far as lanes and cache go, first come first served, runs a few steps of everything that runs,
-and hands out what the notes of the lanes say. Sequences join and leave between rounds; none waits for another's end.
+round admits what waits as far as slots and cache go, first come first served, runs a few steps of everything that runs,
+and hands out what their output says. Sequences join and leave between rounds; none waits for another's end.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Sequence
+from collections import abc, deque
 from dataclasses import dataclass
 
 import torch
 
 from pixelrefer_fast.decoding.admission import Admission, OutOfBlocks
 from pixelrefer_fast.decoding.cache import BlockPool
-from pixelrefer_fast.decoding.lanes import Kind, Lanes, Notes
 from pixelrefer_fast.decoding.prefixes import PrefixCache
 from pixelrefer_fast.decoding.qwen import LanguageModel
-from pixelrefer_fast.decoding.sequence import Ticket
+from pixelrefer_fast.decoding.sequence import Sequence
+from pixelrefer_fast.decoding.slots import Kind, Slots, StepOutput
 from pixelrefer_fast.decoding.step_graphs import StepGraphs
 from pixelrefer_fast.device.stages import stage
 
-SHARING_PASSES = 3  # of an admission: one for each kind of beginning that a prompt may share
+SHARING_PASSES = 3  # of an admission: one for each kind of prefix that a prompt may share
 
 
 @dataclass(frozen=True)
-class Limits:
-    """How much runs at once.
+class Schedule:
+    """How much runs at once, and how often the host reads what came of it.
 
     Attributes:
-        lanes: sequences.
+        slots: sequences.
         prefill_tokens: packed tokens of one pass over prompts; a longer prompt has a pass of its own.
-        look: steps between two looks at the notes; 1 on a device that the host need not wait for.
-        look_streamed: the same while somebody reads along.
-        ahead: whether a round's notes are read while the next round's steps run.
-        shared: shortest beginning that is worth sharing.
+        readback_steps: steps between two readbacks; 1 on a device that the host need not wait for.
+        readback_steps_streamed: the same while somebody reads along.
+        ahead: whether a round's readback is read while the next round's steps run.
+        shared: shortest prefix that is worth sharing.
     """
 
-    lanes: int
+    slots: int
     prefill_tokens: int
-    look: int
-    look_streamed: int
+    readback_steps: int
+    readback_steps_streamed: int
     ahead: bool
     shared: int
 
 
 @dataclass(frozen=True)
-class _Look:
-    """Notes on their way to the host, and whose they are."""
+class _Readback:
+    """Output on its way to the host, and the sequences of its rows."""
 
-    notes: Notes
-    tickets: tuple[Ticket, ...]
+    output: StepOutput
+    sequences: tuple[Sequence, ...]
     arrived: torch.cuda.Event | None
 
 
 class Engine:
-    """Lanes, cache and everything that waits for them.
+    """Slots, cache and everything that waits for them.
 
     Args:
         model: runs the layers.
-        pool, prefixes: keys and values, and the beginnings that are kept.
-        lanes: state of what runs.
-        limits: how much runs at once.
+        pool, prefixes: keys and values, and the prefixes that are kept.
+        slots: state of what runs.
+        schedule: how much runs at once, and how often the host reads.
         ends: tokens that end a sequence.
         graphs: captured steps, where they are wanted.
     """
@@ -73,31 +72,31 @@ class Engine:
         model: LanguageModel,
         pool: BlockPool,
         prefixes: PrefixCache,
-        lanes: Lanes,
-        limits: Limits,
+        slots: Slots,
+        schedule: Schedule,
         ends: frozenset[int],
         graphs: StepGraphs | None,
     ) -> None:
-        self.limits = limits
+        self.schedule = schedule
         self.graphs = graphs
-        self.most = limits.lanes  # lanes that may be taken, less after memory ran out
-        self._model, self._pool, self._prefixes, self._lanes, self._ends = model, pool, prefixes, lanes, ends
-        self._admission = Admission(model, pool, prefixes, limits.shared)
+        self.most = schedule.slots  # slots that may be taken, less after memory ran out
+        self._model, self._pool, self._prefixes, self._slots, self._ends = model, pool, prefixes, slots, ends
+        self._admission = Admission(model, pool, prefixes, schedule.shared)
         self._lock = threading.RLock()
-        self._waiting: deque[Ticket] = deque()
-        self._starting: list[Ticket] = []  # neither waiting nor running
-        self._running: list[Ticket] = []  # by lane
-        self._looks: deque[_Look] = deque()
-        self._counts = {"looks": 0, "steps": 0, "tokens": 0, "halved": 0}
+        self._waiting: deque[Sequence] = deque()
+        self._starting: list[Sequence] = []  # neither waiting nor running
+        self._running: list[Sequence] = []  # by slot
+        self._readbacks: deque[_Readback] = deque()
+        self._counts = {"readbacks": 0, "steps": 0, "tokens": 0, "halved": 0}
 
-    def submit(self, ticket: Ticket) -> None:
-        """Queue a ticket; it runs when somebody advances."""
+    def submit(self, sequence: Sequence) -> None:
+        """Queue a sequence; it runs when somebody advances."""
         with self._lock:
-            self._waiting.append(ticket)
+            self._waiting.append(sequence)
 
     @property
     def busy(self) -> bool:
-        return bool(self._waiting or self._running or self._looks)
+        return bool(self._waiting or self._running or self._readbacks)
 
     @property
     def place(self) -> tuple[torch.device, torch.dtype]:
@@ -124,7 +123,7 @@ class Engine:
             return found
 
     def memory(self) -> dict[str, int]:
-        """Bytes that are held, and limits."""
+        """Bytes that are held, and schedule."""
         with self._lock:
             return {
                 "cache_bytes": self._pool.held_bytes,
@@ -158,27 +157,27 @@ class Engine:
         with self._lock:
             self._drop_cancelled()
             if not self._running:
-                self._looks.clear()
+                self._readbacks.clear()
 
     # Who comes and goes
 
     def _drop_cancelled(self) -> None:
-        for ticket in [t for t in self._waiting if t.cancelled]:
-            self._waiting.remove(ticket)
-            ticket.finish("cancelled")
-        leaving = [t for t in self._running if t.cancelled]
-        for ticket in leaving:
-            ticket.finish("cancelled")
+        for sequence in [s for s in self._waiting if s.cancelled]:
+            self._waiting.remove(sequence)
+            sequence.finish("cancelled")
+        leaving = [s for s in self._running if s.cancelled]
+        for sequence in leaving:
+            sequence.finish("cancelled")
         self._leave(leaving)
 
-    def _admit(self) -> list[Ticket]:
-        """Prompts whose turn it is, prefilled and in their lanes."""
-        admitted: list[Ticket] = []
+    def _admit(self) -> list[Sequence]:
+        """Prompts whose turn it is, prefilled and in their slots."""
+        admitted: list[Sequence] = []
         while self._waiting and len(self._running) < self.most:
             tokens = 0
             while self._waiting and len(self._running) + len(self._starting) < self.most:
                 tokens += self._waiting[0].prompt_tokens + len(self._waiting[0].tokens)
-                if self._starting and tokens > self.limits.prefill_tokens:
+                if self._starting and tokens > self.schedule.prefill_tokens:
                     break
                 self._starting.append(self._waiting.popleft())
             admitted += self._start()
@@ -188,19 +187,19 @@ class Engine:
         return admitted
 
     @stage("prefill")
-    def _start(self) -> list[Ticket]:
+    def _start(self) -> list[Sequence]:
         """Prefill those that start, as far as there are blocks; they leave `_starting`.
 
-        Who shares a beginning with another starts one pass later and finds it computed.
+        Who shares a prefix with another starts one pass later and finds it computed.
         """
-        started: list[Ticket] = []
+        started: list[Sequence] = []
         for last in (*[False] * SHARING_PASSES, True):
             now, later = (self._starting, []) if last else self._admission.split(self._starting)
-            placed: list[Ticket] = []
+            placed: list[Sequence] = []
             try:
-                for ticket in now:
-                    self._admission.reserve(ticket)
-                    placed.append(ticket)
+                for sequence in now:
+                    self._admission.reserve(sequence)
+                    placed.append(sequence)
             except OutOfBlocks:
                 later = []
             except torch.OutOfMemoryError as error:
@@ -208,20 +207,20 @@ class Engine:
                 return started
             try:
                 if placed:
-                    self._admission.prefill(placed, self._lanes, _kind(placed))
+                    self._admission.prefill(placed, self._slots, _kind(placed))
             except torch.OutOfMemoryError as error:
                 self._retreat(error)
                 return started
             self._running += placed
             started += placed
-            self._starting = [t for t in self._starting if not t.blocks]
+            self._starting = [s for s in self._starting if not s.blocks]
             if not later:
                 break
         return started
 
     def _retreat(self, error: torch.OutOfMemoryError) -> None:
         """Memory ran out: fewer at once from now on, and what failed all alone has failed."""
-        self._lanes.keep(range(len(self._running)))
+        self._slots.keep(range(len(self._running)))
         self._put_back(self._starting)
         self._prefixes.clear()
         alone = len(self._starting) == 1 and not self._running
@@ -232,86 +231,86 @@ class Engine:
 
     def _restart(self) -> None:
         """After an exception: all that runs waits again, in the order in which it came."""
-        self._lanes.reset()
-        self._looks.clear()
-        tickets = [t for t in (*self._running, *self._starting) if not t.done]
+        self._slots.reset()
+        self._readbacks.clear()
+        sequences = [s for s in (*self._running, *self._starting) if not s.done]
         self._put_back([*self._running, *self._starting])
         self._running, self._starting = [], []
-        self._wait_again(tickets)
+        self._wait_again(sequences)
 
-    def _wait_again(self, tickets: Sequence[Ticket]) -> None:
-        self._waiting.extendleft(reversed(tickets))
+    def _wait_again(self, sequences: abc.Sequence[Sequence]) -> None:
+        self._waiting.extendleft(reversed(sequences))
         self._starting = []
 
-    def _put_back(self, tickets: Sequence[Ticket]) -> None:
-        """Take the blocks of tickets that do not run; prompts and tokens stay, from which they can begin again."""
-        for ticket in tickets:
-            blocks, ticket.blocks = ticket.blocks, []
+    def _put_back(self, sequences: abc.Sequence[Sequence]) -> None:
+        """Take the blocks of sequences that do not run; prompts and tokens stay, from which they can begin again."""
+        for sequence in sequences:
+            blocks, sequence.blocks = sequence.blocks, []
             self._pool.release(blocks)
-            ticket.launched = len(ticket.tokens)
-            ticket.logits.clear()
+            sequence.launched = len(sequence.tokens)
+            sequence.logits.clear()
 
-    def _leave(self, tickets: Sequence[Ticket]) -> None:
-        """Free lanes and blocks of running tickets."""
-        if not tickets:
+    def _leave(self, sequences: abc.Sequence[Sequence]) -> None:
+        """Free slots and blocks of running sequences."""
+        if not sequences:
             return
-        leaving = set(map(id, tickets))
-        stay = [lane for lane, t in enumerate(self._running) if id(t) not in leaving]
-        self._lanes.keep(stay)
-        self._running = [self._running[lane] for lane in stay]
-        self._put_back(tickets)
+        leaving = set(map(id, sequences))
+        stay = [slot for slot, s in enumerate(self._running) if id(s) not in leaving]
+        self._slots.keep(stay)
+        self._running = [self._running[slot] for slot in stay]
+        self._put_back(sequences)
 
     # Steps and what they found
 
     @stage("decode")
-    def _run(self, admitted: list[Ticket]) -> None:
-        limits = self.limits
-        careful = any(t.keep_logits for t in self._running)
-        if any(t.streamed for t in admitted):
+    def _run(self, admitted: list[Sequence]) -> None:
+        schedule = self.schedule
+        careful = any(s.keep_logits for s in self._running)
+        if any(s.streamed for s in admitted):
             # the first token at once, the others' next ones in the next round
-            self._note()
+            self._send()
             self._read(0)
             return
-        streamed = any(t.streamed for t in self._running)
-        steps = 1 if careful else limits.look_streamed if streamed else limits.look
-        steps = min(steps, max((t.limit - t.launched for t in self._running), default=0))
-        if careful and any(len(t.logits) for t in self._running):
+        streamed = any(s.streamed for s in self._running)
+        steps = 1 if careful else schedule.readback_steps_streamed if streamed else schedule.readback_steps
+        steps = min(steps, max((s.limit - s.launched for s in self._running), default=0))
+        if careful and any(len(s.logits) for s in self._running):
             steps = 0  # logits of first tokens are handed out before the next
         try:
             for _ in range(steps):
                 self._step(careful)
         except torch.OutOfMemoryError as error:
-            self._yield_lanes(error)
+            self._yield_slots(error)
             return
         if self._running:
-            self._note()
-        self._read(1 if limits.ahead and not careful and steps else 0)
+            self._send()
+        self._read(1 if schedule.ahead and not careful and steps else 0)
 
     def _step(self, keep_logits: bool) -> None:
         running = self._running
-        # noted before it is so: an interrupt must not leave a step that nobody counts on
-        for ticket in running:
-            ticket.launched = min(ticket.launched + 1, ticket.limit)
-        longest = max(t.prompt_tokens + t.launched for t in running)
+        # counted before it is so: an interrupt must not leave a step that nobody counts on
+        for sequence in running:
+            sequence.launched = min(sequence.launched + 1, sequence.limit)
+        longest = max(s.prompt_tokens + s.launched for s in running)
         kind = _kind(running)
-        lanes, width = len(running), self._pool.needed(longest)
+        slots, width = len(running), self._pool.needed(longest)
         if self.graphs is None or keep_logits:
-            logits = self._lanes.step(lanes, width, kind)
+            logits = self._slots.step(slots, width, kind)
         else:
-            lanes, width = min(_bucket(lanes), self._lanes.size), min(_bucket(width), self._lanes.width)
+            slots, width = min(_bucket(slots), self._slots.size), min(_bucket(width), self._slots.width)
             logits = self.graphs.run(
-                (lanes, width, kind, self._pool.version),
-                lambda: self._lanes.step(lanes, width, kind),
-                self._lanes.views(lanes),
+                (slots, width, kind, self._pool.version),
+                lambda: self._slots.step(slots, width, kind),
+                self._slots.views(slots),
             )
-        for lane, ticket in enumerate(running):
-            if ticket.keep_logits:
-                ticket.logits.append(logits[lane].clone())
+        for slot, sequence in enumerate(running):
+            if sequence.keep_logits:
+                sequence.logits.append(logits[slot].clone())
         self._counts["steps"] += 1
 
-    def _yield_lanes(self, error: torch.OutOfMemoryError) -> None:
+    def _yield_slots(self, error: torch.OutOfMemoryError) -> None:
         """A step has no memory: the later half begins again when there is room, from the tokens that it has."""
-        self._note()
+        self._send()
         self._read(0)
         half = len(self._running) // 2
         if len(self._running) == 1:
@@ -319,50 +318,50 @@ class Engine:
         later = self._running[half:]
         self._leave(later)
         self._prefixes.clear()
-        self._wait_again([t for t in later if not t.done])
+        self._wait_again([s for s in later if not s.done])
         self.most = max(1, half)
         self._counts["halved"] += 1
 
-    def _note(self) -> None:
-        """Send the notes of the lanes on their way to the host."""
-        notes, arrived = self._lanes.look(_kind(self._running)), None
-        if notes.numbers.is_cuda:
-            notes = Notes(_sent(notes.numbers), None if notes.logprobs is None else _sent(notes.logprobs))
+    def _send(self) -> None:
+        """Send the output of the slots on its way to the host."""
+        output, arrived = self._slots.readback(_kind(self._running)), None
+        if output.numbers.is_cuda:
+            output = StepOutput(_pinned(output.numbers), None if output.logprobs is None else _pinned(output.logprobs))
             arrived = torch.cuda.Event()
             arrived.record()
-        self._looks.append(_Look(notes, tuple(self._running), arrived))
+        self._readbacks.append(_Readback(output, tuple(self._running), arrived))
 
     def _read(self, left: int) -> None:
-        """Hand out what notes say, all but the last `left` of them."""
-        while len(self._looks) > left:
-            look = self._looks.popleft()
-            if look.arrived is not None:
-                look.arrived.synchronize()
-            self._counts["looks"] += 1
-            numbers = look.notes.numbers.tolist()
-            logprobs = None if look.notes.logprobs is None else look.notes.logprobs.tolist()
+        """Hand out what readbacks say, all but the last `left` of them."""
+        while len(self._readbacks) > left:
+            readback = self._readbacks.popleft()
+            if readback.arrived is not None:
+                readback.arrived.synchronize()
+            self._counts["readbacks"] += 1
+            numbers = readback.output.numbers.tolist()
+            logprobs = None if readback.output.logprobs is None else readback.output.logprobs.tolist()
             done = [
-                t
-                for lane, t in enumerate(look.tickets)
-                if not t.done and self._hand_out(t, numbers[lane], None if logprobs is None else logprobs[lane])
+                s
+                for slot, s in enumerate(readback.sequences)
+                if not s.done and self._hand_out(s, numbers[slot], None if logprobs is None else logprobs[slot])
             ]
             self._leave(done)
 
-    def _hand_out(self, ticket: Ticket, numbers: list[int], logprobs: list[float] | None) -> bool:
-        """What a lane's notes say of its ticket; whether it is done."""
-        ring = self._lanes.ring
+    def _hand_out(self, sequence: Sequence, numbers: list[int], logprobs: list[float] | None) -> bool:
+        """A row of a readback to its sequence; whether that is done."""
+        ring = self._slots.ring
         count, failed, active = numbers[ring:]
-        places = [i % ring for i in range(len(ticket.tokens), count)]
+        places = [i % ring for i in range(len(sequence.tokens), count)]
         self._counts["tokens"] += len(places)
         tokens = [numbers[i] for i in places]
-        if not self._looks:  # nothing was launched since
-            ticket.launched = count
-        done = ticket.take(
+        if not self._readbacks:  # nothing was launched since
+            sequence.launched = count
+        done = sequence.take(
             tokens, None if logprobs is None else [logprobs[i] for i in places], bool(active or failed), self._ends
         )
         if done or not failed:
             return done
-        ticket.fail(
+        sequence.fail(
             FloatingPointError(
                 f"the logits of token {count} are not finite in {self._model.dtype}; load with another dtype"
             )
@@ -370,8 +369,8 @@ class Engine:
         return True
 
 
-def _kind(tickets: Sequence[Ticket]) -> Kind:
-    return Kind(any(t.options.temperature > 0 for t in tickets), any(t.options.logprobs for t in tickets))
+def _kind(sequences: abc.Sequence[Sequence]) -> Kind:
+    return Kind(any(s.options.temperature > 0 for s in sequences), any(s.options.logprobs for s in sequences))
 
 
 def _bucket(count: int) -> int:
@@ -379,7 +378,7 @@ def _bucket(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
-def _sent(x: torch.Tensor) -> torch.Tensor:
+def _pinned(x: torch.Tensor) -> torch.Tensor:
     """A tensor of the device on its way to pinned memory."""
     host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
     return host.copy_(x, non_blocking=True)

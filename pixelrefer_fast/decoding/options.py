@@ -61,7 +61,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Decoded:
     """What was decoded.
 
     Attributes:

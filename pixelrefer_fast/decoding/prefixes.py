@@ -1,17 +1,16 @@
-"""Beginnings that prompts share: where they end, what tells them apart, and which of them are kept.
+"""Prefixes that prompts share: where they end, what tells them apart, and which of them are kept.
 
-Of a prompt's beginnings three may be met again: the text before the first token of an image or an object, everything up
+Of a prompt's prefixes three may be met again: the text before the first token of an image or an object, everything up
 to the end of the vision tokens (another question about the same image), and everything up to the end of the object
-tokens (another question about the same objects). What is in a beginning is told by its token ids and by the content of
-the tokens that stand in its slots.
+tokens (another question about the same objects). What is in a prefix is told by its token ids and by the content of
+the tokens that stand at its placeholders.
 """
 
 from __future__ import annotations
 
 import hashlib
 import weakref
-from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections import Counter, OrderedDict, abc
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,7 +22,7 @@ from pixelrefer_fast.encoding.objects import Objects
 
 
 class Boundary(NamedTuple):
-    """A beginning of a prompt: so many tokens, and what tells it from all others."""
+    """A prefix of a prompt: so many tokens, and what tells it from all others."""
 
     length: int
     key: bytes
@@ -31,7 +30,7 @@ class Boundary(NamedTuple):
 
 @dataclass(frozen=True)
 class PromptEmbeds:
-    """What is decoded: embeddings (L, C), and where beginnings that may be shared end, the shortest first."""
+    """What is decoded: embeddings (L, C), and where prefixes that may be shared end, the shortest first."""
 
     embeds: torch.Tensor
     boundaries: tuple[Boundary, ...] = ()
@@ -41,7 +40,7 @@ class PromptEmbeds:
 
 
 def prefix_boundaries(prompt: Prompt, objects: Objects) -> tuple[Boundary, ...]:
-    """Where a prompt about objects shares its beginning with others; lengths are those of its embeddings."""
+    """Where a prompt about objects shares its prefix with others; lengths are those of its embeddings."""
     ids = prompt.input_ids
     keep = torch.ones(len(ids), dtype=torch.bool)
     if objects.scene is not None:
@@ -99,11 +98,11 @@ class _Kept:
 
 
 class PrefixCache:
-    """Beginnings whose keys and values are kept after their prompts are done, the least recently used given up first.
+    """Prefixes whose keys and values are kept after their prompts are done, the least recently used given up first.
 
     Args:
-        pool: where they lie; a beginning holds its blocks, the last one shared with whoever filled it up.
-        limit_bytes: of the blocks that beginnings hold.
+        pool: where they lie; a prefix holds its blocks, the last one shared with whoever filled it up.
+        limit_bytes: of the blocks that prefixes hold.
     """
 
     def __init__(self, pool: BlockPool, limit_bytes: int) -> None:
@@ -123,8 +122,8 @@ class PrefixCache:
     def __contains__(self, key: bytes) -> bool:
         return key in self._kept
 
-    def longest(self, boundaries: Sequence[Boundary]) -> tuple[int, tuple[int, ...]]:
-        """Length and blocks of the longest beginning that is kept, (0, ()) for none; who takes them holds them."""
+    def longest(self, boundaries: abc.Sequence[Boundary]) -> tuple[int, tuple[int, ...]]:
+        """Length and blocks of the longest prefix that is kept, (0, ()) for none; who takes them holds them."""
         for boundary in reversed(boundaries):
             kept = self._kept.get(boundary.key)
             if kept is not None:
@@ -132,8 +131,8 @@ class PrefixCache:
                 return kept.length, kept.blocks
         return 0, ()
 
-    def keep(self, boundary: Boundary, blocks: Sequence[int]) -> None:
-        """Keep a beginning that lies in a sequence's blocks, if there is room for it."""
+    def keep(self, boundary: Boundary, blocks: abc.Sequence[int]) -> None:
+        """Keep a prefix that lies in a sequence's blocks, if there is room for it."""
         own = tuple(blocks[: self._pool.needed(boundary.length)])
         if boundary.key in self._kept or len(own) * self._pool.block_bytes > self.limit_bytes:
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import abc
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ class Prompt:
     image_slots: torch.Tensor  # (Z,) int64: where the vision tokens go
 
 
-def scene_text(counts: Sequence[int], times: Sequence[float] | None) -> str:
+def scene_text(counts: abc.Sequence[int], times: abc.Sequence[float] | None) -> str:
     """Full: the placeholders of whole images or frames.
 
     Args:
@@ -63,9 +63,9 @@ def check_tags(question: str, regions: int) -> None:
 
 def expand_question(
     question: str,
-    objects: Sequence[ObjectTokens],
-    scene: Sequence[int] | None,
-    times: Sequence[float] | None,
+    objects: abc.Sequence[ObjectTokens],
+    scene: abc.Sequence[int] | None,
+    times: abc.Sequence[float] | None,
 ) -> str:
     """The user's turn with every tag replaced by its placeholders.
 
@@ -106,9 +106,9 @@ def expand_question(
 def build_prompt(
     tokenizer: Any,
     question: str,
-    objects: Sequence[ObjectTokens],
-    scene: Sequence[int] | None = None,
-    times: Sequence[float] | None = None,
+    objects: abc.Sequence[ObjectTokens],
+    scene: abc.Sequence[int] | None = None,
+    times: abc.Sequence[float] | None = None,
     room: int | None = None,
 ) -> Prompt:
     """Token ids of a question; arguments as in `expand_question`.
@@ -124,7 +124,7 @@ def build_prompt(
     return _tokenized(tokenizer, text, sum(sum(o.counts) for o in objects), sum(scene or ()), room)
 
 
-def continue_prompt(tokenizer: Any, question: str, objects: Sequence[ObjectTokens]) -> Prompt:
+def continue_prompt(tokenizer: Any, question: str, objects: abc.Sequence[ObjectTokens]) -> Prompt:
     """Token ids of a further question of a conversation, from the line break after the last answer's end token on.
 
     Args:
@@ -153,6 +153,6 @@ def _tokenized(tokenizer: Any, text: str, objects: int, vision: int, room: int |
     return Prompt(input_ids, region_slots, image_slots)
 
 
-def _with_regions(chunks: Sequence[str], objects: Sequence[ObjectTokens]) -> list[str]:
+def _with_regions(chunks: abc.Sequence[str], objects: abc.Sequence[ObjectTokens]) -> list[str]:
     texts = iter(objects)
     return [re.sub(re.escape(REGION_TAG), lambda _: next(texts).text(), chunk) for chunk in chunks]

@@ -21,7 +21,7 @@ Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Packing:
+class PrefillLayout:
     """Where the tokens of a packed prefill stand.
 
     Attributes:
@@ -84,27 +84,27 @@ class LanguageModel:
         """(n, C) of n token ids."""
         return self.llm.model.embed_tokens(tokens)
 
-    def prefill(self, embeds: torch.Tensor, packing: Packing, pool: BlockPool) -> torch.Tensor:
+    def prefill(self, embeds: torch.Tensor, layout: PrefillLayout, pool: BlockPool) -> torch.Tensor:
         """Keys and values of packed prompts into the cache, and the logits (S, V) of each one's last token, float32."""
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            pool.write(layer, packing.rows, k, v)
-            if packing.key_rows is not None:
-                k, v = pool.read(layer, packing.key_rows)
+            pool.write(layer, layout.rows, k, v)
+            if layout.key_rows is not None:
+                k, v = pool.read(layer, layout.key_rows)
             return ops.varlen_attention(
                 q,
                 k,
                 v,
-                packing.cu_queries,
-                packing.cu_keys,
-                packing.longest_query,
-                packing.longest_key,
+                layout.cu_queries,
+                layout.cu_keys,
+                layout.longest_query,
+                layout.longest_key,
                 True,
                 backend=self.backend,
             )
 
-        hidden = self._layers(embeds, packing.positions, attend)
-        return self._logits(hidden.index_select(0, packing.last))
+        hidden = self._layers(embeds, layout.positions, attend)
+        return self._logits(hidden.index_select(0, layout.last))
 
     def step(self, tokens: torch.Tensor, lengths: torch.Tensor, table: torch.Tensor, pool: BlockPool) -> torch.Tensor:
         """One token of each sequence.

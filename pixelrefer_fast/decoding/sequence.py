@@ -1,4 +1,4 @@
-"""One prompt on its way to an answer."""
+"""One prompt on its way to its text."""
 
 from __future__ import annotations
 
@@ -8,16 +8,26 @@ from typing import Any
 
 import torch
 
-from pixelrefer_fast.decoding.options import Answer, FinishReason, Generation, Step
+from pixelrefer_fast.decoding.options import Decoded, FinishReason, Generation, Step
 from pixelrefer_fast.decoding.prefixes import PromptEmbeds
 from pixelrefer_fast.decoding.text import Detokenizer, TextStream
 
 
-class Ticket:
-    """A prompt that was submitted. Waiting for it drives the decoder, whichever thread does; so do others' tickets.
+class Sequence:
+    """One prompt and the tokens that follow it, from `Decoder.submit` to its end; docs/decoding.md tells its life.
+
+    Whoever waits for it (`result`, `pieces`, `steps`) drives the decoder, for all sequences and from any thread.
 
     Attributes:
-        answer: once it is done, unless it failed.
+        options, limit, seed, streamed, keep_logits: as submitted; `limit` is the most tokens that it may get.
+        prompt: what is decoded; None once the sequence is done.
+        prompt_tokens: length of the prompt.
+        cached_tokens: how many of them came from a kept prefix.
+        blocks: of the cache, while it has some.
+        launched: tokens that are computed or being computed.
+        logits: of launched tokens that the host has not read back, where they are kept.
+        tokens: those that the host has read back.
+        decoded: what came of it, once it is done, unless it failed.
         error: why it failed.
         cancelled: whether somebody has asked for its end.
     """
@@ -33,21 +43,24 @@ class Ticket:
         streamed: bool,
         keep_logits: bool,
     ) -> None:
+        # as submitted
         self.options = options
-        self.limit = limit  # tokens it may get
+        self.limit = limit
         self.seed = seed
         self.streamed = streamed
         self.keep_logits = keep_logits
-        self.prompt_tokens = len(prompt)
-        self.cached_tokens = 0
-        self.answer: Answer | None = None
-        self.error: BaseException | None = None
-        self.cancelled = False
-        self.tokens: list[int] = []
-        self.blocks: list[int] = []  # of the cache
-        self.launched = 0  # tokens that were computed or are being computed
         self.prompt: PromptEmbeds | None = prompt
+        self.prompt_tokens = len(prompt)
+        self.cancelled = False
+        # by the admission and the engine
+        self.cached_tokens = 0
+        self.blocks: list[int] = []
+        self.launched = 0
         self.logits: deque[torch.Tensor] = deque()
+        # by `take`, `finish` and `fail`
+        self.tokens: list[int] = []
+        self.decoded: Decoded | None = None
+        self.error: BaseException | None = None
         self._steps: deque[Step] = deque()
         self._logprobs: list[float] = []
         self._detokenizer = detokenizer
@@ -58,14 +71,14 @@ class Ticket:
 
     @property
     def done(self) -> bool:
-        return self.answer is not None or self.error is not None
+        return self.decoded is not None or self.error is not None
 
     def cancel(self) -> None:
         """End it at the next step, with what it has; nothing happens when it is done."""
         self.cancelled = True
 
-    def result(self) -> Answer:
-        """The answer, once it is there.
+    def result(self) -> Decoded:
+        """What came of it; waits until it is done.
 
         Raises:
             FloatingPointError: the logits are not finite (a float16 overflow, say).
@@ -75,22 +88,22 @@ class Ticket:
             self._drive()
         if self.error is not None:
             raise self.error
-        assert self.answer is not None
-        return self.answer
+        assert self.decoded is not None
+        return self.decoded
 
     def pieces(self) -> Iterator[str]:
-        """Text as it comes; pieces join to the answer's. Closing the iterator cancels.
+        """Text as it comes; pieces join to the whole text. Closing the iterator cancels.
 
         Raises:
-            RuntimeError: the ticket is not one for streaming.
+            RuntimeError: the sequence is not one for streaming.
             FloatingPointError, torch.OutOfMemoryError: as `result`, after the pieces before.
         """
         if not self.streamed:
-            raise RuntimeError("ticket: expected one submitted with streamed=True")
+            raise RuntimeError("sequence: expected one submitted with streamed=True")
         return self._iterate(self._pieces)
 
     def steps(self) -> Iterator[Step]:
-        """Tokens with their logits as they come, of a ticket that keeps them."""
+        """Tokens with their logits as they come, of a sequence that keeps them."""
         return self._iterate(self._steps)
 
     def _iterate(self, items: deque[Any]) -> Iterator[Any]:
@@ -108,12 +121,12 @@ class Ticket:
 
     def _drive(self) -> None:
         if not self._advance() and not self.done:
-            raise RuntimeError("ticket: it is not done, and the decoder has nothing to do")
+            raise RuntimeError("sequence: it is not done, and the decoder has nothing to do")
 
     # What the engine tells it
 
     def take(self, tokens: list[int], logprobs: list[float] | None, goes_on: bool, ends: frozenset[int]) -> bool:
-        """New tokens; whether the ticket is done with them.
+        """New tokens; whether the sequence is done with them.
 
         Args:
             tokens: in order.
@@ -147,7 +160,7 @@ class Ticket:
                 reason = "stop_string"
             text = "".join(self._given)
         logprobs = tuple(self._logprobs) if self.options.logprobs else None
-        self.answer = Answer(text, tuple(self.tokens), reason, logprobs, self.prompt_tokens, self.cached_tokens)
+        self.decoded = Decoded(text, tuple(self.tokens), reason, logprobs, self.prompt_tokens, self.cached_tokens)
         self.prompt = None
 
     def fail(self, error: BaseException) -> None:

@@ -1,4 +1,4 @@
-"""Steps of the decoder as CUDA graphs: captured once for a bucket of lanes and blocks, replayed with one launch."""
+"""Steps of the decoder as CUDA graphs: captured once for a bucket of slots and blocks, replayed with one launch."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import abc
+from collections.abc import Iterable
 from typing import Any
 
 BROKEN = "\ufffd"  # what a tokenizer decodes bytes of an unfinished character to
@@ -33,7 +34,7 @@ class TextStream:
         stop: texts that end the answer.
     """
 
-    def __init__(self, decode: Detokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(self, decode: Detokenizer, stop: abc.Sequence[str] = ()) -> None:
         self.stopped = False  # by a stop string; what is fed afterwards is ignored
         self._decode = decode
         self._stop = tuple(stop)

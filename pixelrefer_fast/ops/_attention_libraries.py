@@ -109,10 +109,9 @@ def accepts(
     k: torch.Tensor,
     v: torch.Tensor,
     cu_seqlens_q: torch.Tensor,
-    cu_seqlens_k: torch.Tensor,
     max_q: int,
     max_k: int,
-    causal: bool = False,
+    causal: bool,
 ) -> str | None:
     """Why a library declines a call of `varlen_attention`, or None."""
     major = capability(q)
@@ -170,7 +169,7 @@ def xformers_accepts(
     cu_seqlens_k: torch.Tensor,
     max_q: int,
     max_k: int,
-    causal: bool = False,
+    causal: bool,
 ) -> str | None:
     """Why xformers declines a call of `varlen_attention`, or None."""
     if capability(q) is None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from pixelrefer_fast.ops._check import check_device, check_dtype, check_shape
-from pixelrefer_fast.ops._registry import Reason, register_op, triton_available, triton_device
+from pixelrefer_fast.ops._registry import Reason, register_op
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 KERNEL_WIDTH = 8192  # a row stays in one program's registers
@@ -22,18 +22,10 @@ def _samples(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple]:
         yield (x, delta, weight, bias, 1e-5) if norm else (x, delta, None, None, 1e-6)
 
 
-def _fake(
-    x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.empty_like(x), x.new_empty(0) if weight is None else torch.empty_like(x)
-
-
 @register_op(
     source="SigLIP's encoder layer (LayerNorm eps 1e-6); reference pixelreferlite/model/region_encoder.py (1e-5)",
     tolerance={torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2},
     samples=_samples,
-    schema="(Tensor x, Tensor delta, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor)",
-    fake=_fake,
 )
 def add_norm(
     x: torch.Tensor,
@@ -56,13 +48,13 @@ def add_norm(
     Raises:
         ValueError: shapes or dtypes that do not fit, or a weight without a bias.
     """
-    _check(x, delta, weight, bias)
     summed = x + delta
     if weight is None:
         return summed, x.new_empty(0)
     return summed, F.layer_norm(summed, (x.shape[1],), weight, bias, eps)
 
 
+@add_norm.check
 def _check(x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None) -> None:
     name = "add_norm"
     check_shape(name, "x", x, None, None)
@@ -79,22 +71,12 @@ def _check(x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor | None, bi
     check_device(name, x.device, delta=delta, weight=weight, bias=bias)
 
 
-def _accepts(
-    x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
-) -> Reason:
-    _check(x, delta, weight, bias)
-    reason = triton_device(x)
-    if reason is None and x.dtype not in KERNEL_DTYPES:
-        reason = f"x is {x.dtype}; the kernel takes float32, float16 and bfloat16"
-    if reason is None and x.shape[1] > KERNEL_WIDTH:
-        reason = f"x is {x.shape[1]} wide; the kernel takes up to {KERNEL_WIDTH}"
-    return reason
+def _accepts(x: torch.Tensor) -> Reason:
+    if x.dtype not in KERNEL_DTYPES:
+        return f"x is {x.dtype}; the kernel takes float32, float16 and bfloat16"
+    if x.shape[1] > KERNEL_WIDTH:
+        return f"x is {x.shape[1]} wide; the kernel takes up to {KERNEL_WIDTH}"
+    return None
 
 
-@add_norm.provider("triton", available=triton_available, accepts=_accepts)
-def _triton(
-    x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    from pixelrefer_fast.kernels.add_norm import add_norm as run
-
-    return run(x, delta, weight, bias, eps)
+add_norm.kernel(accepts=_accepts)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from pixelrefer_fast.ops._check import check_count, check_device, check_dtype, check_shape
-from pixelrefer_fast.ops._registry import Reason, register_op, triton_available, triton_device
+from pixelrefer_fast.ops._registry import Reason, register_op
 from pixelrefer_fast.ops.add_norm import KERNEL_DTYPES, KERNEL_WIDTH
 
 LN_EPS = 1e-5
@@ -36,16 +36,6 @@ class Groups(NamedTuple):
     max_members: int
     max_rows: int
     sizes: tuple[tuple[int, int], ...]
-
-
-def check_context(context: torch.Tensor, rows: int) -> None:
-    """Raise a ValueError unless each object's context, (M, 2) in host memory, lies within `rows` feature rows."""
-    check_shape("infuse", "context", context, None, 2)
-    for i, (start, length) in enumerate(context.tolist()):
-        if length < 1 or start < 0 or start + length > rows:
-            raise ValueError(
-                f"infuse: object {i}: expected a context within {rows} rows, got {length} rows from {start}"
-            )
 
 
 def plan_groups(context: torch.Tensor) -> Groups:
@@ -180,21 +170,11 @@ def _samples(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple]:
         )
 
 
-def _fake(tokens: torch.Tensor, *args: object) -> tuple[torch.Tensor, torch.Tensor]:
-    ln_weight = args[8]
-    return torch.empty_like(tokens), tokens.new_empty(0) if ln_weight is None else torch.empty_like(tokens)
-
-
 @register_op(
     source="reference pixelreferlite/model/region_encoder.py fusion_image_mask_embedding; paper algorithm 1",
     tolerance={torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2},
     samples=_samples,
-    schema=(
-        "(Tensor tokens, Tensor normed, Tensor features, Tensor order, Tensor groups, Tensor in_weight, "
-        "Tensor query_bias, Tensor out_weight, Tensor out_bias, Tensor? ln_weight, Tensor? ln_bias, int heads, "
-        "SymInt max_members, SymInt max_rows, bool projected) -> (Tensor, Tensor)"
-    ),
-    fake=_fake,
+    static=("heads",),
 )
 def infuse(
     tokens: torch.Tensor,
@@ -239,8 +219,6 @@ def infuse(
     Raises:
         ValueError: shapes or dtypes that do not fit, a group outside the features or the order, or above a maximum.
     """
-    weights = (in_weight, query_bias, out_weight, out_bias, ln_weight, ln_bias)
-    _check(tokens, normed, features, order, groups, *weights, heads, max_members, max_rows)
     _, n, width = tokens.shape
     queries = F.linear(normed, in_weight[:width], query_bias)
     attend = _projected if projected else _folded
@@ -278,6 +256,7 @@ def _folded(
     return summed @ value_weight.unflatten(0, (heads, head_dim)).transpose(1, 2)
 
 
+@infuse.check
 def _check(
     tokens: torch.Tensor,
     normed: torch.Tensor,
@@ -353,35 +332,17 @@ def _checked_groups(
     return table
 
 
-def _accepts(tokens: torch.Tensor, *args: Any) -> Reason:
-    _check(tokens, *args[:-1])  # all but `projected`
-    reason = triton_device(tokens)
-    if reason is None and tokens.dtype not in KERNEL_DTYPES:
-        reason = f"tokens are {tokens.dtype}; the kernels take float32, float16 and bfloat16"
-    if reason is None and tokens.shape[-1] > KERNEL_WIDTH:
-        reason = f"tokens are {tokens.shape[-1]} wide; the kernels take up to {KERNEL_WIDTH}"
-    return reason
+@infuse.fake
+def _fake(tokens: torch.Tensor, ln_weight: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(tokens), tokens.new_empty(0) if ln_weight is None else torch.empty_like(tokens)
 
 
-@infuse.provider("triton", available=triton_available, accepts=_accepts)
-def _triton(
-    tokens: torch.Tensor,
-    normed: torch.Tensor,
-    features: torch.Tensor,
-    order: torch.Tensor,
-    groups: torch.Tensor,
-    in_weight: torch.Tensor,
-    query_bias: torch.Tensor,
-    out_weight: torch.Tensor,
-    out_bias: torch.Tensor,
-    ln_weight: torch.Tensor | None,
-    ln_bias: torch.Tensor | None,
-    heads: int,
-    max_members: int,
-    max_rows: int,
-    projected: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    from pixelrefer_fast.kernels.infuse import infuse as run
+def _accepts(tokens: torch.Tensor) -> Reason:
+    if tokens.dtype not in KERNEL_DTYPES:
+        return f"tokens are {tokens.dtype}; the kernels take float32, float16 and bfloat16"
+    if tokens.shape[-1] > KERNEL_WIDTH:
+        return f"tokens are {tokens.shape[-1]} wide; the kernels take up to {KERNEL_WIDTH}"
+    return None
 
-    parameters = (in_weight, query_bias, out_weight, out_bias, ln_weight, ln_bias, heads)
-    return run(tokens, normed, features, order, groups, *parameters, max_members, max_rows, projected)
+
+infuse.kernel(accepts=_accepts)

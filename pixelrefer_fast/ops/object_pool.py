@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from pixelrefer_fast.ops._check import check_count, check_device, check_dtype, check_offsets, check_shape
-from pixelrefer_fast.ops._registry import Reason, register_op, triton_available, triton_device
+from pixelrefer_fast.ops._registry import Reason, register_op
 
 # Two float64 distances nearer than this, relative to the terms they are made of, are the same distance: which of them
 # a matrix product rounds down must not decide a label.
 TIE = 1e-12
-LN_EPS = 1e-5
-
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # that the Triton kernels take
 EPSILON = 1e-5  # of LayerNorm
@@ -68,22 +65,11 @@ def _samples(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple]:
         )
 
 
-def _fake(features: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    starts, ln_weight = args[4], args[7]
-    pooled = features.new_empty(*starts.shape, features.shape[1])
-    return pooled, features.new_empty(0) if ln_weight is None else torch.empty_like(pooled)
-
-
 @register_op(
     source="reference model/region_encoder.py MaskPooling, kmeans_fast, ln_local; paper section 4.2.1 (eq. 4 to 6)",
     tolerance={torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2},
     samples=_samples,
-    schema=(
-        "(Tensor features, Tensor index, Tensor weights, Tensor positions, Tensor offsets, Tensor starts,"
-        " Tensor pos_weight, Tensor pos_bias, Tensor? ln_weight, Tensor? ln_bias, int iterations, int max_patches)"
-        " -> (Tensor, Tensor)"
-    ),
-    fake=_fake,
+    static=("iterations", "max_patches"),
 )
 def object_pool(
     features: torch.Tensor,
@@ -128,8 +114,6 @@ def object_pool(
             patches, an object of more than max_patches.
     """
     name = "object_pool"
-    tensors = (features, index, weights, positions, offsets, starts, pos_weight, pos_bias, ln_weight, ln_bias)
-    _check(*tensors, iterations, max_patches)
     bounds = check_offsets(name, "offsets", offsets, int(offsets[-1]))
     selected = bounds[-1]
     if selected > len(index):
@@ -189,6 +173,7 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+@object_pool.check
 def _check(
     features: torch.Tensor,
     index: torch.Tensor,
@@ -234,22 +219,17 @@ def _check(
     check_device(name, features.device, **tables, pos_weight=pos_weight, **vectors)
 
 
+@object_pool.fake
+def _fake(
+    features: torch.Tensor, starts: torch.Tensor, ln_weight: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    pooled = features.new_empty(*starts.shape, features.shape[1])
+    return pooled, features.new_empty(0) if ln_weight is None else torch.empty_like(pooled)
+
+
 def _accepts(
-    features: torch.Tensor,
-    index: torch.Tensor,
-    weights: torch.Tensor,
-    positions: torch.Tensor,
-    offsets: torch.Tensor,
-    starts: torch.Tensor,
-    pos_weight: torch.Tensor,
-    pos_bias: torch.Tensor,
-    ln_weight: torch.Tensor | None,
-    ln_bias: torch.Tensor | None,
-    iterations: int,
-    max_patches: int,
+    features: torch.Tensor, weights: torch.Tensor, positions: torch.Tensor, starts: torch.Tensor, max_patches: int
 ) -> Reason:
-    tensors = (features, index, weights, positions, offsets, starts, pos_weight, pos_bias, ln_weight, ln_bias)
-    _check(*tensors, iterations, max_patches)
     if features.dtype not in DTYPES:
         return f"it computes {', '.join(str(d) for d in DTYPES)}, not {features.dtype}"
     if weights.dtype != torch.float32 or positions.dtype != torch.float32:
@@ -258,37 +238,7 @@ def _accepts(
         return f"it pools to 1 to {MOST_CLUSTERS} tokens, not {starts.shape[1]}"
     if max_patches > MOST_PATCHES:
         return f"it pools objects of up to {MOST_PATCHES} patches, not {max_patches}"
-    return triton_device(features)
+    return None
 
 
-@object_pool.provider("triton", available=triton_available, accepts=_accepts)
-def _triton(
-    features: torch.Tensor,
-    index: torch.Tensor,
-    weights: torch.Tensor,
-    positions: torch.Tensor,
-    offsets: torch.Tensor,
-    starts: torch.Tensor,
-    pos_weight: torch.Tensor,
-    pos_bias: torch.Tensor,
-    ln_weight: torch.Tensor | None,
-    ln_bias: torch.Tensor | None,
-    iterations: int,
-    max_patches: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    from pixelrefer_fast.kernels.object_pool import object_pool as run
-
-    return run(
-        features,
-        index,
-        weights,
-        positions,
-        offsets,
-        starts,
-        pos_weight,
-        pos_bias,
-        ln_weight,
-        ln_bias,
-        iterations,
-        max_patches,
-    )
+object_pool.kernel(accepts=_accepts)

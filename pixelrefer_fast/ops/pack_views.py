@@ -9,7 +9,7 @@ import torch
 
 from pixelrefer_fast.ops._check import INT32_MAX, check_count, check_dtype, check_shape
 from pixelrefer_fast.ops._extension import available, declines, out_variant, scratch
-from pixelrefer_fast.ops._registry import Reason, register_op
+from pixelrefer_fast.ops._registry import register_op
 
 
 class PackedViews(NamedTuple):
@@ -33,11 +33,43 @@ def _samples(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple]:
     yield torch.zeros(0, 3, dtype=torch.int64), 0
 
 
-def _fake(grids: torch.Tensor, patches: int) -> tuple[torch.Tensor, ...]:
-    sizes = (patches, patches, patches, len(grids) + 1, 1)
-    return tuple(grids.new_empty(size, dtype=torch.int32) for size in sizes)
+@register_op(
+    source="reference model/damovl_encoder/modeling_damovl_encoder.py rot_pos_emb and cu_seqlens",
+    tolerance={torch.float32: 0.0, torch.float16: 0.0, torch.bfloat16: 0.0},
+    samples=_samples,
+)
+def pack_views(grids: torch.Tensor, patches: int) -> PackedViews:
+    """Row, column and sequence of every packed patch, and the bounds of the sequences.
+
+    Args:
+        grids: (V, 3) int64, (rows, columns, merge) of each view. Merge 1 means patches in raster order, merge 2 in
+            (rows / 2, columns / 2, 2, 2) order; both sides are multiples of it.
+        patches: patches that there is room for.
+
+    Returns:
+        PackedViews.
+
+    Raises:
+        ValueError: wrong shape or dtype, negative room; for tensors of the host also grids that are none, and more
+            patches than int32 counts. (On a device such grids give places that mean nothing, and write nowhere else.)
+    """
+    ends = grids[:, :2].prod(1).cumsum(0)
+    bounds = torch.cat([ends.new_zeros(1), ends])
+    place = torch.arange(patches, device=grids.device)
+    sequence = torch.searchsorted(ends, place, right=True)
+    # patches of the padding read a view of one patch
+    rows_columns_merge = torch.cat([grids, grids.new_ones(1, 3)])[sequence]
+    columns, merge = rows_columns_merge[:, 1], rows_columns_merge[:, 2]
+    inside = torch.where(sequence < len(grids), place - bounds[sequence], 0)
+    block, within = inside // merge**2, inside % merge**2
+    row = block // (columns // merge) * merge + within // merge
+    column = block % (columns // merge) * merge + within % merge
+    longest = bounds.diff(prepend=bounds[:1]).max().view(1)
+    row, column, sequence, cu_seqlens, longest = (x.int() for x in (row, column, sequence, bounds, longest))
+    return PackedViews(row, column, sequence, cu_seqlens, longest)
 
 
+@pack_views.check
 def _check(grids: torch.Tensor, patches: int) -> None:
     check_shape("pack_views", "grids", grids, None, 3)
     check_dtype("pack_views", "grids", grids, torch.int64)
@@ -56,44 +88,10 @@ def _check(grids: torch.Tensor, patches: int) -> None:
             raise ValueError(f"pack_views: expected at most {INT32_MAX} patches, got {total}")
 
 
-@register_op(
-    source="reference model/damovl_encoder/modeling_damovl_encoder.py rot_pos_emb and cu_seqlens",
-    tolerance={torch.float32: 0.0, torch.float16: 0.0, torch.bfloat16: 0.0},
-    samples=_samples,
-    schema="(Tensor grids, SymInt patches) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    fake=_fake,
-    result=PackedViews,
-)
-def pack_views(grids: torch.Tensor, patches: int) -> PackedViews:
-    """Row, column and sequence of every packed patch, and the bounds of the sequences.
-
-    Args:
-        grids: (V, 3) int64, (rows, columns, merge) of each view. Merge 1 means patches in raster order, merge 2 in
-            (rows / 2, columns / 2, 2, 2) order; both sides are multiples of it.
-        patches: patches that there is room for.
-
-    Returns:
-        PackedViews.
-
-    Raises:
-        ValueError: wrong shape or dtype, negative room; for tensors of the host also grids that are none, and more
-            patches than int32 counts. (On a device such grids give places that mean nothing, and write nowhere else.)
-    """
-    _check(grids, patches)
-    ends = grids[:, :2].prod(1).cumsum(0)
-    bounds = torch.cat([ends.new_zeros(1), ends])
-    place = torch.arange(patches, device=grids.device)
-    sequence = torch.searchsorted(ends, place, right=True)
-    # patches of the padding read a view of one patch
-    rows_columns_merge = torch.cat([grids, grids.new_ones(1, 3)])[sequence]
-    columns, merge = rows_columns_merge[:, 1], rows_columns_merge[:, 2]
-    inside = torch.where(sequence < len(grids), place - bounds[sequence], 0)
-    block, within = inside // merge**2, inside % merge**2
-    row = block // (columns // merge) * merge + within // merge
-    column = block % (columns // merge) * merge + within % merge
-    longest = bounds.diff(prepend=bounds[:1]).max().view(1)
-    row, column, sequence, cu_seqlens, longest = (x.int() for x in (row, column, sequence, bounds, longest))
-    return PackedViews(row, column, sequence, cu_seqlens, longest)
+@pack_views.fake
+def _fake(grids: torch.Tensor, patches: int) -> PackedViews:
+    sizes = (patches, patches, patches, len(grids) + 1, 1)
+    return PackedViews(*(grids.new_empty(size, dtype=torch.int32) for size in sizes))
 
 
 _pack_views_out = out_variant(
@@ -102,14 +100,9 @@ _pack_views_out = out_variant(
 )
 
 
-def _accepts(grids: torch.Tensor, patches: int) -> Reason:
-    _check(grids, patches)
-    return declines(grids)
-
-
-@pack_views.provider("cuda", devices=("cpu", "cuda"), available=available, accepts=_accepts)
+@pack_views.provider("cuda", devices=("cpu", "cuda"), available=available, accepts=lambda grids: declines(grids))
 def _extension(grids: torch.Tensor, patches: int) -> PackedViews:
-    packed = PackedViews(*_fake(grids, patches))
+    packed = _fake(grids, patches)
     # a word for each view and for each block of 1024 views, and a few
     _pack_views_out(grids.contiguous(), *packed, scratch(grids, 4 + 2 * len(grids)))
     return packed

@@ -34,8 +34,6 @@ def _samples(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple]:
     source="attention of transformers models/qwen2/modeling_qwen2.py with one query of each sequence",
     tolerance={torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3},
     samples=_samples,
-    schema="(Tensor q, Tensor keys, Tensor values, Tensor table, Tensor lengths) -> Tensor",
-    fake=lambda q, *args: q.new_empty(q.shape),
 )
 def paged_attention(
     q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, table: torch.Tensor, lengths: torch.Tensor
@@ -55,7 +53,6 @@ def paged_attention(
     Raises:
         ValueError: for shapes or dtypes that do not fit. The numbers in `table` and `lengths` are not read by the host.
     """
-    _check(q, keys, values, table, lengths)
     batch, heads, head_dim = q.shape
     size, groups = keys.shape[1:3]
     width = table.shape[1]
@@ -73,6 +70,7 @@ def paged_attention(
     return out.masked_fill((lengths == 0)[:, None, None], 0)
 
 
+@paged_attention.check
 def _check(
     q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, table: torch.Tensor, lengths: torch.Tensor
 ) -> None:
@@ -91,3 +89,8 @@ def _check(
     for name, tensor in (("table", table), ("lengths", lengths)):
         check_dtype("paged_attention", name, tensor, torch.int32)
     check_device("paged_attention", q.device, keys=keys, values=values, table=table, lengths=lengths)
+
+
+@paged_attention.fake
+def _fake(q: torch.Tensor) -> torch.Tensor:
+    return q.new_empty(q.shape)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from pixelrefer_fast.ops._check import check_device, check_dtype, check_shape
-from pixelrefer_fast.ops._registry import register_op, triton_available, triton_device
+from pixelrefer_fast.ops._registry import Reason, register_op
 
 THETA = 10000.0
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -48,8 +48,6 @@ def _samples(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple]:
     source="reference model/damovl_encoder/modeling_damovl_encoder.py apply_rotary_pos_emb_vision",
     tolerance={torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3},
     samples=_samples,
-    schema="(Tensor(a!) qkv, Tensor bias, Tensor rows, Tensor columns, Tensor cos, Tensor sin) -> ()",
-    fake=lambda *args: None,
     mutates=("qkv",),
 )
 def rope2d(
@@ -77,7 +75,6 @@ def rope2d(
         ValueError: for a shape or dtype that does not fit, and on a CPU for a place outside the table. On a device,
             where looking would wait, such a place is taken to the table's nearest end.
     """
-    _check(qkv, bias, rows, columns, cos, sin)
     rows, columns = (_inside(name, place, len(cos)) for name, place in (("rows", rows), ("columns", columns)))
     # (P, 1, d / 2): the angles are those of every head
     cos, sin = (torch.cat([x[rows], x[columns]], dim=1)[:, None] for x in (cos, sin))
@@ -90,6 +87,7 @@ def rope2d(
     qkv[:, 2] += bias[2]
 
 
+@rope2d.check
 def _check(
     qkv: torch.Tensor,
     bias: torch.Tensor,
@@ -125,31 +123,12 @@ def _inside(name: str, place: torch.Tensor, places: int) -> torch.Tensor:
     return place
 
 
-def _accepts(
-    qkv: torch.Tensor,
-    bias: torch.Tensor,
-    rows: torch.Tensor,
-    columns: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-) -> str | None:
-    _check(qkv, bias, rows, columns, cos, sin)
+def _accepts(qkv: torch.Tensor, cos: torch.Tensor) -> Reason:
     if qkv.dtype not in DTYPES or cos.dtype != torch.float32:
         return f"it computes float32 and 16-bit floats with a float32 table, not {qkv.dtype} with {cos.dtype}"
     if not qkv[:1].is_contiguous():
         return f"dimensions 1 to 3 of qkv are not contiguous (strides {qkv.stride()})"
-    return triton_device(qkv)
+    return None
 
 
-@rope2d.provider("triton", available=triton_available, accepts=_accepts)
-def _triton(
-    qkv: torch.Tensor,
-    bias: torch.Tensor,
-    rows: torch.Tensor,
-    columns: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-) -> None:
-    from pixelrefer_fast.kernels.rope2d import rope2d as run
-
-    run(qkv, bias, rows, columns, cos, sin)
+rope2d.kernel(accepts=_accepts)

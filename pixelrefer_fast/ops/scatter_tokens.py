@@ -33,19 +33,10 @@ def _check(op: str, embeds: torch.Tensor, slots: torch.Tensor) -> None:
         )
 
 
-def _check_tokens(embeds: torch.Tensor, tokens: torch.Tensor, slots: torch.Tensor) -> None:
-    _check("scatter_tokens", embeds, slots)
-    check_shape("scatter_tokens", "tokens", tokens, len(slots), embeds.shape[1])
-    check_dtype("scatter_tokens", "tokens", tokens, embeds.dtype)
-    check_device("scatter_tokens", embeds.device, tokens=tokens)
-
-
 @register_op(
     source="reference model/pixelrefer_arch.py prepare_inputs_labels_for_multimodal_with_compression",
     tolerance={torch.float32: 0.0, torch.float16: 0.0, torch.bfloat16: 0.0},
     samples=_samples,
-    schema="(Tensor(a!) embeds, Tensor tokens, Tensor slots) -> ()",
-    fake=lambda embeds, tokens, slots: None,
     mutates=("embeds",),
 )
 def scatter_tokens(embeds: torch.Tensor, tokens: torch.Tensor, slots: torch.Tensor) -> None:
@@ -63,7 +54,6 @@ def scatter_tokens(embeds: torch.Tensor, tokens: torch.Tensor, slots: torch.Tens
         ValueError: shapes or dtypes that do not fit; for tensors of the host also a slot outside -1 to L - 1.
             (On a device such a token is left out.)
     """
-    _check_tokens(embeds, tokens, slots)
     if not len(slots):
         return
     # the token of each row, -1 for none; those left out meet in a row too many. Nothing waits for a device
@@ -72,6 +62,14 @@ def scatter_tokens(embeds: torch.Tensor, tokens: torch.Tensor, slots: torch.Tens
     owner.index_copy_(0, torch.where(written, slots, len(embeds)), torch.arange(len(slots), device=slots.device))
     owner = owner[:-1]
     embeds.copy_(torch.where((owner >= 0)[:, None], tokens[owner.clamp(min=0)], embeds))
+
+
+@scatter_tokens.check
+def _check_tokens(embeds: torch.Tensor, tokens: torch.Tensor, slots: torch.Tensor) -> None:
+    _check("scatter_tokens", embeds, slots)
+    check_shape("scatter_tokens", "tokens", tokens, len(slots), embeds.shape[1])
+    check_dtype("scatter_tokens", "tokens", tokens, embeds.dtype)
+    check_device("scatter_tokens", embeds.device, tokens=tokens)
 
 
 _scatter_tokens_ = out_variant("scatter_tokens_(Tensor(a!) embeds, Tensor tokens, Tensor slots) -> ()")
@@ -86,12 +84,7 @@ def _declines(embeds: torch.Tensor) -> Reason:
     return declines(embeds)
 
 
-def _accepts(embeds: torch.Tensor, tokens: torch.Tensor, slots: torch.Tensor) -> Reason:
-    _check_tokens(embeds, tokens, slots)
-    return _declines(embeds)
-
-
-@scatter_tokens.provider("cuda", devices=("cpu", "cuda"), available=available, accepts=_accepts)
+@scatter_tokens.provider("cuda", devices=("cpu", "cuda"), available=available, accepts=_declines)
 def _extension(embeds: torch.Tensor, tokens: torch.Tensor, slots: torch.Tensor) -> None:
     rows = tokens if tokens.shape[1] <= 1 or tokens.stride(1) == 1 else tokens.contiguous()
     _scatter_tokens_(embeds, rows, slots.contiguous())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import groupby, pairwise
 
@@ -12,7 +12,7 @@ from pixelrefer_fast.checks.values import shown
 from pixelrefer_fast.ops import _attention_libraries as libraries
 from pixelrefer_fast.ops._causal import attend, causal_attention
 from pixelrefer_fast.ops._check import check_count, check_device, check_dtype, check_shape
-from pixelrefer_fast.ops._registry import register_op, triton_available, triton_device
+from pixelrefer_fast.ops._registry import Reason, register_op
 
 LARGEST_HEAD = 256  # of the Triton kernel
 
@@ -38,9 +38,7 @@ def _samples(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple]:
     source="reference model/damovl_encoder/modeling_damovl_encoder.py VisionFlashAttention2",
     tolerance={torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3},
     samples=_samples,
-    schema="(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, int max_q, int max_k, "
-    "bool causal=False) -> Tensor",
-    fake=lambda q, *args: q.new_empty(q.shape),
+    static=("max_q", "max_k"),
 )
 def varlen_attention(
     q: torch.Tensor,
@@ -75,7 +73,6 @@ def varlen_attention(
     Raises:
         ValueError: for shapes, dtypes or offsets that do not fit. Reads the offsets: waits for a device.
     """
-    _check(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, causal)
     queries = _lengths("cu_seqlens_q", cu_seqlens_q, len(q), max_q)
     keys = _lengths("cu_seqlens_k", cu_seqlens_k, len(k), max_k)
     if causal:
@@ -97,6 +94,7 @@ def varlen_attention(
     return torch.cat([*results, q.new_zeros(beyond_q, *q.shape[1:])])
 
 
+@varlen_attention.check
 def _check(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -105,7 +103,7 @@ def _check(
     cu_seqlens_k: torch.Tensor,
     max_q: int,
     max_k: int,
-    causal: bool = False,
+    causal: bool,
 ) -> None:
     check_shape("varlen_attention", "q", q, None, None, None)
     check_shape("varlen_attention", "k", k, None, None, q.shape[2])
@@ -148,65 +146,26 @@ def _lengths(name: str, cu_seqlens: torch.Tensor, rows: int, longest: int) -> li
     return lengths
 
 
-def _accepts(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    cu_seqlens_q: torch.Tensor,
-    cu_seqlens_k: torch.Tensor,
-    max_q: int,
-    max_k: int,
-    causal: bool = False,
-) -> str | None:
+@varlen_attention.fake
+def _fake(q: torch.Tensor) -> torch.Tensor:
+    return q.new_empty(q.shape)
+
+
+def _accepts(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens_q: torch.Tensor) -> Reason:
     if q.dtype not in (*libraries.HALVES, torch.float32):
         return f"it computes float32, float16 and bfloat16, not {q.dtype}"
     if q.shape[2] > LARGEST_HEAD:
         return f"it takes head sizes up to {LARGEST_HEAD}, not {q.shape[2]}"
-    return triton_device(q) or libraries.heads_in_one_piece(q, k, v) or libraries.offsets_beside(q, cu_seqlens_q)
-
-
-def _checked(accepts: Callable[..., str | None]) -> Callable[..., str | None]:
-    """What does not fit together is an error, not a reason to ask the next provider."""
-
-    def check(
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        cu_seqlens_q: torch.Tensor,
-        cu_seqlens_k: torch.Tensor,
-        max_q: int,
-        max_k: int,
-        causal: bool = False,
-    ) -> str | None:
-        _check(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, causal)
-        return accepts(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, causal)
-
-    return check
+    return libraries.heads_in_one_piece(q, k, v) or libraries.offsets_beside(q, cu_seqlens_q)
 
 
 for _library in libraries.LIBRARIES:
     varlen_attention.provider(
         _library.backend,
         available=partial(libraries.available, _library),
-        accepts=_checked(partial(libraries.accepts, _library)),
+        accepts=partial(libraries.accepts, _library),
     )(partial(libraries.run, _library))
-
-varlen_attention.provider(
-    "xformers", available=libraries.xformers_available, accepts=_checked(libraries.xformers_accepts)
-)(libraries.xformers_run)
-
-
-@varlen_attention.provider("triton", available=triton_available, accepts=_checked(_accepts))
-def _triton(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    cu_seqlens_q: torch.Tensor,
-    cu_seqlens_k: torch.Tensor,
-    max_q: int,
-    max_k: int,
-    causal: bool = False,
-) -> torch.Tensor:
-    from pixelrefer_fast.kernels.varlen_attention import varlen_attention as run
-
-    return run(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, causal)
+varlen_attention.provider("xformers", available=libraries.xformers_available, accepts=libraries.xformers_accepts)(
+    libraries.xformers_run
+)
+varlen_attention.kernel(accepts=_accepts)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pixelrefer_fast.ops._check import check_count, check_device, check_dtype, check_offsets, check_shape
-from pixelrefer_fast.ops._registry import Reason, register_op, triton_available, triton_device
+from pixelrefer_fast.ops._registry import register_op
 
 PATCH = 14
 
@@ -55,12 +55,6 @@ def _samples(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple]:
     )
     yield arguments([[0, 5, 7, 20, 20, 14, 14, AREA, 14, 14, 1]], (20, 20))
     yield arguments([])
-
-
-def _fake(
-    pixels: torch.Tensor, images: torch.Tensor, plan: torch.Tensor, cu_seqlens: torch.Tensor, patches: int
-) -> torch.Tensor:
-    return torch.empty(patches, 3 * PATCH * PATCH, device=pixels.device)
 
 
 def pack_pixels(frames: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -132,8 +126,6 @@ def crop_view(image: np.ndarray | None, row: Sequence[int]) -> np.ndarray:
     # One grey level is 2/255; a device may round a resize differently by one level.
     tolerance={torch.float32: 2 / 255, torch.float16: 2 / 255, torch.bfloat16: 2 / 255},
     samples=_samples,
-    schema="(Tensor pixels, Tensor images, Tensor plan, Tensor cu_seqlens, SymInt patches) -> Tensor",
-    fake=_fake,
 )
 def view_patches(
     pixels: torch.Tensor, images: torch.Tensor, plan: torch.Tensor, cu_seqlens: torch.Tensor, patches: int
@@ -158,7 +150,6 @@ def view_patches(
             device a kernel does not look at: there a wrong plan gives wrong patches, but reads nothing outside
             `pixels`.
     """
-    check_arguments(pixels, images, plan, cu_seqlens, patches)
     if pixels.device.type != "cpu":
         on_host = view_patches.definition(pixels.cpu(), images.cpu(), plan.cpu(), cu_seqlens.cpu(), patches)
         return on_host.to(pixels.device)
@@ -172,30 +163,8 @@ def view_patches(
     return torch.from_numpy(out)
 
 
-def _accepts(
-    pixels: torch.Tensor, images: torch.Tensor, plan: torch.Tensor, cu_seqlens: torch.Tensor, patches: int
-) -> Reason:
-    check_arguments(pixels, images, plan, cu_seqlens, patches)
-    return triton_device(pixels)
-
-
-@view_patches.provider("triton", available=triton_available, accepts=_accepts)
-def _triton(
-    pixels: torch.Tensor, images: torch.Tensor, plan: torch.Tensor, cu_seqlens: torch.Tensor, patches: int
-) -> torch.Tensor:
-    from pixelrefer_fast.kernels.view_patches import view_patches as run
-
-    return run(pixels, images, plan, cu_seqlens, patches)
-
-
-def _patch_order(pixels: np.ndarray, merge: int) -> np.ndarray:
-    """(H, W, 3) uint8 to (H / 14 * W / 14, 588) uint8."""
-    height, width = pixels.shape[0] // PATCH, pixels.shape[1] // PATCH
-    cells = pixels.reshape(height // merge, merge, PATCH, width // merge, merge, PATCH, 3)
-    return cells.transpose(0, 3, 1, 4, 6, 2, 5).reshape(height * width, 3 * PATCH * PATCH)
-
-
-def check_arguments(
+@view_patches.check
+def _check(
     pixels: torch.Tensor, images: torch.Tensor, plan: torch.Tensor, cu_seqlens: torch.Tensor, patches: int
 ) -> None:
     """What can be checked of `view_patches`' arguments without reading their values: shapes, dtypes, devices."""
@@ -208,6 +177,21 @@ def check_arguments(
         check_dtype("view_patches", name, table, torch.int64)
     check_device("view_patches", pixels.device, images=images, plan=plan, cu_seqlens=cu_seqlens)
     check_count("view_patches", "patches", patches)
+
+
+@view_patches.fake
+def _fake(pixels: torch.Tensor, patches: int) -> torch.Tensor:
+    return torch.empty(patches, 3 * PATCH * PATCH, device=pixels.device)
+
+
+view_patches.kernel()
+
+
+def _patch_order(pixels: np.ndarray, merge: int) -> np.ndarray:
+    """(H, W, 3) uint8 to (H / 14 * W / 14, 588) uint8."""
+    height, width = pixels.shape[0] // PATCH, pixels.shape[1] // PATCH
+    cells = pixels.reshape(height // merge, merge, PATCH, width // merge, merge, PATCH, 3)
+    return cells.transpose(0, 3, 1, 4, 6, 2, 5).reshape(height * width, 3 * PATCH * PATCH)
 
 
 def check_plan(

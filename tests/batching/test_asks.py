@@ -10,7 +10,7 @@ import torch
 import pixelrefer_fast as pf
 from pixelrefer_fast.batching.asks import as_ask
 from pixelrefer_fast.batching.encoding import Prepared
-from pixelrefer_fast.batching.memory import Budget, free_bytes, out_of_memory
+from pixelrefer_fast.batching.memory import Budget, out_of_memory
 from pixelrefer_fast.batching.planner import BatchBuilder
 from pixelrefer_fast.decoding.options import Generation
 from pixelrefer_fast.planning.request import FrameSource, Request
@@ -67,7 +67,6 @@ def test_a_budget_of_the_machine(lite: Any) -> None:
     assert budget.requests == 32
     assert 1 << 12 <= budget.patches <= 1 << 17
     assert 1 << 12 <= budget.tokens <= 1 << 22
-    assert free_bytes(torch.device("cpu")) > 1 << 20
 
 
 def _prepared(source: FrameSource, sides: list[int], tokens: int) -> Prepared:

@@ -11,7 +11,7 @@ from decoding import alone, answers, drain, new_decoder, prompt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pixelrefer_fast.decoding import Decoder, Generation, PromptEmbeds, Ticket
+from pixelrefer_fast.decoding import Decoder, Generation, PromptEmbeds, Sequence
 from pixelrefer_fast.decoding import decoder as decoder_module
 
 LENGTHS = [5, 40, 1, 33, 32, 17, 70, 9]
@@ -23,14 +23,14 @@ def model(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture(params=[(1, 1, False), (2, 5, False), (3, 8, True)], ids=["each", "few", "ahead"])
-def looks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU looks as seldom as a host of a GPU would."""
-    streamed, look, ahead = request.param
-    monkeypatch.setitem(decoder_module.LOOK, "cpu", (streamed, look))
+def readbacks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU reads back as seldom as a host of a GPU would."""
+    streamed, readback, ahead = request.param
+    monkeypatch.setitem(decoder_module.READBACK_STEPS, "cpu", (streamed, readback))
     monkeypatch.setitem(decoder_module.AHEAD, "cpu", ahead)
 
 
-def _submit(decoder: Decoder, options: list[Generation]) -> list[Ticket]:
+def _submit(decoder: Decoder, options: list[Generation]) -> list[Sequence]:
     return [
         decoder.submit(prompt(n, seed), option) for seed, (n, option) in enumerate(zip(LENGTHS, options, strict=True))
     ]
@@ -43,38 +43,38 @@ def _alone(model: Any, options: list[Generation], **settings: Any) -> list[tuple
     ]
 
 
-@pytest.mark.usefixtures("looks")
-@pytest.mark.parametrize("lanes", [1, 3, 64])
-def test_as_if_alone(model: Any, lanes: int) -> None:
+@pytest.mark.usefixtures("readbacks")
+@pytest.mark.parametrize("slots", [1, 3, 64])
+def test_as_if_alone(model: Any, slots: int) -> None:
     options = [Generation(max_new_tokens=3 + 4 * i) for i in range(len(LENGTHS))]
-    decoder = new_decoder(model, max_running=lanes, penalty=1.3)
+    decoder = new_decoder(model, max_running=slots, penalty=1.3)
     assert answers(_submit(decoder, options)) == _alone(model, options, penalty=1.3)
     assert decoder.memory()["cache_used"] == decoder.memory()["prefix_bytes"] == 0
 
 
-@pytest.mark.usefixtures("looks")
+@pytest.mark.usefixtures("readbacks")
 def test_sampled_as_if_alone(lite: Any) -> None:
-    """The seed decides, not the lane, the neighbours or the order."""
+    """The seed decides, not the slot, the neighbours or the order."""
     options = [
         Generation(max_new_tokens=12, temperature=t, top_p=p, seed=7) for t in (0.0, 0.7, 1.5, 3.0) for p in (1, 0.8)
     ]
     expected = _alone(lite, options)
     assert len(set(expected)) == len(expected)
-    for lanes in (3, 64):
-        assert answers(_submit(new_decoder(lite, max_running=lanes), options)) == expected
+    for slots in (3, 64):
+        assert answers(_submit(new_decoder(lite, max_running=slots), options)) == expected
 
 
 @given(
     wanted=st.lists(st.tuples(st.integers(1, 50), st.integers(1, 9), st.integers(0, 6)), min_size=1, max_size=8),
-    lanes=st.integers(1, 5),
+    slots=st.integers(1, 5),
 )
 @settings(max_examples=15)
-def test_in_any_order_of_arrival(lite: Any, wanted: list[tuple[int, int, int]], lanes: int) -> None:
+def test_in_any_order_of_arrival(lite: Any, wanted: list[tuple[int, int, int]], slots: int) -> None:
     """Each prompt comes so many rounds after the one before."""
-    decoder = new_decoder(lite, max_running=lanes, penalty=1.2)
-    tickets = []
+    decoder = new_decoder(lite, max_running=slots, penalty=1.2)
+    sequences = []
     for seed, (length, count, rounds) in enumerate(wanted):
-        tickets.append(decoder.submit(prompt(length, seed), Generation(max_new_tokens=count)))
+        sequences.append(decoder.submit(prompt(length, seed), Generation(max_new_tokens=count)))
         for _ in range(rounds):
             decoder.advance()
     single = new_decoder(lite, max_running=1, penalty=1.2)
@@ -82,7 +82,7 @@ def test_in_any_order_of_arrival(lite: Any, wanted: list[tuple[int, int, int]], 
         single.submit(prompt(length, seed), Generation(max_new_tokens=count)).result().tokens
         for seed, (length, count, _) in enumerate(wanted)
     ]
-    assert answers(tickets) == expected
+    assert answers(sequences) == expected
 
 
 def test_logits_with_and_without_neighbours(model: Any) -> None:
@@ -92,7 +92,7 @@ def test_logits_with_and_without_neighbours(model: Any) -> None:
     others = [decoder.submit(prompt(n, seed), Generation(max_new_tokens=30)) for seed, n in enumerate(LENGTHS)]
     found = list(decoder.steps(prompt(40, 1), options))
     drain(decoder)
-    assert all(t.done for t in others)
+    assert all(s.done for s in others)
     assert [s.token for s in found] == [s.token for s in wanted]
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a.logits, b.logits, rtol=1e-5, atol=1e-5)
@@ -111,48 +111,48 @@ def test_one_pass_for_all_prompts_and_one_step_for_all_tokens(lite: Any) -> None
 
 def test_a_pass_has_a_budget(lite: Any) -> None:
     decoder = new_decoder(lite, max_prefill_tokens=45)
-    tickets = _submit(decoder, [Generation(max_new_tokens=2)] * len(LENGTHS))
+    sequences = _submit(decoder, [Generation(max_new_tokens=2)] * len(LENGTHS))
     decoder.advance()
     # 5 + 40, 1 + 33, 32, 17, 70 alone, 9
     assert decoder.counts()["passes"] == 6
-    assert len(answers(tickets)) == len(LENGTHS)
+    assert len(answers(sequences)) == len(LENGTHS)
 
 
-@pytest.mark.parametrize(("look", "ahead", "most"), [(1, False, 33), (8, False, 5), (16, True, 4)])
-def test_the_host_looks_every_few_steps(
-    lite: Any, look: int, ahead: bool, most: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("readback", "ahead", "most"), [(1, False, 33), (8, False, 5), (16, True, 4)])
+def test_the_host_reads_back_every_few_steps(
+    lite: Any, readback: int, ahead: bool, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(decoder_module.LOOK, "cpu", (look, look))
+    monkeypatch.setitem(decoder_module.READBACK_STEPS, "cpu", (readback, readback))
     monkeypatch.setitem(decoder_module.AHEAD, "cpu", ahead)
     decoder = new_decoder(lite)
-    tickets = [decoder.submit(prompt(9, seed), Generation(max_new_tokens=33)) for seed in range(4)]
+    sequences = [decoder.submit(prompt(9, seed), Generation(max_new_tokens=33)) for seed in range(4)]
     drain(decoder)
-    assert all(len(t.result().tokens) == 33 for t in tickets)
-    assert decoder.counts()["looks"] <= most
+    assert all(len(s.result().tokens) == 33 for s in sequences)
+    assert decoder.counts()["readbacks"] <= most
     assert decoder.counts()["steps"] == 32
 
 
 # Failures and ends
 
 
-@pytest.mark.usefixtures("looks")
+@pytest.mark.usefixtures("readbacks")
 def test_what_fails_fails_alone(lite: Any) -> None:
     """A prompt that is not finite leaves neither its neighbours nor those who get its blocks anything of it."""
     decoder = new_decoder(lite, cache_bytes=40 * 2 * 2 * 32 * 2 * 12 * 4)
     options = Generation(max_new_tokens=10)
     bad = torch.full((40, 48), torch.nan)
-    tickets = [decoder.submit(x, options) for x in (prompt(20, 0), bad, prompt(50, 1))]
+    sequences = [decoder.submit(x, options) for x in (prompt(20, 0), bad, prompt(50, 1))]
     with pytest.raises(FloatingPointError, match=r"^the logits of token 0 are not finite in torch.float32"):
-        tickets[1].result()
+        sequences[1].result()
     later = [decoder.submit(prompt(30 + i, i), options) for i in range(8)]
-    assert answers([tickets[0], tickets[2]]) == [
+    assert answers([sequences[0], sequences[2]]) == [
         alone(lite, prompt(20, 0), options),
         alone(lite, prompt(50, 1), options),
     ]
     assert answers(later) == [alone(lite, prompt(30 + i, i), options) for i in range(8)]
 
 
-@pytest.mark.usefixtures("looks")
+@pytest.mark.usefixtures("readbacks")
 def test_cancelling(lite: Any) -> None:
     decoder = new_decoder(lite, max_running=2)
     options = Generation(max_new_tokens=40)
@@ -200,7 +200,7 @@ class _Failing:
         return self.function(*args, **kwargs)
 
 
-@pytest.mark.usefixtures("looks")
+@pytest.mark.usefixtures("readbacks")
 @pytest.mark.parametrize("method", ["prefill", "step"])
 @pytest.mark.parametrize("calls", [{1}, {2}, {1, 2, 3}], ids=str)
 def test_out_of_memory_makes_rounds_smaller(
@@ -208,11 +208,11 @@ def test_out_of_memory_makes_rounds_smaller(
 ) -> None:
     decoder = new_decoder(lite, penalty=1.2, max_prefill_tokens=50 if calls == {2} else 1000)
     options = [Generation(max_new_tokens=7 + i) for i in range(len(LENGTHS))]
-    tickets = _submit(decoder, options)
+    sequences = _submit(decoder, options)
     model = decoder.language_model
     failing = _Failing(getattr(model, method), torch.OutOfMemoryError("no more"), calls)
     monkeypatch.setattr(model, method, failing)
-    assert answers(tickets) == _alone(lite, options, penalty=1.2)
+    assert answers(sequences) == _alone(lite, options, penalty=1.2)
     assert failing.count > max(calls)
     counts = decoder.counts()
     assert counts["halved"] == len(calls) if method == "prefill" else counts["halved"] >= 1
@@ -232,37 +232,37 @@ def test_a_prompt_that_has_no_memory_all_alone_fails(lite: Any, monkeypatch: pyt
 
     monkeypatch.setattr(model, "prefill", small)
     options = [Generation(max_new_tokens=4)] * len(LENGTHS)
-    tickets = _submit(decoder, options)
+    sequences = _submit(decoder, options)
     drain(decoder)
     expected = _alone(lite, options)
-    for n, ticket, wanted in zip(LENGTHS, tickets, expected, strict=True):
+    for n, sequence, wanted in zip(LENGTHS, sequences, expected, strict=True):
         if n > 45:
-            assert isinstance(ticket.error, torch.OutOfMemoryError)
+            assert isinstance(sequence.error, torch.OutOfMemoryError)
             with pytest.raises(torch.OutOfMemoryError):
-                ticket.result()
+                sequence.result()
         else:
-            assert ticket.result().tokens == wanted
+            assert sequence.result().tokens == wanted
     assert decoder.memory()["cache_used"] == 0
 
 
-@pytest.mark.usefixtures("looks")
+@pytest.mark.usefixtures("readbacks")
 @pytest.mark.parametrize("method", ["prefill", "step"])
 @pytest.mark.parametrize("call", [1, 2, 5])
 def test_an_interrupt_loses_nothing(lite: Any, method: str, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = new_decoder(lite, max_running=3, penalty=1.2)
     options = [Generation(max_new_tokens=6 + i, logprobs=True) for i in range(len(LENGTHS))]
-    tickets = _submit(decoder, options)
+    sequences = _submit(decoder, options)
     model = decoder.language_model
     monkeypatch.setattr(model, method, _Failing(getattr(model, method), KeyboardInterrupt(), {call}))
     interrupts = 0
-    while not all(t.done for t in tickets):
+    while not all(s.done for s in sequences):
         try:
             decoder.advance()
         except KeyboardInterrupt:
             interrupts += 1
     assert interrupts == (call <= 3 or method == "step" or decoder.counts()["passes"] >= call)
-    assert answers(tickets) == _alone(lite, options, penalty=1.2)
-    assert all(len(t.result().logprobs or ()) == len(t.result().tokens) for t in tickets)
+    assert answers(sequences) == _alone(lite, options, penalty=1.2)
+    assert all(len(s.result().logprobs or ()) == len(s.result().tokens) for s in sequences)
     assert decoder.memory()["cache_used"] == 0
 
 
@@ -273,9 +273,9 @@ def test_several_threads(lite: Any) -> None:
     joined: dict[int, str] = {}
 
     def work(number: int) -> None:
-        tickets = [decoder.submit(prompt(5 + number + i, 10 * number + i), options) for i in range(5)]
+        sequences = [decoder.submit(prompt(5 + number + i, 10 * number + i), options) for i in range(5)]
         joined[number] = "".join(decoder.stream(prompt(20, number), options))
-        found[number] = answers(tickets)
+        found[number] = answers(sequences)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
     for thread in threads:
@@ -295,11 +295,11 @@ def test_memory_is_bounded_and_those_without_room_wait(lite: Any) -> None:
     block = 2 * 2 * 32 * 2 * 12 * 4  # keys and values, layers, tokens, heads, head size, bytes
     decoder = new_decoder(lite, cache_bytes=7 * block)
     options = Generation(max_new_tokens=20)
-    tickets = [decoder.submit(prompt(40, seed), options) for seed in range(9)]
+    sequences = [decoder.submit(prompt(40, seed), options) for seed in range(9)]
     decoder.advance()
     assert decoder.counts()["running"] == 3  # six blocks of 60 tokens each, and the one for trash
     expected = [alone(lite, prompt(40, seed), options) for seed in range(9)]
-    assert answers(tickets) == expected
+    assert answers(sequences) == expected
     memory = decoder.memory()
     assert memory["cache_bytes"] == memory["cache_limit"] == 7 * block
     with pytest.raises(
@@ -312,24 +312,24 @@ def test_memory_grows_with_need(lite: Any) -> None:
     decoder = new_decoder(lite)
     decoder.submit(prompt(10), Generation(max_new_tokens=4)).result()
     small = decoder.memory()["cache_bytes"]
-    tickets = [decoder.submit(prompt(400, seed), Generation(max_new_tokens=100)) for seed in range(8)]
+    sequences = [decoder.submit(prompt(400, seed), Generation(max_new_tokens=100)) for seed in range(8)]
     drain(decoder)
     assert decoder.memory()["cache_bytes"] > small
-    assert tickets[3].result().tokens == alone(lite, prompt(400, 3), Generation(max_new_tokens=100))
+    assert sequences[3].result().tokens == alone(lite, prompt(400, 3), Generation(max_new_tokens=100))
     decoder.clear()
     assert decoder.memory() == {}
 
 
 def test_clearing_while_something_runs(lite: Any) -> None:
     decoder = new_decoder(lite)
-    ticket = decoder.submit(prompt(4), Generation(max_new_tokens=4))
+    sequence = decoder.submit(prompt(4), Generation(max_new_tokens=4))
     with pytest.raises(RuntimeError, match="expected nothing to be decoded"):
         decoder.clear()
-    ticket.result()
+    sequence.result()
     decoder.clear()
 
 
-@pytest.mark.usefixtures("looks")
+@pytest.mark.usefixtures("readbacks")
 def test_clearing_after_a_stream_was_closed(lite: Any) -> None:
     decoder = new_decoder(lite)
     pieces = decoder.stream(prompt(9), Generation(max_new_tokens=1000))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pixelrefer_fast.decoding.cache import FIRST_BLOCKS, TRASH, BlockPool, default_limit, free_memory
+from pixelrefer_fast.decoding import cache
+from pixelrefer_fast.decoding.cache import FIRST_BLOCKS, TRASH, BlockPool, default_limit
 
 LAYERS, SIZE, HEADS, HEAD = 2, 4, 3, 5
 BLOCK = 2 * LAYERS * SIZE * HEADS * HEAD * 4
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def _pool(limit: int) -> BlockPool:
@@ -103,7 +104,6 @@ def test_needed() -> None:
     assert [_pool(2).needed(n) for n in (0, 1, 4, 5)] == [0, 1, 1, 2]
 
 
-def test_a_limit_from_free_memory() -> None:
-    free = free_memory(CPU)
-    assert free > 2**24
-    assert 0.1 * free < default_limit(CPU) < 0.5 * free
+def test_a_limit_from_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "free_memory", {CPU: 1000, CUDA: 2000}.__getitem__)
+    assert (default_limit(CPU), default_limit(CUDA)) == (250, 1600)

@@ -40,7 +40,7 @@ class Scripted(LanguageModel):
         self.left = list(logits)
         self.embedded: list[int] = []
 
-    def prefill(self, embeds: torch.Tensor, packing: Any, pool: Any) -> torch.Tensor:
+    def prefill(self, embeds: torch.Tensor, layout: Any, pool: Any) -> torch.Tensor:
         return self.left.pop(0)[None]
 
     def step(self, tokens: torch.Tensor, lengths: torch.Tensor, table: torch.Tensor, pool: Any) -> torch.Tensor:

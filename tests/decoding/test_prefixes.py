@@ -1,4 +1,4 @@
-"""Beginnings that prompts share: computed once, the same answers, bounded memory."""
+"""Prefixes that prompts share: computed once, the same answers, bounded memory."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ OPTIONS = Generation(max_new_tokens=8)
 
 
 def _sharing(lengths: list[int], rest: int, seed: int) -> PromptEmbeds:
-    """A prompt whose beginnings of these lengths are those of every other such prompt, and whose rest is its own."""
-    beginning = prompt(max(lengths, default=0), seed=99)
+    """A prompt whose prefixes of these lengths are those of every other such prompt, and whose rest is its own."""
+    prefix = prompt(max(lengths, default=0), seed=99)
     boundaries = tuple(Boundary(n, bytes([n])) for n in lengths)
-    return PromptEmbeds(torch.cat([beginning, prompt(rest, seed)]), boundaries)
+    return PromptEmbeds(torch.cat([prefix, prompt(rest, seed)]), boundaries)
 
 
 @pytest.fixture(params=["lite", "full"])
@@ -38,18 +38,18 @@ def test_what_was_computed_is_not_computed_again(model: Any, length: int) -> Non
     decoder = new_decoder(model)
     first, second = (_sharing([length], 10 + i, i) for i in range(2))
     assert decoder.submit(first, OPTIONS).result().cached_tokens == 0
-    ticket = decoder.submit(second, OPTIONS)
-    answer = ticket.result()
+    sequence = decoder.submit(second, OPTIONS)
+    answer = sequence.result()
     assert answer.tokens == alone(model, second.embeds, OPTIONS)
     assert (answer.prompt_tokens, answer.cached_tokens) == (length + 11, length)
     counts = decoder.counts()
     assert counts["prefill_tokens"] == length + 10 + 11
     assert (counts["cached_tokens"], counts["prefix_hits"], counts["passes"]) == (length, 1, 2)
-    # and once more, after others wrote behind the beginning in blocks of their own
+    # and once more, after others wrote behind the prefix in blocks of their own
     assert decoder.submit(first, OPTIONS).result().tokens == alone(model, first.embeds, OPTIONS)
 
 
-def test_the_longest_beginning_is_taken(lite: Any) -> None:
+def test_the_longest_prefix_is_taken(lite: Any) -> None:
     decoder = new_decoder(lite)
     decoder.submit(_sharing([20, 50], 5, 0), OPTIONS).result()
     short = PromptEmbeds(
@@ -61,19 +61,19 @@ def test_the_longest_beginning_is_taken(lite: Any) -> None:
     assert answer.tokens == alone(lite, short.embeds, OPTIONS)
 
 
-def test_within_a_batch_a_beginning_is_computed_once(lite: Any) -> None:
+def test_within_a_batch_a_prefix_is_computed_once(lite: Any) -> None:
     """One prompt goes first; all the others come with the second pass."""
     decoder = new_decoder(lite)
     prompts = [_sharing([40], 3 + i, i) for i in range(6)]
-    tickets = [decoder.submit(p, OPTIONS) for p in prompts]
-    assert answers(tickets) == [alone(lite, p.embeds, OPTIONS) for p in prompts]
+    sequences = [decoder.submit(p, OPTIONS) for p in prompts]
+    assert answers(sequences) == [alone(lite, p.embeds, OPTIONS) for p in prompts]
     counts = decoder.counts()
     assert counts["passes"] == 2
     assert counts["prefill_tokens"] == 40 + sum(3 + i for i in range(6))
     assert counts["cached_tokens"] == 40 * 5
 
 
-def test_beginnings_within_beginnings(lite: Any) -> None:
+def test_prefixes_within_prefixes(lite: Any) -> None:
     """Questions about two sets of objects in one image: the image once, each set once."""
     decoder = new_decoder(lite)
     image = prompt(30, 99)
@@ -82,8 +82,8 @@ def test_beginnings_within_beginnings(lite: Any) -> None:
         PromptEmbeds(torch.cat([objects[i % 2], prompt(4, i)]), (Boundary(30, b"image"), Boundary(50, bytes([i % 2]))))
         for i in range(6)
     ]
-    tickets = [decoder.submit(p, OPTIONS) for p in prompts]
-    assert answers(tickets) == [alone(lite, p.embeds, OPTIONS) for p in prompts]
+    sequences = [decoder.submit(p, OPTIONS) for p in prompts]
+    assert answers(sequences) == [alone(lite, p.embeds, OPTIONS) for p in prompts]
     assert decoder.counts()["prefill_tokens"] == 30 + 2 * 20 + 6 * 4
     assert decoder.counts()["passes"] == 3
 
@@ -94,29 +94,29 @@ def test_beginnings_within_beginnings(lite: Any) -> None:
         min_size=1,
         max_size=10,
     ),
-    lanes=st.integers(1, 4),
+    slots=st.integers(1, 4),
     blocks=st.integers(6, 40),
     kept=st.integers(0, 4),
 )
 @settings(max_examples=12)
 def test_whatever_is_shared_and_given_up(
-    lite: Any, asks: list[tuple[list[int], int]], lanes: int, blocks: int, kept: int
+    lite: Any, asks: list[tuple[list[int], int]], slots: int, blocks: int, kept: int
 ) -> None:
-    """Small caches, in which beginnings come and go: the answers are those of nobody sharing anything."""
+    """Small caches, in which prefixes come and go: the answers are those of nobody sharing anything."""
     block = 2 * 2 * 32 * 2 * 12 * 4
-    decoder = new_decoder(lite, max_running=lanes, cache_bytes=blocks * block, prefix_bytes=kept * block)
+    decoder = new_decoder(lite, max_running=slots, cache_bytes=blocks * block, prefix_bytes=kept * block)
     prompts = [_sharing(sorted(lengths), rest, seed) for seed, (lengths, rest) in enumerate(asks)]
-    tickets = [decoder.submit(p, OPTIONS) for p in prompts]
+    sequences = [decoder.submit(p, OPTIONS) for p in prompts]
     single = new_decoder(lite, max_running=1)
     expected = [single.submit(p.embeds, OPTIONS).result().tokens for p in prompts]
-    assert answers(tickets) == expected
+    assert answers(sequences) == expected
     memory = decoder.memory()
     assert memory["prefix_bytes"] <= kept * block
     assert memory["cache_used"] == memory["prefix_bytes"]
     assert memory["cache_bytes"] <= blocks * block
 
 
-def test_short_beginnings_are_not_worth_it(lite: Any) -> None:
+def test_short_prefixes_are_not_worth_it(lite: Any) -> None:
     decoder = new_decoder(lite)
     for i in range(2):
         decoder.submit(_sharing([15], 5, i), OPTIONS).result()
@@ -128,14 +128,14 @@ def test_short_beginnings_are_not_worth_it(lite: Any) -> None:
     assert decoder.counts()["prefix_hits"] == 1
 
 
-def test_a_whole_prompt_is_no_beginning(lite: Any) -> None:
+def test_a_whole_prompt_is_no_prefix(lite: Any) -> None:
     """Its last token has to be computed for the answer's first one."""
     decoder = new_decoder(lite)
     given = PromptEmbeds(prompt(40), (Boundary(20, b"a"), Boundary(40, b"b")))
-    tickets = [decoder.submit(given, OPTIONS) for _ in range(2)]
+    sequences = [decoder.submit(given, OPTIONS) for _ in range(2)]
     drain(decoder)
-    assert [t.cached_tokens for t in tickets] == [0, 20]
-    assert answers(tickets) == [alone(lite, given.embeds, OPTIONS)] * 2
+    assert [s.cached_tokens for s in sequences] == [0, 20]
+    assert answers(sequences) == [alone(lite, given.embeds, OPTIONS)] * 2
 
 
 def test_cleared_with_new_weights(lite: Any) -> None:
@@ -169,7 +169,7 @@ def test_the_least_recently_used_is_given_up() -> None:
     assert cache.evictions == 4
 
 
-def test_blocks_of_several_beginnings_count_once() -> None:
+def test_blocks_of_several_prefixes_count_once() -> None:
     pool = _pool()
     cache = PrefixCache(pool, 100 * pool.block_bytes)
     blocks = pool.allocate(3)

@@ -10,20 +10,20 @@ from decoding import END, VOCABULARY, Saying, new_decoder, numbered, prompt, tok
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixelrefer_fast.decoding import Answer, Generation
+from pixelrefer_fast.decoding import Decoded, Generation
 from pixelrefer_fast.decoding import decoder as decoder_module
 from pixelrefer_fast.decoding.text import Detokenizer, TextStream
 
 
-def _say(model: Any, text: str, streamed: bool = False, ends: bool = True, **options: Any) -> tuple[Answer, list[str]]:
+def _say(model: Any, text: str, streamed: bool = False, ends: bool = True, **options: Any) -> tuple[Decoded, list[str]]:
     """The answer of a model that says this, and its pieces."""
     decoder = new_decoder(model)
     said = [*tokens_of(text), END] if ends else tokens_of(text)
     decoder.language_model = Saying(model.network.llm, [said])
     options.setdefault("max_new_tokens", len(said))
-    ticket = decoder.submit(numbered(0), Generation(**options), streamed=streamed)
-    pieces = list(ticket.pieces()) if streamed else []
-    return ticket.result(), pieces
+    sequence = decoder.submit(numbered(0), Generation(**options), streamed=streamed)
+    pieces = list(sequence.pieces()) if streamed else []
+    return sequence.result(), pieces
 
 
 @pytest.mark.parametrize(
@@ -90,9 +90,9 @@ def test_what_follows_a_stop_string_is_not_computed_for_long(lite: Any) -> None:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize("look", [1, 4])
-def test_reasons(lite: Any, streamed: bool, look: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(decoder_module.LOOK, "cpu", (look, look))
+@pytest.mark.parametrize("readback", [1, 4])
+def test_reasons(lite: Any, streamed: bool, readback: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(decoder_module.READBACK_STEPS, "cpu", (readback, readback))
     for text, ends, count, reason in (
         ("abc", True, 9, "stop"),
         ("abc", True, 4, "stop"),  # the end token is the last that was allowed
@@ -107,14 +107,14 @@ def test_reasons(lite: Any, streamed: bool, look: int, monkeypatch: pytest.Monke
 
 def test_each_prompt_ends_by_itself(lite: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ends of all kinds in one batch, looked at seldom."""
-    monkeypatch.setitem(decoder_module.LOOK, "cpu", (4, 4))
+    monkeypatch.setitem(decoder_module.READBACK_STEPS, "cpu", (4, 4))
     monkeypatch.setitem(decoder_module.AHEAD, "cpu", True)
     texts = ["a cat", "a", "a very long answer without end", "stop here. no more", "b"]
     decoder = new_decoder(lite, max_running=3)
     decoder.language_model = Saying(lite.network.llm, [[*tokens_of(t), END] for t in texts])
     options = [Generation(), Generation(), Generation(max_new_tokens=9), Generation(stop="."), Generation()]
-    tickets = [decoder.submit(numbered(i, 3 + i), o) for i, o in enumerate(options)]
-    found = [t.result() for t in tickets]
+    sequences = [decoder.submit(numbered(i, 3 + i), o) for i, o in enumerate(options)]
+    found = [s.result() for s in sequences]
     assert [a.text for a in found] == ["a cat", "a", "a very lo", "stop here", "b"]
     assert [a.finish_reason for a in found] == ["stop", "stop", "length", "stop_string", "stop"]
 
@@ -123,14 +123,14 @@ def test_each_prompt_ends_by_itself(lite: Any, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
-@pytest.mark.parametrize("look", [1, 5])
-def test_log_probabilities(lite: Any, temperature: float, look: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("readback", [1, 5])
+def test_log_probabilities(lite: Any, temperature: float, readback: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the model as it is: without temperature, penalty and nucleus."""
-    monkeypatch.setitem(decoder_module.LOOK, "cpu", (look, look))
+    monkeypatch.setitem(decoder_module.READBACK_STEPS, "cpu", (readback, readback))
     options = {"max_new_tokens": 12, "temperature": temperature, "top_p": 0.9, "seed": 3}
     decoder = new_decoder(lite, penalty=1.4)
-    tickets = [decoder.submit(prompt(9, i), Generation(logprobs=bool(i % 2), **options)) for i in range(4)]
-    found = [t.result() for t in tickets]
+    sequences = [decoder.submit(prompt(9, i), Generation(logprobs=bool(i % 2), **options)) for i in range(4)]
+    found = [s.result() for s in sequences]
     assert [a.logprobs is None for a in found] == [True, False, True, False]
     for i in (1, 3):
         steps = list(new_decoder(lite, penalty=1.4).steps(prompt(9, i), Generation(**options)))
@@ -168,7 +168,7 @@ def test_wrong_logprobs(value: Any) -> None:
         Generation(logprobs=value)
 
 
-def test_pieces_of_a_ticket_that_is_not_streamed(lite: Any) -> None:
-    ticket = new_decoder(lite).submit(prompt(3), Generation(max_new_tokens=1))
+def test_pieces_of_a_sequence_that_is_not_streamed(lite: Any) -> None:
+    sequence = new_decoder(lite).submit(prompt(3), Generation(max_new_tokens=1))
     with pytest.raises(RuntimeError, match="expected one submitted with streamed=True"):
-        ticket.pieces()
+        sequence.pieces()

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pixelrefer_fast.decoding import Decoder, Generation, PromptEmbeds, Ticket
+from pixelrefer_fast.decoding import Decoder, Generation, PromptEmbeds, Sequence
 from pixelrefer_fast.decoding.qwen import LanguageModel
 
 WIDTH = 48  # of the bundled models' LLM
@@ -45,8 +45,8 @@ def drain(decoder: Decoder, most: int = 10_000) -> int:
     return rounds
 
 
-def answers(tickets: list[Ticket]) -> list[tuple[int, ...]]:
-    return [t.result().tokens for t in tickets]
+def answers(sequences: list[Sequence]) -> list[tuple[int, ...]]:
+    return [s.result().tokens for s in sequences]
 
 
 def alone(model: Any, given: PromptEmbeds | torch.Tensor, options: Generation, **settings: Any) -> tuple[int, ...]:
@@ -63,11 +63,11 @@ class Saying(LanguageModel):
         self.rows: dict[int, int] = {}  # by the first row of the cache that a sequence has: which text
         self.steps = 0
 
-    def prefill(self, embeds: torch.Tensor, packing: Any, pool: Any) -> torch.Tensor:
-        firsts = packing.cu_queries[:-1].long()
+    def prefill(self, embeds: torch.Tensor, layout: Any, pool: Any) -> torch.Tensor:
+        firsts = layout.cu_queries[:-1].long()
         chosen = [int(embeds[i, 0]) for i in firsts]
-        self.rows |= dict(zip((packing.rows[firsts] // pool.size).tolist(), chosen, strict=True))
-        self.started = {which: int(n) for which, n in zip(chosen, packing.cu_queries.diff(), strict=True)}
+        self.rows |= dict(zip((layout.rows[firsts] // pool.size).tolist(), chosen, strict=True))
+        self.started = {which: int(n) for which, n in zip(chosen, layout.cu_queries.diff(), strict=True)}
         self.lengths = getattr(self, "lengths", {}) | self.started
         return torch.stack([self._logits(which, 0) for which in chosen])
 

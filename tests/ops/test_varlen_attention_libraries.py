@@ -315,7 +315,8 @@ def test_auto_takes_the_first_that_accepts_and_counts_the_others(
     for module in ("flash_attn", "xformers"):
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr(varlen_attention, "_passed_over", type(varlen_attention._passed_over)())
-    monkeypatch.setattr("pixelrefer_fast.ops._registry._device", lambda args: "cuda")
+    for provider in varlen_attention._providers:
+        monkeypatch.setattr(provider, "devices", ("cpu",))
     arguments = _arguments()
     on_device(9)
     varlen_attention(*arguments)

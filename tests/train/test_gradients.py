@@ -72,9 +72,9 @@ def loss_of(model: Any, kind: str) -> torch.Tensor:
 @pytest.mark.parametrize("kind", ["lite", "full"])
 def test_the_loss_reaches_every_part_that_answers(kind: str, assets: Path) -> None:
     model = pf.load(assets / kind, device="cpu", dtype="float32")
-    set_learning(model, dict.fromkeys(PARTS, 1.0))
+    set_learning(model.network, dict.fromkeys(PARTS, 1.0))
     loss_of(model, kind).backward()
-    for part, module in part_modules(model).items():
+    for part, module in part_modules(model.network).items():
         without = [n for n, p in module.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
         if part == "projector" and kind == "lite":  # whose tokens nobody reads
             assert len(without) == len(list(module.parameters()))
@@ -86,7 +86,7 @@ def test_the_loss_reaches_every_part_that_answers(kind: str, assets: Path) -> No
 @pytest.mark.parametrize("kind", ["lite", "full"])
 def test_gradients_are_those_of_finite_differences_through_the_whole_model(kind: str, assets: Path) -> None:
     model = pf.load(assets / kind, device="cpu", dtype="float32")
-    set_learning(model, dict.fromkeys(PARTS, 1.0))
+    set_learning(model.network, dict.fromkeys(PARTS, 1.0))
     loss_of(model, kind).backward()
     step = 1e-2
     weights = {

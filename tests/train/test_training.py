@@ -271,14 +271,14 @@ def test_merged_adapters_give_the_logits_they_gave_beside(kind: str, assets: Pat
     batch = batch_of(model, kind)
     plain = whole.logits(batch)
     names = set(dict(model.named_parameters()))
-    adapters = set_learning(model, {"llm": 1e-3}, Lora(rank=2, alpha=4))
-    learning = {name for _, name, _ in learning_weights(model)}
+    adapters = set_learning(model.network, {"llm": 1e-3}, Lora(rank=2, alpha=4))
+    learning = {name for _, name, _ in learning_weights(model.network)}
     assert learning
     assert all("lora_" in name for name in learning)
     torch.testing.assert_close(whole.logits(batch), plain)  # adapters begin as nothing
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for _, _, parameter in learning_weights(model):
+        for _, _, parameter in learning_weights(model.network):
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
     beside = whole.logits(batch).detach()
     assert (beside - plain).abs().max() > 0.01
@@ -292,10 +292,11 @@ def test_merged_adapters_give_the_logits_they_gave_beside(kind: str, assets: Pat
 def test_groups_have_the_rates_of_their_parts_and_norms_no_decay(optimizer: str, assets: Path) -> None:
     model = pf.load(assets / "full", device="cpu", dtype="float32")
     rates = {"llm": 1e-5, "region_encoder": 1e-3}
-    set_learning(model, rates)
+    set_learning(model.network, rates)
     stage = Stage("one", (), 1, None, rates, weight_decay=0.1, optimizer=optimizer)
-    groups = parameter_groups(model, stage)
-    muon = {name for name, p in model.named_parameters() for g in groups if g["muon"] for q in g["params"] if p is q}
+    groups = parameter_groups(model.network, stage)
+    moved = {id(p) for g in groups if g["muon"] for p in g["params"]}
+    muon = {name for name, p in model.network.named_parameters() if id(p) in moved}
     assert bool(muon) == (optimizer == "muon")
     assert not any("embed" in name for name in muon)
     assert {(g["part"], g["lr"], g["weight_decay"]) for g in groups} == {

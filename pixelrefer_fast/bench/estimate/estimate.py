@@ -372,10 +372,10 @@ def _image_sizes(config: ModelConfig, workload: Workload, image: int) -> Sizes:
     context = config.llm["max_position_embeddings"]
     if max(prompts) >= context:
         raise ValueError(f"prompt: expected fewer than {context} tokens, got {max(prompts)}; mark or show less")
-    # of questions about one image all but the first find the beginning with its vision tokens computed
-    beginning = vision + OPENING + (TIME * len(scene) if video else 0) if vision and workload.shared else 0
-    beginning = beginning if beginning >= SHARED else 0
-    return replace(sizes, prompts=tuple((tokens, beginning if i else 0) for i, tokens in enumerate(prompts)))
+    # of questions about one image all but the first find the prefix with its vision tokens computed
+    prefix = vision + OPENING + (TIME * len(scene) if video else 0) if vision and workload.shared else 0
+    prefix = prefix if prefix >= SHARED else 0
+    return replace(sizes, prompts=tuple((tokens, prefix if i else 0) for i, tokens in enumerate(prompts)))
 
 
 def _kept(sizes: Sizes, share: float) -> int:

@@ -108,10 +108,10 @@ def measure(
     """
     import torch
 
-    from pixelrefer_fast.batching.memory import free_bytes
     from pixelrefer_fast.bench.measure import memory
     from pixelrefer_fast.bench.run import stages, workloads
     from pixelrefer_fast.bench.run.askers import as_measured
+    from pixelrefer_fast.device.memory import free_memory
     from pixelrefer_fast.loading import auto_device, auto_dtype
 
     if workload.batch > 1 or workload.each:
@@ -120,7 +120,7 @@ def measure(
     precision = auto_dtype(dtype, target)
     kind = str(precision).removeprefix("torch.")
     # what cannot be is refused before anything is loaded
-    needed, free = estimate(name, workload, dtype=kind).memory["peak"], free_bytes(target)
+    needed, free = estimate(name, workload, dtype=kind).memory["peak"], free_memory(target)
     if needed > free:
         raise ValueError(f"--measure: expected {needed / 1e9:.3g} GB of free memory for {name}, got {free / 1e9:.3g}")
     tick = tick or (lambda what: None)
@@ -246,7 +246,7 @@ def _of_row(row: Row, gpu: Gpu) -> Check | None:
         batch=batch,
         each=True,
         answer=int(sizes["answer"]),
-        shared=False,  # the benchmarks keep no beginnings
+        shared=False,  # the benchmarks keep no prefixes
         seed=0,
     )
     try:

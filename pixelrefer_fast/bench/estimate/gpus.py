@@ -150,8 +150,8 @@ def this_machine(dtype: str, device: str = "auto") -> Gpu:
     Raises:
         ValueError: there is no such device.
     """
-    from pixelrefer_fast.batching.memory import free_bytes
     from pixelrefer_fast.bench.measure import rates
+    from pixelrefer_fast.device.memory import free_memory
     from pixelrefer_fast.loading import auto_device
 
     chosen = auto_device(device)
@@ -162,7 +162,7 @@ def this_machine(dtype: str, device: str = "auto") -> Gpu:
     else:
         from pixelrefer_fast.bench.measure.machine import provenance
 
-        title, memory = str(provenance()["cpu"]), free_bytes(chosen)
+        title, memory = str(provenance()["cpu"]), free_memory(chosen)
     return Gpu(
         name=THIS,
         title=title,

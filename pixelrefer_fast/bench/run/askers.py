@@ -215,6 +215,8 @@ def add_counts(parts: Iterable[Counts]) -> Counts:
         total.waits.update(part.waits)
         total.flops += part.flops
         total.moved += part.moved
+        total.flops_by.update(part.flops_by)
+        total.moved_by.update(part.moved_by)
     return total
 
 

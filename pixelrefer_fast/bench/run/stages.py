@@ -17,7 +17,8 @@ from pixelrefer_fast.batching.preparing import Bound, MediaCache, prepare
 from pixelrefer_fast.bench.measure import timing
 from pixelrefer_fast.bench.report.results import Quantiles, Row, relative_error
 from pixelrefer_fast.bench.run.askers import counting_stages, definitions
-from pixelrefer_fast.decoding import Generation, Ticket
+from pixelrefer_fast.decoding import Generation
+from pixelrefer_fast.decoding import Sequence as DecodedSequence
 from pixelrefer_fast.device.counters import Counts, counting
 from pixelrefer_fast.device.stages import STAGES, StageCall, StageName, listen
 from pixelrefer_fast.encoding.objects import Objects
@@ -116,7 +117,7 @@ class StagedQuestion:
     Attributes:
         objects: the encoded objects, once `begin` was called.
         embeds: (L, C) prompt embeddings, likewise.
-        answer: what the decoder makes of them; None between answers.
+        sequence: what the decoder makes of them; None between answers.
 
     Raises:
         ValueError: the media or the generation's options are none.
@@ -130,7 +131,7 @@ class StagedQuestion:
     ) -> None:
         self.model, self.question, self.regions, self.generation = model, question, regions, generation
         self.opened = MediaCache().open(media)
-        self.answer: Ticket | None = None
+        self.sequence: DecodedSequence | None = None
         self._calls: dict[StageName, list[StageCall]] = {}
 
     @property
@@ -153,14 +154,14 @@ class StagedQuestion:
     def prefill(self) -> None:
         """To the first token of an answer."""
         # who reads along gets the first token before any further one is begun
-        self.answer = self.model.decoder.submit(self.embeds, self.generation, streamed=True)
-        while not self.answer.tokens and not self.answer.done:
+        self.sequence = self.model.decoder.submit(self.embeds, self.generation, streamed=True)
+        while not self.sequence.tokens and not self.sequence.done:
             self.model.decoder.advance()
 
     def decode(self) -> None:
         """The rest of the answer."""
-        assert self.answer is not None
-        self.answer.result()
+        assert self.sequence is not None
+        self.sequence.result()
 
     def run(self, name: StageName) -> None:
         """Run one stage once more; `prepare` comes before it."""
@@ -182,16 +183,16 @@ class StagedQuestion:
     def ask(self) -> None:
         """The whole question at once, from opened media to text."""
         self.begin()
-        self.answer = self.model.decoder.submit(self.embeds, self.generation)
-        self.answer.result()
+        self.sequence = self.model.decoder.submit(self.embeds, self.generation)
+        self.sequence.result()
 
     def end(self) -> None:
         """End the answer that has begun, if one has."""
-        if self.answer is not None:
-            self.answer.cancel()
+        if self.sequence is not None:
+            self.sequence.cancel()
             while self.model.decoder.advance():
                 pass
-            self.answer = None
+            self.sequence = None
 
     def close(self) -> None:
         """Give back what the decoder holds."""
@@ -215,8 +216,8 @@ class StagedQuestion:
             return {"tokens": len(self.objects.tokens), "vision_tokens": 0 if scene is None else len(scene.tokens)}
         if name in ("prompt", "prefill"):
             return {"tokens": len(self.embeds)}
-        assert self.answer is not None
-        return {"steps": len(self.answer.tokens) - 1}
+        assert self.sequence is not None
+        return {"steps": len(self.sequence.tokens) - 1}
 
     def results(self, name: StageName) -> list[torch.Tensor]:
         """The tensors that a stage makes, made again."""

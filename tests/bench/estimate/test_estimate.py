@@ -14,7 +14,6 @@ import torch
 from plain_memory import plain_memory
 
 import pixelrefer_fast as pf
-from pixelrefer_fast.batching import memory as batching_memory
 from pixelrefer_fast.bench.estimate import costs, estimate_check, gpus
 from pixelrefer_fast.bench.estimate.costs import Machine
 from pixelrefer_fast.bench.estimate.estimate import (
@@ -33,9 +32,11 @@ from pixelrefer_fast.bench.run import stages, whole, workloads
 from pixelrefer_fast.bench.run.askers import Ours, as_measured, counting_stages
 from pixelrefer_fast.checkpoint.config import VisionConfig
 from pixelrefer_fast.checkpoint.embedded import embedded_folder
+from pixelrefer_fast.device import memory as device_memory
 from pixelrefer_fast.device.counters import counting
 from pixelrefer_fast.encoding.encoder import VisionEncoder
 from pixelrefer_fast.encoding.object_tokenizer import ObjectTokenizer, kmeans_starts
+from pixelrefer_fast.encoding.projector import VisionProjector
 from pixelrefer_fast.media import open_media
 from pixelrefer_fast.planning.selection import select_patches
 
@@ -103,8 +104,9 @@ def test_tokens_and_flops_are_those_that_are_counted(models: dict[str, Any], nam
     with as_measured(model), stages.asked(model, media, question, regions, workload.answer) as own:
         counts = dict(stages.count(own))
         found = {stage: own.sizes(stage) for stage in own.names}
-        kept = len(own.scene.tokens) if own.scene is not None else 0
-        prompt, objects = len(own.embeds), len(own.tokens)
+        scene = own.objects.scene
+        kept = len(scene.tokens) if scene is not None else 0
+        prompt, objects = len(own.embeds), len(own.objects.tokens)
     sizes, tokens = sizes_of(model.config, dataclasses.replace(workload, text=prompt - objects - kept))
     assert (tokens["patches"], tokens["object"], tokens["vision"], tokens["prompt"]) == (
         found["encoder"]["patches"],
@@ -204,7 +206,7 @@ def test_weights_of_released_models(name: str) -> None:
     config = config_of(name)
     with torch.device("meta"):
         parts = [VisionEncoder(config.vision), ObjectTokenizer(config), Qwen2ForCausalLM(Qwen2Config(**config.llm))]
-        parts.append(pf.model.VisionProjector(config.vision.hidden_size, config.hidden_size))
+        parts.append(VisionProjector(config.vision.hidden_size, config.hidden_size))
     assert sum(costs.weights(config).values()) == sum(p.numel() for part in parts for p in part.parameters())
 
 
@@ -428,7 +430,7 @@ def test_measuring_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     results.append(tmp_path / "estimate.json", document)
     kept = results.latest(tmp_path / "estimate.json")["rows"][0]["extra"]["quantities"]
     assert kept["all, FLOP"]["error"] == 0
-    monkeypatch.setattr(batching_memory, "free_bytes", lambda device: 10**9)
+    monkeypatch.setattr(device_memory, "free_memory", lambda device: 10**9)
     with pytest.raises(ValueError, match=r"--measure: expected .* GB of free memory for lite-7b, got 1"):
         estimate_check.measure("lite-7b", workload, "cpu", "float32", 1, CHECK_GPU)
     with pytest.raises(ValueError, match="--measure: expected one image or video"):
@@ -452,7 +454,7 @@ def test_rows_of_the_benchmarks(models: dict[str, Any], tmp_path: Path) -> None:
         quantities = {(q.name, q.unit): q for q in check.quantities}
         assert quantities["all", "FLOP"].error == 0
         assert quantities["object", "tokens"].error == 0
-        assert {"region", "encoder", "prefill", "decode"} <= {name for name, unit in quantities if unit == "FLOP"}
+        assert {"pooling", "encoder", "prefill", "decode"} <= {name for name, unit in quantities if unit == "FLOP"}
         assert ("first token", "s") in quantities
     empty = tmp_path / "empty.json"
     results.append(empty, results.document("bench", [], {}))

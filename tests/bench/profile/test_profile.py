@@ -6,6 +6,7 @@ import json
 import shlex
 from collections import Counter
 from contextlib import nullcontext
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,8 @@ def test_a_profile_accounts_for_what_was_counted(lite: Any, tmp_path: Path, monk
         counted = sum(n for name, n in own.counts.launches.items() if own.counts.flops_by[name])
         assert launches[own.name] == counted, own.name
     names = [e["name"] for e in json.loads(trace.read_text())["traceEvents"] if e.get("cat") == "user_annotation"]
-    assert names == [own.name for own in found.stages] * profiling.PASSES
+    # a stage may be of several calls: binding, planning and selecting are all "plan"
+    assert [name for name, _ in groupby(names)] == [own.name for own in found.stages] * profiling.PASSES
     document = json.loads(json.dumps(found.to_json()))
     assert document["device"] is None
     assert {entry["launches"] for entry in document["stages"]} == {None}

@@ -203,7 +203,7 @@ class TestWithoutACheckout:
         with pytest.raises(ValueError, match=r"context views of 336 and 224 pixels.*got 168 and 112"):
             Reference(tmp_path, small)
         with (
-            mock.patch.object(small, "quantization", "int8"),
+            mock.patch.object(small.network, "quantization", "int8"),
             pytest.raises(ValueError, match="expected weights as they were loaded, got int8 ones"),
         ):
             Reference(tmp_path, with_released_views(small))

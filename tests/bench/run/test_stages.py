@@ -35,10 +35,10 @@ def test_stages_are_the_whole_question(kind: str, image: np.ndarray, request: py
     with stages.asked(model, image, QUESTION, [BOX], TOKENS) as own:
         counted = dict(stages.count(own))
         assert tuple(counted) == own.names
-        assert own.ticket.answer.text == answer
-        assert own.sizes("decode") == {"steps": len(own.ticket.tokens) - 1}
+        assert own.sequence.decoded.text == answer
+        assert own.sizes("decode") == {"steps": len(own.sequence.tokens) - 1}
         own.ask()
-        assert own.ticket.answer.text == answer
+        assert own.sequence.decoded.text == answer
     assert ("infusion" in counted) == (kind == "lite")
     assert sum(counts.flops for counts in counted.values()) == whole.flops
     products = ("aten.mm", "aten.addmm", "aten.bmm")
@@ -53,14 +53,15 @@ def test_stages_are_the_whole_question(kind: str, image: np.ndarray, request: py
 def test_a_stage_may_run_again(lite: Any, image: np.ndarray) -> None:
     with stages.asked(lite, image, QUESTION, [BOX], TOKENS) as own:
         stages.through(own)
-        tokens, said = own.tokens.clone(), list(own.ticket.tokens)
+        (tokens,), said = own.results("projector"), list(own.sequence.tokens)
         for name in own.names:
             own.prepare(name)
             own.run(name)
-        assert torch.equal(own.tokens, tokens)
-        assert own.ticket.tokens == said
+        assert torch.equal(own.results("projector")[0], tokens)
+        assert torch.equal(own.objects.tokens, tokens)
+        assert own.sequence.tokens == said
         own.prepare("decode")
-        assert len(own.ticket.tokens) == 1
+        assert len(own.sequence.tokens) == 1
         assert lite.decoder.counts()["running"] == 1
         own.end()
         assert lite.decoder.counts()["running"] == 0

@@ -22,7 +22,7 @@ def prefill(config: ModelConfig, sizes: Sizes, machine: Machine) -> list[Work]:
 
 
 def prefill_passes(prompts: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
-    """The prompts of each pass: those that share a beginning wait for the one that computes it."""
+    """The prompts of each pass: those that share a prefix wait for the one that computes it."""
     for cached in (False, True):
         own = [prompt for prompt in prompts if bool(prompt[1]) == cached]
         for first in range(0, len(own), MAX_RUNNING):
@@ -52,41 +52,41 @@ def _prefill_pass(config: ModelConfig, part: Sequence[tuple[int, int]], machine:
     if not machine.kernels:
         moved = item * (9 * rows * width + 4 * keys * keys_width)
         works.append(Work("varlen_attention, packing", 0, moved, layers, 7))
-    works += [*_head(config, len(part), machine), Work("packing, lanes", 0, 0, 1, 47)]
+    works += [*_head(config, len(part), machine), Work("packing, slots", 0, 0, 1, 47)]
     return works
 
 
 def decode(config: ModelConfig, sizes: Sizes, machine: Machine) -> list[Work]:
-    """All steps after the first token; more sequences than lanes go in turns."""
+    """All steps after the first token; more sequences than slots go in turns."""
     works: list[Work] = []
-    for (lanes, blocks), times in Counter(decode_steps(sizes, machine)).items():
-        works += [repeated(work, times) for work in step(config, lanes, blocks, machine)]
+    for (slots, blocks), times in Counter(decode_steps(sizes, machine)).items():
+        works += [repeated(work, times) for work in step(config, slots, blocks, machine)]
     return works
 
 
 def decode_steps(sizes: Sizes, machine: Machine) -> Iterator[tuple[int, int]]:
-    """(lanes, blocks of the longest sequence) of each step."""
+    """(slots, blocks of the longest sequence) of each step."""
     size = BLOCK[machine.kind]
     for first in range(0, len(sizes.prompts), MAX_RUNNING):
         own = sizes.prompts[first : first + MAX_RUNNING]
         longest = max(tokens for tokens, _ in own)
         for done in range(1, sizes.answer):
-            lanes, blocks = len(own), -(-(longest + 1 + done) // size)
-            yield (_bucket(lanes), _bucket(blocks)) if machine.graphs else (lanes, blocks)
+            slots, blocks = len(own), -(-(longest + 1 + done) // size)
+            yield (_bucket(slots), _bucket(blocks)) if machine.graphs else (slots, blocks)
 
 
-def step(config: ModelConfig, lanes: int, blocks: int, machine: Machine) -> list[Work]:
+def step(config: ModelConfig, slots: int, blocks: int, machine: Machine) -> list[Work]:
     """One token of so many sequences over keys and values in blocks, read whole."""
     width, layers, item = config.hidden_size, layers_of(config), machine.item
-    keys = lanes * blocks * BLOCK[machine.kind]
+    keys = slots * blocks * BLOCK[machine.kind]
     gathered = item * 4 * keys * keys_width_of(config)
-    attention = item * 2 * (keys * keys_width_of(config) + lanes * width)
+    attention = item * 2 * (keys * keys_width_of(config) + slots * width)
     return [
-        *_llm_layers(config, lanes, machine),
+        *_llm_layers(config, slots, machine),
         Work("paged_attention, blocks", 0, gathered, layers, 13),
         Work("paged_attention", 4 * keys * width, attention, layers),
-        machine.pointwise("embedding", lanes * width, 2),
-        *_head(config, lanes, machine),
+        machine.pointwise("embedding", slots * width, 2),
+        *_head(config, slots, machine),
     ]
 
 

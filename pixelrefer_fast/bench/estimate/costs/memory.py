@@ -61,9 +61,9 @@ def memory(config: ModelConfig, sizes: Sizes, machine: Machine) -> dict[str, int
         item * sum(t - c for t, c in part) * (6 * out + 2 * keys + 3 * inner) + 2 * (4 + item) * len(part) * vocabulary
         for part in prefill_passes(sizes.prompts)
     ]
-    lanes = max((n for n, _ in decode_steps(sizes, machine)), default=0)
+    slots = max((n for n, _ in decode_steps(sizes, machine)), default=0)
     blocks = max((n for _, n in decode_steps(sizes, machine)), default=0)
-    steps = item * 4 * lanes * blocks * BLOCK[machine.kind] * keys + 2 * (4 + item) * lanes * vocabulary
+    steps = item * 4 * slots * blocks * BLOCK[machine.kind] * keys + 2 * (4 + item) * slots * vocabulary
     prompting = max(embeds + cache + max((0, *prompts)), embeds + grown)
     phases = {"encoding": max(encoding, projecting), "prefill": prompting, "decode": embeds + cache + steps}
     return {"weights": held, "cache": cache, **phases, "peak": held + max(phases.values())}

@@ -21,7 +21,7 @@ LENGTHS = [5, 40, 1, 33, 32, 17, 70]
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder()
     monkeypatch.setattr(graphs_module, "CudaCapturer", lambda: recorder)
-    monkeypatch.setitem(decoder_module.LOOK, "cpu", (2, 6))
+    monkeypatch.setitem(decoder_module.READBACK_STEPS, "cpu", (2, 6))
     monkeypatch.setitem(decoder_module.AHEAD, "cpu", True)
     return recorder
 
@@ -30,13 +30,13 @@ def _options(i: int) -> Generation:
     return Generation(max_new_tokens=4 + 3 * i, temperature=float(i % 3 == 2), seed=i, logprobs=i % 4 == 3)
 
 
-@pytest.mark.parametrize("lanes", [3, 64])
+@pytest.mark.parametrize("slots", [3, 64])
 @pytest.mark.parametrize("limit", [1, SIZE, 100 * SIZE])
-def test_as_if_without(lite: Any, recorder: Recorder, lanes: int, limit: int) -> None:
-    decoder = new_decoder(lite, max_running=lanes, penalty=1.2, graph_bytes=limit)
-    tickets = [decoder.submit(prompt(n, i), _options(i)) for i, n in enumerate(LENGTHS)]
+def test_as_if_without(lite: Any, recorder: Recorder, slots: int, limit: int) -> None:
+    decoder = new_decoder(lite, max_running=slots, penalty=1.2, graph_bytes=limit)
+    sequences = [decoder.submit(prompt(n, i), _options(i)) for i, n in enumerate(LENGTHS)]
     expected = [alone(lite, prompt(n, i), _options(i), penalty=1.2) for i, n in enumerate(LENGTHS)]
-    assert answers(tickets) == expected
+    assert answers(sequences) == expected
     counts = decoder.counts()
     assert decoder.memory()["graph_bytes"] <= limit
     if limit == 1:
@@ -51,12 +51,12 @@ def test_as_if_without(lite: Any, recorder: Recorder, lanes: int, limit: int) ->
 
 
 def test_few_graphs_for_many_batches(lite: Any, recorder: Recorder) -> None:
-    """One for each power of two of lanes and of blocks, whatever comes and goes."""
+    """One for each power of two of slots and of blocks, whatever comes and goes."""
     decoder = new_decoder(lite, graph_bytes=100 * SIZE)
     for round_ in range(3):
-        tickets = [decoder.submit(prompt(9, i), Generation(max_new_tokens=3 + i)) for i in range(7)]
+        sequences = [decoder.submit(prompt(9, i), Generation(max_new_tokens=3 + i)) for i in range(7)]
         drain(decoder)
-        assert all(t.done for t in tickets)
+        assert all(s.done for s in sequences)
         if round_ == 0:
             first = len(recorder.captured)
     assert len(recorder.captured) == first <= 4
@@ -68,9 +68,9 @@ def test_captured_anew_when_the_cache_moved(lite: Any, recorder: Recorder) -> No
     options = Generation(max_new_tokens=5)
     decoder.submit(prompt(9), options).result()
     before = len(recorder.captured)
-    tickets = [decoder.submit(prompt(600, i), Generation(max_new_tokens=3)) for i in range(6)]
+    sequences = [decoder.submit(prompt(600, i), Generation(max_new_tokens=3)) for i in range(6)]
     drain(decoder)
-    assert all(t.done for t in tickets)
+    assert all(s.done for s in sequences)
     assert decoder.submit(prompt(9), options).result().tokens == alone(lite, prompt(9), options)
     assert len(recorder.captured) > before + 1
 

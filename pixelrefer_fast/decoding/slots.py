@@ -1,13 +1,14 @@
 """Sequences in decoding, side by side: their state on the device, and one step of all of them.
 
-Lanes 0 to n - 1 are taken; a step computes that many, or a bucket of a few more whose lanes lead to the trash block. A
-step decides by itself what each token is and which sequences end with it, and notes both; the host reads the notes
-(`look`) whenever it likes. Nothing in a step waits for the host, so that it can be captured and replayed.
+Slots 0 to n - 1 are taken; a step computes that many, or a bucket of a few more whose slots lead to the trash block. A
+step decides by itself what each token is and which sequences end with it, and leaves both on the device as its output;
+the host copies that (`readback`) whenever it likes. Nothing in a step waits for the host, so that it can be captured
+and replayed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import abc
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Entry:
-    """A sequence that takes a lane.
+    """A sequence that takes a slot.
 
     Attributes:
         length: tokens whose keys and values are in the cache.
@@ -40,16 +41,16 @@ class Entry:
 
     length: int
     left: int
-    blocks: Sequence[int]
-    said: Sequence[int]
+    blocks: abc.Sequence[int]
+    said: abc.Sequence[int]
     temperature: float
     top_p: float
     seed: int
 
 
 @dataclass(frozen=True)
-class Notes:
-    """What the host sees of the lanes at one time, on the device or on its way to the host.
+class StepOutput:
+    """What steps have left in the slots at one time, on the device or on its way to the host.
 
     Attributes:
         numbers: (B, ring + 3) int64: the last tokens, how many a sequence has, whether it failed, whether it goes on.
@@ -60,18 +61,18 @@ class Notes:
     logprobs: torch.Tensor | None
 
 
-class Lanes:
+class Slots:
     """State of up to `size` sequences.
 
     Args:
         model: runs the layers.
         pool: keys and values.
-        size: lanes.
+        size: slots.
         width: blocks that a sequence may have.
         vocabulary: size of the logits.
         ends: tokens that end a sequence.
         penalty: for repetition; 1 is none.
-        ring: how many tokens may be decoded between two looks at the notes.
+        ring: how many tokens of a sequence may be decoded between two readbacks.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class Lanes:
         size: int,
         width: int,
         vocabulary: int,
-        ends: Sequence[int],
+        ends: abc.Sequence[int],
         penalty: float,
         ring: int,
     ) -> None:
@@ -105,17 +106,17 @@ class Lanes:
             "temperature": filled(0, torch.float64),
             "top_p": filled(1, torch.float64),
             "seeds": filled(0, torch.int64),
-            # the last column takes what lanes that do not go on would write
-            "notes": filled(0, torch.int64, ring + 1),
-            "logprobs": filled(0, torch.float32, ring + 1),
+            # the last column takes what slots that do not go on would write
+            "output_tokens": filled(0, torch.int64, ring + 1),
+            "output_logprobs": filled(0, torch.float32, ring + 1),
         }
         if penalty != 1.0:
             self.state["said"] = filled(False, torch.bool, vocabulary)
         self._vacant = {name: x[:1].clone() for name, x in self.state.items()}
         self._ends = torch.tensor(sorted(e for e in ends if 0 <= e < vocabulary), device=device)
 
-    def add(self, entries: Sequence[Entry]) -> None:
-        """Take the next lanes."""
+    def add(self, entries: abc.Sequence[Entry]) -> None:
+        """Take the next slots."""
         first, stop = self.taken, self.taken + len(entries)
         width = self.state["table"].shape[1]
         columns = {
@@ -139,32 +140,32 @@ class Lanes:
         self.taken = stop
 
     def reset(self) -> None:
-        """Give up all lanes, whatever state they are in."""
+        """Give up all slots, whatever state they are in."""
         for name, x in self.state.items():
             x[:] = self._vacant[name]
         self.taken = 0
 
-    def keep(self, lanes: Sequence[int]) -> None:
-        """Give up all lanes but these, which become the first ones in this order."""
-        (index,) = upload([torch.tensor(lanes, dtype=torch.int64)], self._model.device)
+    def keep(self, slots: abc.Sequence[int]) -> None:
+        """Give up all slots but these, which become the first ones in this order."""
+        (index,) = upload([torch.tensor(slots, dtype=torch.int64)], self._model.device)
         for name, x in self.state.items():
-            x[: len(lanes)] = x.index_select(0, index)
-            x[len(lanes) : self.taken] = self._vacant[name]
-        self.taken = len(lanes)
+            x[: len(slots)] = x.index_select(0, index)
+            x[len(slots) : self.taken] = self._vacant[name]
+        self.taken = len(slots)
 
-    def views(self, lanes: int) -> dict[str, torch.Tensor]:
-        """The state of the first lanes: what a step reads and writes."""
-        return {name: x[:lanes] for name, x in self.state.items()}
+    def views(self, slots: int) -> dict[str, torch.Tensor]:
+        """The state of the first slots: what a step reads and writes."""
+        return {name: x[:slots] for name, x in self.state.items()}
 
-    def step(self, lanes: int, width: int, kind: Kind) -> torch.Tensor:
-        """Decode one token in each of the first lanes; the logits (lanes, V).
+    def step(self, slots: int, width: int, kind: Kind) -> torch.Tensor:
+        """Decode one token in each of the first slots; the logits (slots, V).
 
         Args:
-            lanes: how many, those without a sequence included.
+            slots: how many, those without a sequence included.
             width: blocks of the longest sequence, this token included.
             kind: what has to be computed.
         """
-        views = self.views(lanes)
+        views = self.views(slots)
         logits = self._model.step(views["tokens"], views["lengths"], views["table"][:, :width], self._pool)
         views["lengths"] += views["active"]
         self._take(views, logits, kind)
@@ -175,17 +176,17 @@ class Lanes:
         first = self.taken - len(logits)
         self._take({name: x[first : self.taken] for name, x in self.state.items()}, logits, kind)
 
-    def look(self, kind: Kind) -> Notes:
-        """The notes of all lanes that are taken."""
+    def readback(self, kind: Kind) -> StepOutput:
+        """A copy of what steps have left in the slots that are taken."""
         views = self.views(self.taken)
         numbers = [views[name][:, None].long() for name in ("counts", "failed", "active")]
-        return Notes(
-            torch.cat([views["notes"][:, : self.ring], *numbers], 1),
-            views["logprobs"][:, : self.ring].clone() if kind.logprobs else None,
+        return StepOutput(
+            torch.cat([views["output_tokens"][:, : self.ring], *numbers], 1),
+            views["output_logprobs"][:, : self.ring].clone() if kind.logprobs else None,
         )
 
     def _take(self, views: dict[str, torch.Tensor], logits: torch.Tensor, kind: Kind) -> None:
-        """Choose the next token of the lanes of these views, and note it."""
+        """Choose the next token of the slots of these views, and leave it in their output."""
         active, counts = views["active"], views["counts"]
         finite = torch.isfinite(logits).all(-1)
         scores = logits if self._penalty == 1.0 else penalised(logits, views["said"], self._penalty)
@@ -196,10 +197,10 @@ class Lanes:
             tokens = scores.argmax(-1)
         good = active & finite
         place = torch.where(good, counts % self.ring, self.ring)[:, None]
-        views["notes"].scatter_(1, place, tokens[:, None])
+        views["output_tokens"].scatter_(1, place, tokens[:, None])
         if kind.logprobs:
             chosen = logits.log_softmax(-1).gather(1, tokens[:, None])
-            views["logprobs"].scatter_(1, place, chosen)
+            views["output_logprobs"].scatter_(1, place, chosen)
         if self._penalty != 1.0:
             said = views["said"]
             said.scatter_(1, tokens[:, None], said.gather(1, tokens[:, None]) | good[:, None])
