@@ -1,9 +1,9 @@
 """Where the time of one question goes: its stages, and the operations and kernels within them.
 
 Times of stages are taken without a profiler; operations and kernels are those of a trace by torch.profiler, which costs
-the host some time of its own. FLOPs and bytes are counted (`device/counters.py`), percentages are of what a copy and a matrix
-product reach on the same device in the same run. Registers, shared memory and threads of a kernel are what the driver
-told the profiler; from them follows its occupancy.
+the host some time of its own. FLOPs and bytes are counted (`device/counters.py`), percentages are of what a copy and a
+matrix product reach on the same device in the same run. Registers, shared memory and threads of a kernel are what the
+driver told the profiler; from them follows its occupancy.
 """
 
 from __future__ import annotations
