@@ -108,8 +108,8 @@ class BlockPool:
                 del self._holders[block]
                 self._free.append(block)
 
-    def rows(self, blocks: abc.Sequence[int], start: int, stop: int) -> np.ndarray:
-        """Rows (int64) of a sequence's tokens from start to stop."""
+    def rows(self, blocks: abc.Sequence[int], start: int, stop: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Rows of a sequence's tokens from start to stop."""
         token = np.arange(start, stop)
         return np.asarray(blocks, np.int64)[token // self.size] * self.size + token % self.size
 

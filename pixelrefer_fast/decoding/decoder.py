@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,6 +20,9 @@ from pixelrefer_fast.decoding.sequence import Sequence
 from pixelrefer_fast.decoding.slots import Slots
 from pixelrefer_fast.decoding.step_graphs import StepGraphs
 from pixelrefer_fast.decoding.text import Detokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
 
 MAX_RUNNING = 64
 PREFILL_TOKENS = 16384
@@ -44,6 +47,9 @@ class Decoder:
         generation_config: of its checkpoint: eos_token_id and repetition_penalty are used.
         backend: who computes the operations.
 
+    Raises:
+        ValueError: the repetition_penalty is no number.
+
     Attributes:
         max_running: sequences at once; more wait.
         cache_bytes: that keys and values may take; None: a share of what is free at the first use (80 % on a CUDA
@@ -54,7 +60,13 @@ class Decoder:
     These are read when the first prompt comes, and again after `clear`.
     """
 
-    def __init__(self, llm: Any, tokenizer: Any, generation_config: dict[str, Any], backend: str = "auto") -> None:
+    def __init__(
+        self,
+        llm: Qwen2ForCausalLM,
+        tokenizer: PreTrainedTokenizerBase,
+        generation_config: Mapping[str, object],
+        backend: str = "auto",
+    ) -> None:
         self.llm = llm
         self.tokenizer = tokenizer
         self.language_model = LanguageModel(llm, backend)
@@ -65,17 +77,22 @@ class Decoder:
         self.max_prefill_tokens = PREFILL_TOKENS
         self.shared_tokens = SHARED
         ends = generation_config.get("eos_token_id") or []
-        self.end_ids = frozenset([tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])])
-        self.repetition_penalty = float(generation_config.get("repetition_penalty") or 1.0)
+        self.end_ids: frozenset[int] = frozenset(
+            [tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])]
+        )
+        penalty = generation_config.get("repetition_penalty") or 1.0
+        if not isinstance(penalty, (int, float)):
+            raise ValueError(f"repetition_penalty: expected a number, got {shown(penalty)}")
+        self.repetition_penalty = float(penalty)
         self._detokenizer = Detokenizer(tokenizer)
         self._engine: Engine | None = None
         self._lock = threading.Lock()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """A copy decodes by itself: what runs and what is cached stays with this one."""
         return {name: value for name, value in self.__dict__.items() if name not in ("_engine", "_lock")}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._engine = None
         self._lock = threading.Lock()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections import abc
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from pixelrefer_fast.checks.values import shown
 from pixelrefer_fast.planning.request import REGION_TAG, REGION_TOKEN, ObjectTokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 IMAGE_TOKEN = "<image>"
 VIDEO_TAG = "<video>"
@@ -39,7 +42,7 @@ def scene_text(counts: abc.Sequence[int], times: abc.Sequence[float] | None) -> 
     return ",".join(frames) + "\n"
 
 
-def check_question(question: Any) -> None:
+def check_question(question: object) -> None:
     """Raise a ValueError unless `question` is a text that can be asked."""
     if not isinstance(question, str) or not question.strip():
         raise ValueError(f"question: expected a text that is not empty, got {shown(question)}")
@@ -104,7 +107,7 @@ def expand_question(
 
 
 def build_prompt(
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     question: str,
     objects: abc.Sequence[ObjectTokens],
     scene: abc.Sequence[int] | None = None,
@@ -124,7 +127,7 @@ def build_prompt(
     return _tokenized(tokenizer, text, sum(sum(o.counts) for o in objects), sum(scene or ()), room)
 
 
-def continue_prompt(tokenizer: Any, question: str, objects: abc.Sequence[ObjectTokens]) -> Prompt:
+def continue_prompt(tokenizer: PreTrainedTokenizerBase, question: str, objects: abc.Sequence[ObjectTokens]) -> Prompt:
     """Token ids of a further question of a conversation, from the line break after the last answer's end token on.
 
     Args:
@@ -138,13 +141,15 @@ def continue_prompt(tokenizer: Any, question: str, objects: abc.Sequence[ObjectT
     return _tokenized(tokenizer, text, sum(sum(o.counts) for o in objects), 0)
 
 
-def _tokenized(tokenizer: Any, text: str, objects: int, vision: int, room: int | None = None) -> Prompt:
+def _tokenized(
+    tokenizer: PreTrainedTokenizerBase, text: str, objects: int, vision: int, room: int | None = None
+) -> Prompt:
     input_ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)
     if room is not None and len(input_ids) > room:
         raise ValueError(f"prompt: expected at most {room} tokens, got {len(input_ids)}")
-    region_id, image_id = tokenizer.convert_tokens_to_ids([REGION_TOKEN, IMAGE_TOKEN])
-    region_slots = torch.nonzero(input_ids == region_id).flatten()
-    image_slots = torch.nonzero(input_ids == image_id).flatten()
+    placeholders = tokenizer.convert_tokens_to_ids([REGION_TOKEN, IMAGE_TOKEN])
+    assert isinstance(placeholders, list)  # a single id is for a single token
+    region_slots, image_slots = (torch.nonzero(input_ids == own).flatten() for own in placeholders)
     if (len(region_slots), len(image_slots)) != (objects, vision):
         raise ValueError(
             f"question: expected {objects} object and {vision} vision tokens in the prompt, "

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
 from pixelrefer_fast import ops
 from pixelrefer_fast.decoding.cache import BlockPool
+
+if TYPE_CHECKING:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -51,12 +55,12 @@ class LanguageModel:
         backend: who computes the operations.
     """
 
-    def __init__(self, llm: Any, backend: str = "auto") -> None:
+    def __init__(self, llm: Qwen2ForCausalLM, backend: str = "auto") -> None:
         self.llm = llm
         self.backend = backend
 
     @property
-    def config(self) -> Any:
+    def config(self) -> Qwen2Config:
         return self.llm.config
 
     @property
@@ -72,7 +76,7 @@ class LanguageModel:
         attention = self.llm.model.layers[0].self_attn
         return BlockPool(
             layers=len(self.llm.model.layers),
-            heads=self.config.num_key_value_heads,
+            heads=self.config.num_key_value_heads or self.config.num_attention_heads,
             head_dim=attention.head_dim,
             dtype=self.dtype,
             device=self.device,
@@ -148,7 +152,7 @@ class LanguageModel:
         return self.llm.lm_head(hidden).float()
 
 
-def _norm(module: Any, x: torch.Tensor) -> torch.Tensor:
+def _norm(module: Qwen2RMSNorm, x: torch.Tensor) -> torch.Tensor:
     """A Qwen2RMSNorm, as one kernel where torch has one."""
     return F.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TypeVar
 
 import torch
 
 from pixelrefer_fast.decoding.options import Decoded, FinishReason, Generation, Step
 from pixelrefer_fast.decoding.prefixes import PromptEmbeds
 from pixelrefer_fast.decoding.text import Detokenizer, TextStream
+
+Item = TypeVar("Item", str, Step)
 
 
 class Sequence:
@@ -106,7 +108,7 @@ class Sequence:
         """Tokens with their logits as they come, of a sequence that keeps them."""
         return self._iterate(self._steps)
 
-    def _iterate(self, items: deque[Any]) -> Iterator[Any]:
+    def _iterate(self, items: deque[Item]) -> Iterator[Item]:
         try:
             while True:
                 while items:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections import abc
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 BROKEN = "\ufffd"  # what a tokenizer decodes bytes of an unfinished character to
 
@@ -12,14 +15,16 @@ BROKEN = "\ufffd"  # what a tokenizer decodes bytes of an unfinished character t
 class Detokenizer:
     """Text of tokens as the reference shows it."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._hidden = frozenset(tokenizer.all_special_ids)
 
     def __call__(self, tokens: Iterable[int]) -> str:
         # The reference's tokenizer leaves out the registered special tokens but not those it added by itself.
         kept = [t for t in tokens if t not in self._hidden]
-        return self._tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = self._tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)  # a list of texts is for a list of lists
+        return text
 
 
 class TextStream:

@@ -2,19 +2,22 @@
 
 Lengths vary from call to call and a graph's do not: `bucket` rounds a length up to one of few, the caller pads its
 tensors to that length with what changes nothing (patches that belong to no view, slots of -1), and `GraphCache` keeps
-a graph for each bucket.
+a graph for each bucket. `GraphStore` is what it shares with the decoder's steps (`decoding/step_graphs.py`).
 """
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
 SMALLEST_BUCKET = 64
 STEPS = 4  # buckets from one power of two to the next
+log = logging.getLogger("pixelrefer_fast")
+
 Inputs = Mapping[str, torch.Tensor]
 Function = Callable[..., torch.Tensor]
 
@@ -55,28 +58,93 @@ class Capturer(Protocol):
         """`function(**inputs)`, which is run at least once before."""
 
 
-class GraphCache:
-    """Graphs by bucket, the least recently used one given up when their memory exceeds the limit.
+Graph = TypeVar("Graph", bound=Captured)
 
-    For one stream at a time: replays of a graph share its inputs and output.
+
+class GraphStore(Generic[Graph]):
+    """Graphs by key within a memory limit, the least recently used given up first.
+
+    How much a graph takes is known once it is captured. One that exceeds the limit alone is not kept, and one that
+    cannot be captured is not tried again: `refused` says why, and calls run as they are.
 
     Args:
-        limit_bytes: of device memory that all graphs together may keep between calls, inputs and outputs included.
-            How much a graph takes is known once it is captured. One that exceeds the limit alone is not kept: its
-            calls run as they are.
+        limit_bytes: of device memory that all graphs together may keep between calls.
         capturer: makes the graphs; that of torch.cuda unless given.
+
+    Attributes:
+        refused: keys without a graph, and why they have none.
     """
 
     def __init__(self, limit_bytes: int, capturer: Capturer | None = None) -> None:
         self.limit_bytes = limit_bytes
+        self.refused: dict[Hashable, str] = {}
         self._capturer = CudaCapturer() if capturer is None else capturer
-        self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
-        self._too_large: set[Hashable] = set()
+        self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
         self._counts = {"captures": 0, "replays": 0, "evictions": 0, "not_kept": 0}
 
     def unusable(self, device: torch.device) -> str | None:
-        """Why `run` cannot be called with inputs on this device, or None."""
+        """Why nothing can be captured on this device, or None."""
         return self._capturer.unusable(device)
+
+    def held_bytes(self) -> int:
+        """Bytes of device memory that the graphs keep."""
+        return sum(graph.held for graph in self._graphs.values())
+
+    def counts(self) -> dict[str, int]:
+        """Graphs kept now and their bytes; captures, replays, evictions, and later calls of keys that were refused."""
+        return {"graphs": len(self._graphs), "held_bytes": self.held_bytes(), **self._counts}
+
+    def clear(self) -> None:
+        """Give up all graphs; needed when what they read besides their inputs (weights, cache) moves."""
+        self._graphs.clear()
+        self.refused.clear()
+
+    def _graph(self, key: Hashable, capture: Callable[[], Graph]) -> Graph | None:
+        """The graph of a key, made by `capture` unless it is there; None for a key that is refused.
+
+        Raises:
+            torch.OutOfMemoryError: there is no memory to capture it now; the next call tries again.
+        """
+        if key in self.refused:
+            self._counts["not_kept"] += 1
+            return None
+        if key not in self._graphs and not self._keep(key, capture):
+            return None
+        self._graphs.move_to_end(key)
+        return self._graphs[key]
+
+    def _replay(self, graph: Graph) -> torch.Tensor:
+        graph.replay()
+        self._counts["replays"] += 1
+        return graph.output
+
+    def _keep(self, key: Hashable, capture: Callable[[], Graph]) -> bool:
+        """Capture a graph and make room for it; whether it is kept."""
+        try:
+            graph = capture()
+        except torch.OutOfMemoryError:  # may pass, and whoever calls makes room
+            raise
+        except RuntimeError as error:
+            # without a capture the same call either works or raises what is wrong with it
+            self.refused[key] = f"the capture failed: {error}"
+            log.warning("graphs: not using one (%s)", self.refused[key])
+            return False
+        self._counts["captures"] += 1
+        if graph.held > self.limit_bytes:
+            self.refused[key] = f"it takes {graph.held} bytes, of a limit of {self.limit_bytes}"
+            return False
+        while self.held_bytes() + graph.held > self.limit_bytes:
+            self._graphs.popitem(last=False)
+            self._counts["evictions"] += 1
+        self._graphs[key] = graph
+        return True
+
+
+class GraphCache(GraphStore["BufferedGraph"]):
+    """Graphs by bucket, with buffers of their own that each call fills.
+
+    For one stream at a time: replays of a graph share its inputs and output, which count as its memory.
+    """
 
     def run(self, key: Hashable, function: Function, inputs: Inputs) -> torch.Tensor:
         """`function(**inputs)`, by replaying its graph, which the first call captures.
@@ -98,59 +166,30 @@ class GraphCache:
         if reason is not None:
             raise ValueError(f"graphs: expected inputs on a device with CUDA graphs, got {device}: {reason}")
         shapes = tuple((name, x.shape, x.dtype) for name, x in sorted(inputs.items()))
-        place = (key, device, shapes)
         # normal tensors even within inference mode: buffers that live on are written to in every mode
         with torch.inference_mode(False), torch.no_grad():
-            if place in self._too_large:
-                self._counts["not_kept"] += 1
-                return function(**inputs)
-            graph = self._graphs.get(place)
+            graph = self._graph((key, device, shapes), lambda: BufferedGraph(self._capturer, function, inputs))
             if graph is None:
-                graph = self._capture(place, function, inputs)
-            else:
-                self._graphs.move_to_end(place)
-                graph.load(inputs)
-            graph.captured.replay()
-            self._counts["replays"] += 1
-            return graph.captured.output.clone()
-
-    def held_bytes(self) -> int:
-        """Bytes of device memory that the graphs keep."""
-        return sum(graph.held for graph in self._graphs.values())
-
-    def counts(self) -> dict[str, int]:
-        """Graphs kept now and their bytes; captures, replays, evictions, and calls of graphs too large to be kept."""
-        return {"graphs": len(self._graphs), "held_bytes": self.held_bytes(), **self._counts}
-
-    def clear(self) -> None:
-        """Give up all graphs; needed when what they read besides their inputs (weights) moves."""
-        self._graphs.clear()
-        self._too_large.clear()
-
-    def _capture(self, place: Hashable, function: Function, inputs: Inputs) -> _Graph:
-        graph = _Graph(self._capturer, function, inputs)
-        self._counts["captures"] += 1
-        if graph.held > self.limit_bytes:
-            self._too_large.add(place)
-            return graph
-        while self.held_bytes() + graph.held > self.limit_bytes:
-            self._graphs.popitem(last=False)
-            self._counts["evictions"] += 1
-        self._graphs[place] = graph
-        return graph
+                return function(**inputs)
+            graph.load(inputs)
+            return self._replay(graph).clone()
 
 
-class _Graph:
-    """A captured computation with the buffers it reads its inputs from."""
+class BufferedGraph:
+    """A captured computation with the buffers that it reads its inputs from."""
 
     def __init__(self, capturer: Capturer, function: Function, inputs: Inputs) -> None:
         self._inputs = {name: x.detach().clone() for name, x in inputs.items()}
-        self.captured = capturer.capture(function, self._inputs)
-        self.held = self.captured.held + sum(x.nbytes for x in self._inputs.values())
+        self._captured = capturer.capture(function, self._inputs)
+        self.output = self._captured.output
+        self.held = self._captured.held + sum(x.nbytes for x in self._inputs.values())
 
     def load(self, inputs: Inputs) -> None:
         for name, x in inputs.items():
             self._inputs[name].copy_(x)
+
+    def replay(self) -> None:
+        self._captured.replay()
 
 
 class CudaCapturer:
@@ -174,9 +213,11 @@ class CudaCapturer:
                 self._streams[device] = torch.cuda.Stream(device)
             stream = self._streams[device]
             stream.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(stream):
-                function(**inputs)
-            torch.cuda.current_stream(device).wait_stream(stream)
+            try:
+                with torch.cuda.stream(stream):
+                    function(**inputs)
+            finally:  # also what a run that failed has begun comes before what the caller does next
+                torch.cuda.current_stream(device).wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             # other threads may go on using the device meanwhile
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):

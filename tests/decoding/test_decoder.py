@@ -92,6 +92,12 @@ def test_greedy_equals_transformers(request: pytest.FixtureRequest, kind: str, s
         torch.testing.assert_close(step.logits, logits[0].float(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("penalty", ["1.1", [1.1]])
+def test_a_penalty_that_is_no_number(lite: Any, penalty: object) -> None:
+    with pytest.raises(ValueError, match=r"^repetition_penalty: expected a number, got .*1\.1"):
+        Decoder(lite.llm, lite.tokenizer, {"repetition_penalty": penalty})
+
+
 @pytest.mark.filterwarnings("ignore:Passing `repetition_penalty` with `inputs_embeds`")
 @pytest.mark.parametrize("penalty", [1.05, 1.3, 3.0, 0.7])
 def test_repetition_penalty_equals_transformers(lite: Any, penalty: float) -> None:

@@ -11,8 +11,8 @@ from recorded_graphs import SIZE, Recorder
 
 from pixelrefer_fast.decoding import Generation
 from pixelrefer_fast.decoding import decoder as decoder_module
-from pixelrefer_fast.decoding import step_graphs as graphs_module
 from pixelrefer_fast.decoding.step_graphs import StepGraphs
+from pixelrefer_fast.device import graphs as graphs_module
 
 LENGTHS = [5, 40, 1, 33, 32, 17, 70]
 
@@ -102,6 +102,50 @@ def test_a_capture_changes_nothing() -> None:
     }
     graphs.clear()
     assert graphs.held_bytes() == 0
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no capture"), torch.OutOfMemoryError("not now")])
+def test_a_capture_that_fails_changes_nothing(error: Exception) -> None:
+    """The run before it has moved the state on, which is put back whether the step is then done or not."""
+    recorder = Recorder()
+    recorder.error = error
+    graphs, count = StepGraphs(10 * SIZE, recorder), torch.zeros(1)
+
+    def step() -> torch.Tensor:
+        count.add_(1)
+        return count * 10
+
+    for done in (1, 2):
+        if isinstance(error, torch.OutOfMemoryError):
+            with pytest.raises(torch.OutOfMemoryError):
+                graphs.run("key", step, {"count": count})
+            assert count == 0
+        else:
+            assert graphs.run("key", step, {"count": count}) == 10 * done
+            assert count == done
+    assert recorder.tries == (2 if isinstance(error, torch.OutOfMemoryError) else 1)
+    assert graphs.refused == ({} if recorder.tries == 2 else {"key": "the capture failed: no capture"})
+
+
+def test_answers_where_every_capture_fails(lite: Any, recorder: Recorder) -> None:
+    recorder.error = RuntimeError("no capture")
+    decoder = new_decoder(lite, penalty=1.2, graph_bytes=100 * SIZE)
+    sequences = [decoder.submit(prompt(n, i), _options(i)) for i, n in enumerate(LENGTHS)]
+    assert answers(sequences) == [alone(lite, prompt(n, i), _options(i), penalty=1.2) for i, n in enumerate(LENGTHS)]
+    counts = decoder.counts()
+    assert counts["graph_captures"] == counts["graph_replays"] == 0
+    assert counts["graph_not_kept"] + recorder.tries == counts["steps"]
+
+
+def test_steps_without_memory_for_a_capture_are_fewer_at_once(lite: Any, recorder: Recorder) -> None:
+    decoder = new_decoder(lite, graph_bytes=100 * SIZE)
+    sequences = [decoder.submit(prompt(9, i), Generation(max_new_tokens=6)) for i in range(4)]
+    recorder.error = torch.OutOfMemoryError("not now")
+    decoder.advance()
+    recorder.error = None
+    assert decoder.counts()["most_running"] == 2
+    assert answers(sequences) == [alone(lite, prompt(9, i), Generation(max_new_tokens=6)) for i in range(4)]
+    assert decoder.counts()["graph_replays"] > 0
 
 
 def test_where_there_are_none(lite: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,6 +140,52 @@ def test_one_that_exceeds_the_limit_alone_is_not_kept() -> None:
     # captured once to learn its size, then run as it is; the small one stayed
     assert (counts["captures"], counts["not_kept"], counts["evictions"]) == (2, 2, 0)
     assert cache.held_bytes() == SIZE + 8
+    assert list(cache.refused.values()) == [f"it takes {2 * SIZE + 12} bytes, of a limit of {2 * SIZE}"]
+
+
+def test_a_capture_that_fails_is_remembered_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
+    recorder = Recorder()
+    cache = GraphCache(10**6, recorder)
+    cache.run("double", _double, _ones(2))
+    recorder.error = RuntimeError("operation not permitted when stream is capturing")
+    for value in (1.0, 2.0, 3.0):
+        assert cache.run("double", _double, {"x": torch.full((3,), value)}).tolist() == [2 * value] * 3
+    assert recorder.tries == 2
+    reason = "the capture failed: operation not permitted when stream is capturing"
+    assert list(cache.refused.values()) == [reason]
+    assert [record.message for record in caplog.records] == [f"graphs: not using one ({reason})"]
+    counts = cache.counts()
+    assert (counts["graphs"], counts["captures"], counts["replays"], counts["not_kept"]) == (1, 1, 1, 2)
+    # what is captured already goes on, and other weights are another try
+    cache.run("double", _double, _ones(2))
+    assert cache.counts()["replays"] == 2
+    cache.clear()
+    recorder.error = None
+    assert cache.run("double", _double, _ones(3)).tolist() == [2] * 3
+    assert recorder.tries == 3
+    assert not cache.refused
+
+
+def test_a_function_that_fails_raises_what_is_wrong_with_it() -> None:
+    def fail(x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("a defect")
+
+    cache = GraphCache(10**6, Recorder())
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"^a defect$"):
+            cache.run("fail", fail, _ones(3))
+
+
+def test_a_capture_without_memory_is_tried_again() -> None:
+    recorder = Recorder()
+    cache = GraphCache(10**6, recorder)
+    recorder.error = torch.OutOfMemoryError("not now")
+    with pytest.raises(torch.OutOfMemoryError, match=r"^not now$"):
+        cache.run("double", _double, _ones(3))
+    recorder.error = None
+    assert cache.run("double", _double, _ones(3)).tolist() == [2] * 3
+    assert len(recorder.captured) == 1
+    assert not cache.refused
 
 
 def test_clear() -> None:
