@@ -108,7 +108,9 @@ class Module:
             return self.kernels[name]
         found = [k for n, k in self.kernels.items() if name in n]
         if len(found) != 1:
-            raise ValueError(f"kernel: expected a name or a part of one of {', '.join(self.kernels)}, got {name!r}"[:200])
+            raise ValueError(
+                f"kernel: expected a name or a part of one of {', '.join(self.kernels)}, got {name!r}"[:200]
+            )
         return found[0]
 
 

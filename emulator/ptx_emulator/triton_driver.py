@@ -115,9 +115,7 @@ class Launcher:
         self.block = metadata.num_warps * 32
         # what the compiled kernel takes: neither constants nor what was specialised into one
         self.taken = [
-            (i, name)
-            for i, name in enumerate(names)
-            if source.signature[name] != "constexpr" and i not in constants
+            (i, name) for i, name in enumerate(names) if source.signature[name] != "constexpr" and i not in constants
         ]
 
     def __call__(

@@ -31,7 +31,9 @@ _OPERATIONS: dict[str, Callable[..., np.generic]] = {
 }
 
 
-@opcode("atom red", " ".join(_OPERATIONS) + " global shared shared::cta relaxed acquire release acq_rel cta gpu sys noftz")
+@opcode(
+    "atom red", " ".join(_OPERATIONS) + " global shared shared::cta relaxed acquire release acq_rel cta gpu sys noftz"
+)
 def atomic(ops: Operands, ins: Instruction) -> Run:
     """Lanes take their turn in order; each is given what was there before it."""
     kind = ins.modifiers[-1]

@@ -93,9 +93,7 @@ class _Descriptor:
         data = m.shared.bytes.view(UNSIGNED[self.size])[at // self.size]
         return widen(data, self.kind).astype(np.float64), cells
 
-    def _offsets(
-        self, width: int, leading: NDArray[np.int64], stride: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
+    def _offsets(self, width: int, leading: NDArray[np.int64], stride: NDArray[np.int64]) -> NDArray[np.int64]:
         """ "Shared Memory Matrix Layout" and "Strides": bytes from the start, before the swizzle.
 
         Core matrices are 8 rows of 16 bytes; a swizzled pattern is 8 rows of `width` bytes.

@@ -129,7 +129,9 @@ class GlobalMemory:
             space[at + i] = value
             if (lost := space[at + i] != value).any():
                 lane = lanes[int(np.argmax(lost))]
-                m.findings.add("race", instruction, f"lanes write different values to one address; {m.who(m.warp_of[lane])}")
+                m.findings.add(
+                    "race", instruction, f"lanes write different values to one address; {m.who(m.warp_of[lane])}"
+                )
 
     def update(
         self, m: Machine, address: int, size: int, instruction: Instruction, lane: int, strong: bool = True

@@ -135,9 +135,7 @@ class SharedMemory:
                 text = f"lanes write different values to one address; {m.who(m.warp_of[lane])}"
                 m.findings.add("race", instruction, text)
 
-    def update(
-        self, m: Machine, address: int, size: int, instruction: Instruction, lane: int
-    ) -> tuple[Array, int]:
+    def update(self, m: Machine, address: int, size: int, instruction: Instruction, lane: int) -> tuple[Array, int]:
         """For an atomic access of one lane, which the caller performs: an array and the index of its element."""
         who = np.array([lane])
         at = self.locate(m, np.array([address]), size, instruction, who)
@@ -302,5 +300,7 @@ class ProxyFences:
         bad = (writer >= 0) & ~fenced & ~every
         if bad.any():
             row = int(np.argmax(bad.any(1)))
-            text = f"the wgmma of {m.who(m.warp_of[product.lanes[row]])} reads what no fence.proxy.async has shown to it"
+            text = (
+                f"the wgmma of {m.who(m.warp_of[product.lanes[row]])} reads what no fence.proxy.async has shown to it"
+            )
             m.findings.add("proxy", instruction, text)
