@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
+import training_fixtures
 from PIL import Image
 
 HEIGHT, WIDTH = 40, 60
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small gain nothing from more threads, and lose much on a machine that does other things as well."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+one_thread = training_fixtures.one_thread
+tokenizer = training_fixtures.tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -34,23 +28,6 @@ def world_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scenes = [make_scene(seed, "train", video=seed % 3 == 0) for seed in range(6)]
     write_world(folder, [(scene, ask_about(scene, 0, limit=3)) for scene in scenes])
     return folder
-
-
-@pytest.fixture(scope="session")
-def tokenizer() -> Any:
-    """Of the embedded models' kind, from a few scenes."""
-    from recipe.sizes import make_tokenizer, world_texts
-
-    return make_tokenizer(world_texts(60))
-
-
-@pytest.fixture(params=["lite", "full"])
-def small_model(request: pytest.FixtureRequest, tokenizer: Any) -> Any:
-    """A fresh model of either kind whose language model is just deep enough to be guided."""
-    from recipe.sizes import fresh_model, mini_config
-
-    sizes = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 6}
-    return fresh_model(mini_config(request.param, **sizes, num_key_value_heads=2), tokenizer, 0)
 
 
 @pytest.fixture

@@ -18,6 +18,9 @@ from pixelrefer_fast.train.processes import gradient_backend, process, processes
 
 LOG = "log.jsonl"
 
+LOG_STEPS = 20  # between two entries of the log
+SAVE_STEPS = 400  # between two checkpoints
+
 
 def run_pretraining(
     model: nn.Module,
@@ -62,8 +65,8 @@ def run_pretraining(
         max_grad_norm=1.0,
         bf16=True,
         use_cpu=not torch.cuda.is_available(),
-        logging_steps=20,
-        save_steps=400,
+        logging_steps=LOG_STEPS,
+        save_steps=SAVE_STEPS,
         save_total_limit=1,
         seed=seed,
         report_to=[],
