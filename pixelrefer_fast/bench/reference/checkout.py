@@ -128,7 +128,7 @@ def packed_attention(
     sequences; else PyTorch's fused attention for each sequence alone, so that no mask over the whole packing is built
     and no score outside the blocks is computed. Ours attends in the same ways.
     """
-    if accepts(TORCH_VARLEN, q, k, v, cu_q, cu_k, max_q, max_k) is None:
+    if accepts(TORCH_VARLEN, q, k, v, cu_q, max_q, max_k, causal=False) is None:
         return run(TORCH_VARLEN, q, k, v, cu_q, cu_k, max_q, max_k)
     out = torch.empty_like(q)
     for start, stop in itertools.pairwise(cu_q.tolist()):
