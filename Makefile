@@ -57,7 +57,7 @@ bench: $(VENV)/.ready
 bench-ops: $(VENV)/.ready
 	$(BIN)/python benchmarks/ops_bench.py
 
-# the same cases, and stages and whole questions, under pytest-benchmark; SUITE="-k rope2d --benchmark-save=name"
+# stages, whole questions and curves under pytest-benchmark; SUITE="-k video --benchmark-save=name"
 bench-suite: $(VENV)/.ready
 	$(BIN)/pytest benchmarks/suite $(SUITE)
 

@@ -1,4 +1,4 @@
-"""PixelRefer-Lite up to its object tokens as ../shared/spec.md describes it, with no thought of speed.
+"""PixelRefer-Lite up to its object tokens as the paper's section 4.2 has it, with no thought of speed.
 
 One object after the other, each with its own two context views, one cluster after the other, and PyTorch's
 `MultiheadAttention` per object: what `region_stage.py` compares with when no checkout of the reference is given.
@@ -65,7 +65,7 @@ class Plain:
         context: Sequence[torch.Tensor],
         boxes: Sequence[tuple[Box, int, int]],
     ) -> torch.Tensor:
-        """Features to object tokens (§4, §5): the arguments of `bench.reference.RegionStage`."""
+        """Features to object tokens, pooled and infused: the arguments of `bench.reference.RegionStage`."""
         tokens = []
         for i in range(len(crops)):
             own = self._pool(crops[i], masks[i], boxes[i])
@@ -125,7 +125,7 @@ class Plain:
         return self.region_stage(crops, grids, local, context, boxes)
 
     def _crop(self, mask: np.ndarray) -> tuple[Box, Box, tuple[int, int]]:
-        """Reported box, half-open crop, and the crop's size after scaling (§1)."""
+        """Reported box, half-open crop, and the crop's size after scaling."""
         height, width = mask.shape
         rows, columns = np.nonzero(mask)
         top, left = max(0, int(rows.min()) - PAD), max(0, int(columns.min()) - PAD)
@@ -142,7 +142,7 @@ class Plain:
         return box, (top, left, bottom, right), size
 
     def _encode(self, pixels: np.ndarray, num_images: int) -> torch.Tensor:
-        """One view through the image processor (§3) and the vision encoder: (rows, columns, D)."""
+        """One view through the image processor and the vision encoder: (rows, columns, D)."""
         from PIL import Image
 
         height, width = self._processor_size(pixels.shape[0], pixels.shape[1], num_images)

@@ -2,6 +2,7 @@
 
     python benchmarks/ops_bench.py                         all operations
     python benchmarks/ops_bench.py --op rope2d infuse      these
+    python benchmarks/ops_bench.py --op encoder            a layer of the vision encoder (`encoder_layer.py`)
 
 On a CUDA device times are the device's own (events, warm, cold L2, inputs in turn, calls in turn). Without one the
 definition and providers for the CPU are timed by the wall clock, in float32. Beside every time stands the error of the
@@ -9,8 +10,8 @@ same call, and the percentage of what a copy and a matrix product reach in the s
 limit there is neither a percentage nor a speed-up, and the exit status is 1.
 
 Every operation's first case comes first, then their second ones and so on: with --seconds what is measured by then is
-kept. The definition compiled by torch (--compiled) takes minutes to compile for all cases. The same cases under
-pytest-benchmark: `pytest benchmarks/suite/test_ops.py`.
+kept. The definition compiled by torch (--compiled) takes minutes to compile for all cases. `report.py --compare` sets
+two results side by side.
 """
 
 from __future__ import annotations
@@ -31,17 +32,19 @@ from pixelrefer_fast.bench.report import results, tables
 from pixelrefer_fast.bench.run import ops
 from pixelrefer_fast.bench.run.cases import Case
 
-CASES = Path(__file__).resolve().parent / "ops"
+FOLDER = Path(__file__).resolve().parent
+ENCODER = "encoder"  # no operation, but measured like one where it is asked for
 
 
 def op_files() -> dict[str, Path]:
     """The benchmark file of every operation."""
-    return {p.stem: p for p in sorted(CASES.glob("*.py"))}
+    return {p.stem: p for p in sorted((FOLDER / "ops").glob("*.py"))}
 
 
 def load_cases(name: str) -> list[Case]:
-    """The cases of an operation's benchmark file."""
-    spec = importlib.util.spec_from_file_location(f"bench_{name}", op_files()[name])
+    """The cases of an operation's benchmark file, or of the encoder's."""
+    path = FOLDER / "encoder_layer.py" if name == ENCODER else op_files()[name]
+    spec = importlib.util.spec_from_file_location(f"bench_{name}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -149,7 +152,7 @@ what a copy and a matrix product reached in the same run.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--op", nargs="+", choices=sorted(op_files()), metavar="OP", help="only these operations")
+    parser.add_argument("--op", nargs="+", choices=[*sorted(op_files()), ENCODER], metavar="OP", help="only these")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--smoke", action="store_true", help="the small cases instead (for compute-sanitizer)")
     parser.add_argument("--repeats", type=int, default=50, help="calls of each candidate at most (default: 50)")

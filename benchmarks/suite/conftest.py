@@ -1,7 +1,7 @@
 """The benchmarks under pytest-benchmark: what every file of this folder shares.
 
-    pytest benchmarks/suite/test_ops.py                          everything that runs here
-    pytest benchmarks/suite/test_ops.py -k rope2d --smoke        small sizes
+    pytest benchmarks/suite/test_stages.py                       every stage of the models that run here
+    pytest benchmarks/suite/test_stages.py -k video --smoke      small sizes
     pytest benchmarks/suite --results PATH                       rows in the common schema, appended to a file
 
 Timing is `bench.timing`'s: on a CUDA device calls of `timed_on_device` take the device's own time with a cold L2 and
@@ -28,7 +28,7 @@ from pixelrefer_fast.bench.report.results import Row
 from pixelrefer_fast.bench.run import workloads
 
 FOLDER = Path(__file__).resolve().parent
-sys.path += [str(FOLDER), str(FOLDER.parent)]  # what lies beside the tests, and ops_bench.py
+sys.path.append(str(FOLDER))  # what the tests share
 
 LEAST = 5  # rounds, however long they take
 SMOKE_ROUNDS = 1
@@ -84,7 +84,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     here = "cuda" if torch.cuda.is_available() else "cpu"
     group.addoption("--device", choices=("cpu", "cuda"), default=here, help=f"where (default: {here})")
     group.addoption("--smoke", action="store_true", help="tiny sizes, each timed once: does everything run?")
-    group.addoption("--compiled", action="store_true", help="definitions compiled by torch as well")
     group.addoption("--repeats", type=int, default=50, help="rounds of a case at most (default: 50)")
     group.addoption("--models", metavar="NAMES", help="of whole questions, by commas (default: embedded; on cuda 2b)")
     group.addoption("--results", type=Path, metavar="PATH", help="result file to append to")

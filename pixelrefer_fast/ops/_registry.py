@@ -1,9 +1,9 @@
 """What an operation is: a PyTorch definition, the providers that may replace it, its tolerance and its samples.
 
-The definition is the specification, the CPU path and the oracle of the tests; its signature is the operation's, said once
-(`_signature`). What is checked of the arguments attaches to it, and so does a provider (a Triton kernel, the CUDA
-extension, a library): under a name, saying on which devices it runs, why it is not available and why it declines a call,
-and it is counted when it is passed over. A backend asked for by name never falls back.
+The definition is the specification, the CPU path and the oracle of the tests, and its signature is the operation's
+(`_signature`). A provider (a Triton kernel, the CUDA extension, a library) attaches to it under a name, says on which
+devices it runs, why it is not available and why it declines a call, and is counted when it is passed over. A backend
+asked for by name never falls back.
 
 Every operation is also a `torch.library` operator, `torch.ops.pixelrefer_fast.<name>`, which is what `torch.compile`
 sees. Eager calls go to the provider directly: an operator's dispatch costs microseconds a call.

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -71,9 +68,8 @@ def test_smoke_cases_hold(ops_bench: ModuleType, name: str) -> None:
             assert results.validate(results.document("ops", rows)) == []
 
 
-def test_the_encoder_and_transformers_own_agree() -> None:
-    encoder_case = load(BENCHMARKS / "suite" / "encoder_case.py")
-    small, *released = encoder_case.cases()
+def test_the_encoder_and_transformers_own_agree(ops_bench: ModuleType) -> None:
+    small, *released = ops_bench.load_cases("encoder")
     with torch.inference_mode():
         rows = {row["by"]: row for row in ops.measure(small, torch.float32, CPU, 1, WallClock())}
     assert {"torch", "auto", "transformers"} <= rows.keys()
@@ -276,35 +272,15 @@ def test_a_run_writes_its_result(ops_bench: ModuleType, tmp_path: Path, monkeypa
     assert "| add_norm: " in page.read_text()
 
 
-def test_the_suite_under_pytest_benchmark(tmp_path: Path) -> None:
-    """Small cases of two operations and the encoder, with rows in the common schema beside its own statistics."""
-    out, own = tmp_path / "ops.json", tmp_path / "own.json"
-    command = [sys.executable, "-m", "pytest", "benchmarks/suite/test_ops.py", "-q", "-p", "no:cacheprovider"]
-    command += ["--smoke", "--device", "cpu", "-k", "scatter_tokens or infuse or encoder"]
-    command += ["--results", str(out), "--benchmark-json", str(own)]
-    # the interpreter has its own tests; the root of the repository stays off the path
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONSAFEPATH": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_the_encoder_and_a_rival_are_measured_by_name(
+    ops_bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")  # the interpreter has its own tests
+    out = tmp_path / "ops.json"
+    arguments = ["--op", "infuse", "encoder", "--smoke", "--repeats", "1", "--device", "cpu", "--json", str(out)]
+    assert ops_bench.main(arguments) == 0
     (document,) = results.read(out)
     assert results.validate(document) == []
-    assert document["smoke"]
     by = {(row["extra"]["op"], row["by"]) for row in document["rows"]}
-    assert {("scatter_tokens", "torch"), ("infuse", "nn.MultiheadAttention"), ("encoder", "transformers")} <= by
+    assert {("infuse", "torch"), ("infuse", "nn.MultiheadAttention"), ("encoder", "transformers")} <= by
     assert all(row["ok"] and row["calls"] == 1 and "error" in row for row in document["rows"])
-    benchmarks = json.loads(own.read_text())["benchmarks"]
-    assert len(benchmarks) == len(document["rows"])
-    for benchmark in benchmarks:
-        assert benchmark["extra_info"]["ok"]
-        assert benchmark["group"].endswith(", float32")
-        assert {"error", "limit", "flops", "moved", "by"} <= benchmark["extra_info"].keys()
-
-
-def test_the_suite_refuses_a_bad_result_file(tmp_path: Path) -> None:
-    (tmp_path / "file.json").write_text("{}")
-    command = [sys.executable, "-m", "pytest", "benchmarks/suite/test_ops.py", "--results", str(tmp_path / "file.json")]
-    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    assert "expected a result file" in done.stderr
-    assert "Traceback" not in done.stderr

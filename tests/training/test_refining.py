@@ -47,8 +47,8 @@ def test_a_deeper_encoder_sees_what_it_saw(model):
     with torch.no_grad():
         before, after = (m.network.encoder(asked.patches, asked.grids) for m in (model, deeper))
     assert torch.equal(before, after)
-    own = deeper.state_dict()
-    assert all(torch.equal(weight, own[name]) for name, weight in model.state_dict().items())
+    own = deeper.network.state_dict()
+    assert all(torch.equal(weight, own[name]) for name, weight in model.network.state_dict().items())
     assert own["encoder.layers.5.qkv.weight"].any()  # only what a new layer gives is nothing, not what it looks at
     with pytest.raises(ValueError, match="at least the encoder's 4 layers, got 3"):
         deepen(model, 3, seed=1)
@@ -103,17 +103,17 @@ def test_a_refining_writes_a_model_and_goes_on(model, tmp_path):
     entry = [json.loads(line) for line in (tmp_path / "once" / "log.jsonl").read_text().splitlines()][-1]
     assert entry["step"] == 2
     assert {f"accuracy/{name}" for name in ("answers", *HEADS)} <= entry.keys()
-    old = model.state_dict()
-    new = trained.state_dict()
+    old = model.network.state_dict()
+    new = trained.network.state_dict()
     assert torch.equal(new["llm.model.norm.weight"], old["llm.model.norm.weight"])  # its rate is zero
     assert not torch.equal(new["encoder.layers.0.fc1.weight"], old["encoder.layers.0.fc1.weight"])
     assert new["encoder.layers.4.out.weight"].any()
 
     loaded = deepen(model, 5, seed=2)
     load_refined(loaded, path)
-    assert all(torch.equal(weight, new[name]) for name, weight in loaded.state_dict().items())
+    assert all(torch.equal(weight, new[name]) for name, weight in loaded.network.state_dict().items())
     further, _ = run("further", 2, start=path)  # the first warms up
-    moved = (further.state_dict()["encoder.post_norm.weight"] - new["encoder.post_norm.weight"]).abs().max()
+    moved = (further.network.state_dict()["encoder.post_norm.weight"] - new["encoder.post_norm.weight"]).abs().max()
     assert 0 < moved < 0.01  # a step from where the first ended
 
     weights = load_file(path)

@@ -183,14 +183,14 @@ def test_parts_are_pretrained_and_put_together(model, tmp_path):
     llm = {k: v.clone() for k, v in model.network.llm.state_dict().items()}
     fresh = fresh_model(model.config, model.tokenizer, 1)
     symbols = load_language(fresh, language)
-    assert all(torch.equal(v, llm[k]) for k, v in fresh.llm.state_dict().items())
+    assert all(torch.equal(v, llm[k]) for k, v in fresh.network.llm.state_dict().items())
     vision = align(fresh, symbols, MIXED, tmp_path / "vision", steps=2)
     assert vision == tmp_path / "vision" / VISION
-    assert all(torch.equal(v, llm[k]) for k, v in fresh.llm.state_dict().items())
+    assert all(torch.equal(v, llm[k]) for k, v in fresh.network.llm.state_dict().items())
     other = fresh_model(model.config, model.tokenizer, 2)
     load_vision(other, vision)
-    seen = {k: v for k, v in fresh.state_dict().items() if not k.startswith("llm.")}
-    assert all(torch.equal(other.state_dict()[k], v) for k, v in seen.items())
+    seen = {k: v for k, v in fresh.network.state_dict().items() if not k.startswith("llm.")}
+    assert all(torch.equal(other.network.state_dict()[k], v) for k, v in seen.items())
     entries = [json.loads(line) for line in (tmp_path / "vision" / "log.jsonl").read_text().splitlines()]
     assert "accuracy/objects" in entries[-1]
     more = pretrain_language(fresh, LESSONS, tmp_path / "language", steps=4, resume=False, start=language)

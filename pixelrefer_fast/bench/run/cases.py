@@ -6,9 +6,8 @@
         yield Case("rope2d", "5 patches", _arguments(5), flops=..., moved=..., smoke=True)
         yield Case("rope2d", "982 patches", _arguments(982), flops=..., moved=...)
 
-`benchmarks/ops_bench.py` and `benchmarks/suite/test_ops.py` measure them (`bench.run.ops`);
-`tests/benchmarks/test_op_benchmarks.py` runs every operation's smoke cases on the CPU, with the kernels in Triton's
-interpreter.
+`benchmarks/ops_bench.py` measures them (`bench.run.ops`); `tests/benchmarks/test_op_benchmarks.py` runs every
+operation's smoke cases on the CPU, with the kernels in Triton's interpreter.
 """
 
 from __future__ import annotations

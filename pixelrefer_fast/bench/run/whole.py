@@ -56,13 +56,6 @@ QUICK_CURVES: dict[str, tuple[int, ...]] = {
     "n": (1, 8, 32),
     "batch": (1, 8, 64),
 }
-AXES = {
-    "objects": "objects of one image",
-    "frames": "frames of a video, marked in each",
-    "side": "side of a square image",
-    "n": "object tokens of an object",
-    "batch": "images in a batch, one object each",
-}
 LEAST_POWER_SECONDS = 1.0  # the counters of a device move a few times a second
 
 
