@@ -76,11 +76,11 @@ def count(run: Run) -> dict[str, int]:
 
     Launches of Triton kernels count as an operation each, with the FLOPs that they declare.
     """
-    from pixelrefer_fast.kernels import _launch
+    from pixelrefer_fast.device.launches import Launch, listen
 
     flops, operations = FlopCounterMode(display=False, custom_mapping=UNCOUNTED), _OpCounter()
-    launches: list[_launch.Launch] = []
-    with flops, _launch.listen(launches.append):
+    launches: list[Launch] = []
+    with flops, listen(launches.append):
         run()
     with operations:
         run()

@@ -9,36 +9,21 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pixelrefer_fast.device import launches
+from pixelrefer_fast.device.launches import Launch
+
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
 # what a launch configuration may hold besides the kernel's own BLOCK_* sizes
 OPTIONS = ("num_warps", "num_stages")
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One launch, as a counter sees it.
-
-    Attributes:
-        kernel: `file.kernel`.
-        grid: of programs.
-        flops, moved: what its formulas say that it computes, and the bytes to and from device memory.
-        function: the compiled kernel's name, which profilers show; several kernels may share a function.
-    """
-
-    kernel: str
-    grid: tuple[int, ...]
-    flops: int
-    moved: int
-    function: str
 
 
 @dataclass(frozen=True)
@@ -62,37 +47,6 @@ class CompileCase:
     constants: dict[str, Any]
     options: dict[str, int] = field(default_factory=dict)
     matrix: bool = False
-
-
-_listeners: list[Callable[[Launch], None]] = []
-_launching = False
-_dry = False
-
-
-@contextmanager
-def listen(listener: Callable[[Launch], None]) -> Iterator[None]:
-    """Call `listener` at every launch within the block."""
-    _listeners.append(listener)
-    try:
-        yield
-    finally:
-        _listeners.remove(listener)
-
-
-@contextmanager
-def dry_run() -> Iterator[None]:
-    """Count launches within the block without running them: their results keep what was in memory."""
-    global _dry
-    before, _dry = _dry, True
-    try:
-        yield
-    finally:
-        _dry = before
-
-
-def launching() -> bool:
-    """Whether a kernel is being launched: what torch does meanwhile is the interpreter's doing, not the caller's."""
-    return _launching
 
 
 def interpreted() -> bool:
@@ -119,22 +73,15 @@ def launch(
         flops, moved: what this launch computes, and how many bytes it reads and writes.
         constants: `tl.constexpr` arguments and launch options, as `configuration` gives them.
     """
-    global _launching
     if 0 in grid:
         return
     device = next(a.device for a in args if isinstance(a, torch.Tensor))
-    for listener in _listeners:
-        listener(Launch(name, tuple(grid), flops, moved, kernel.fn.__name__))
-    if _dry:
+    if not launches.told(Launch(name, tuple(grid), flops, moved, kernel.fn.__name__)):
         return
     if interpreted():
         _mend_interpreter()
-    _launching = True
-    try:
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            kernel[tuple(grid)](*args, **constants)
-    finally:
-        _launching = False
+    with launches.launched(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        kernel[tuple(grid)](*args, **constants)
 
 
 @functools.cache

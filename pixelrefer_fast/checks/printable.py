@@ -1,8 +1,11 @@
-"""Text that may come from a model or a file name, made safe for terminals and pictures."""
+"""What is printed: text that may come from a model or a file name, made safe for terminals and pictures; documents."""
 
 from __future__ import annotations
 
+import json
+import math
 import unicodedata
+from typing import Any, TextIO
 
 JOINERS = "\u200c\u200d"  # not printable on their own, needed inside Persian, Indic and emoji text
 _MAX_COMBINING = 4  # more marks than that on one letter climb into the neighbouring lines
@@ -34,3 +37,16 @@ def safe_text(text: str) -> str:
 def one_line(text: str) -> str:
     """`safe_text` on a single line, for messages."""
     return " ".join(safe_text(text).split())
+
+
+def write_json(document: Any, file: TextIO) -> None:
+    """One document, ASCII only, so that any terminal encoding carries it; NaN and infinities become null."""
+    print(json.dumps(_finite(document), indent=2), file=file)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pixelrefer_fast._version import __version__
-from pixelrefer_fast.checks.printable import safe_text
+from pixelrefer_fast.checks.printable import safe_text, write_json
 from pixelrefer_fast.cli.batch.options import BATCH_HELP, BatchFile, BatchOut, BatchSize, check_batch_options
 from pixelrefer_fast.cli.bench.command import EXAMPLES as BENCH_EXAMPLES
 from pixelrefer_fast.cli.bench.command import bench
@@ -34,7 +34,7 @@ from pixelrefer_fast.cli.options import (
     chosen_model,
     examples,
 )
-from pixelrefer_fast.cli.output import print_texts, progress_bar, reserved_stdout, write_json
+from pixelrefer_fast.cli.output import print_texts, progress_bar, reserved_stdout
 from pixelrefer_fast.cli.profile.command import EXAMPLES as PROFILE_EXAMPLES
 from pixelrefer_fast.cli.profile.command import profile
 from pixelrefer_fast.cli.regions import (

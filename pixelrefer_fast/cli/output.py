@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TextIO
+from typing import TextIO
 
 from pixelrefer_fast.checks.printable import safe_text
 
@@ -18,19 +16,6 @@ def reserved_stdout() -> Iterator[TextIO]:
     answer = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
         yield answer
-
-
-def write_json(document: Any, file: TextIO) -> None:
-    """One document, ASCII only, so that any terminal encoding carries it; NaN and infinities become null."""
-    print(json.dumps(_finite(document), indent=2), file=file)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_texts(texts: Sequence[str], file: TextIO) -> None:

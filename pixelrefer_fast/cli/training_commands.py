@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from pixelrefer_fast.checks.printable import write_json
 from pixelrefer_fast.cli.interrupts import clean_end
 from pixelrefer_fast.cli.options import AsJson, Backend, Device, Dtype, examples
-from pixelrefer_fast.cli.output import reserved_stdout, write_json
+from pixelrefer_fast.cli.output import reserved_stdout
 
 EVAL_EXAMPLES = examples("eval --world", "eval --world --questions 5000 --json", "eval --world --model ./my-model")
 TRAIN_EXAMPLES = examples("train lite.yaml", "train lite.yaml --check", "train lite.yaml --resume --json")

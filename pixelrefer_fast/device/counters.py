@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from pixelrefer_fast.kernels import _launch
+from pixelrefer_fast.device import launches
 
 aten = torch.ops.aten
 
@@ -102,11 +102,11 @@ def counting(device: str = "cpu", dry: bool = False) -> Iterator[Counts]:
     """
     counts = Counts()
 
-    def launched(launch: _launch.Launch) -> None:
+    def launched(launch: launches.Launch) -> None:
         counts.launched(launch.kernel, launch.flops, launch.moved)
 
-    skipped = _launch.dry_run() if dry else nullcontext()
-    with skipped, _launch.listen(launched), _Reads(counts, device), _Operations(counts, device):
+    skipped = launches.dry_run() if dry else nullcontext()
+    with skipped, launches.listen(launched), _Reads(counts, device), _Operations(counts, device):
         yield counts
 
 
@@ -120,7 +120,7 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if _launch.launching():  # Triton's interpreter works with torch's operations
+        if launches.launching():  # Triton's interpreter works with torch's operations
             return func(*args, **kwargs)
         # what only combines other operations is counted as those (in inference mode such ones come here whole)
         with self:
@@ -155,7 +155,7 @@ class _Reads(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if not _launch.launching():
+        if not launches.launching():
             values = (*args[1:], *kwargs.values())
             to_host = func is torch.Tensor.to and any(isinstance(a, str) and a == "cpu" for a in values)
             uploaded = func in UPLOADS and not isinstance(args[0], torch.Tensor)

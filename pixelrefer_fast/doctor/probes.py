@@ -400,8 +400,7 @@ def build() -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; 0 whatever it found, 1 if --build fails."""
-    from pixelrefer_fast.checks.printable import one_line
-    from pixelrefer_fast.cli.output import write_json
+    from pixelrefer_fast.checks.printable import one_line, write_json
     from pixelrefer_fast.doctor import table
 
     arguments = sys.argv[1:] if arguments is None else arguments

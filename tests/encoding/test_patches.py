@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from pixelrefer_fast import ops
+from pixelrefer_fast.device.launches import listen
 from pixelrefer_fast.encoding import patches as module
 from pixelrefer_fast.encoding.patches import pack_patches
-from pixelrefer_fast.kernels._launch import listen
 from pixelrefer_fast.ops.view_patches import pack_pixels
 from pixelrefer_fast.planning.request import FrameSource
 from pixelrefer_fast.planning.views import View, ViewPlan

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pool_cases import Case, case_of_tokens, random_case
 
-from pixelrefer_fast.kernels import _launch
+from pixelrefer_fast.device.launches import Launch, listen
 from pixelrefer_fast.kernels.object_pool import TIE_FLOAT32
 from pixelrefer_fast.ops import object_pool
 from pixelrefer_fast.ops._registry import BackendError
@@ -320,9 +320,9 @@ def test_what_the_kernels_decline(change: dict, reason: str, kernel_device: torc
 
 @pytest.mark.parametrize("counts", [[9], [9, 0, 5] * 2], ids=len)
 def test_three_launches_whatever_the_objects(counts: list[int], kernel_device: torch.device) -> None:
-    launches: list[_launch.Launch] = []
+    launches: list[Launch] = []
     case = replace(random_case(counts, 4, 6, 1), max_patches=60).to(dtype=torch.float16, device=kernel_device)
-    with _launch.listen(launches.append):
+    with listen(launches.append):
         case.call("triton")
     assert [x.kernel for x in launches] == ["object_pool.gram", "object_pool.cluster", "object_pool.pool"]
     assert all(x.flops > 0 and x.moved > 0 for x in launches)

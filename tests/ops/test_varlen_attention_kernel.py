@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from pixelrefer_fast.kernels._launch import Launch, listen
+from pixelrefer_fast.device.launches import Launch, listen
 from pixelrefer_fast.ops import BackendError, varlen_attention
 
 pytestmark = [

@@ -15,7 +15,7 @@ import pytest
 import torch
 from planning import AREA, BLACK, LINEAR, boxes_mask, marks_of, model_config
 
-from pixelrefer_fast.kernels import _launch
+from pixelrefer_fast.device.launches import Launch, listen
 from pixelrefer_fast.kernels import view_patches as kernel
 from pixelrefer_fast.ops import view_patches
 from pixelrefer_fast.ops.view_patches import IMAGE, pack_pixels
@@ -251,8 +251,8 @@ def test_every_view_is_found(kernel_device: torch.device, views: int) -> None:
     """Each of another colour, of one to three patches, in one launch."""
     frame = np.arange(views, dtype=np.uint8).repeat(3).reshape(1, views, 3)
     rows = [[0, 0, i, 1, i + 1, 14, 14 * (i % 3 + 1), LINEAR, 14, 14 * (i % 3 + 1), 1] for i in range(views)]
-    launches: list[_launch.Launch] = []
-    with _launch.listen(launches.append):
+    launches: list[Launch] = []
+    with listen(launches.append):
         given = _check(kernel_device, [frame], rows)
     assert len(launches) == 1
     levels = ((given + 1) * 127.5).round().to(torch.int64)

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..faults import UnknownInstructionError
 from ..fragments import MATRIX8, MMA
-from ..machine import Lanes, Machine, Mask, WARP
+from ..machine import WARP, Machine, Mask
 from ..opcodes import opcode
 from ..operands import Operands, Run
 from ..parser import Instruction

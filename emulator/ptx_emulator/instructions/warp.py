@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..faults import Fault, UnknownInstructionError
-from ..machine import Machine, Mask, WARP
+from ..machine import WARP, Machine, Mask
 from ..opcodes import kind_of, opcode
 from ..operands import Operands, Run
 from ..parser import Instruction

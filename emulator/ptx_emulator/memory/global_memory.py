@@ -29,7 +29,7 @@ def _address_space(dtype: np.dtype) -> Array:
     """
 
     class Everything:
-        __array_interface__ = {
+        __array_interface__ = {  # noqa: RUF012  # NumPy reads it of the class
             "data": (_LOWEST, False),
             "shape": ((_HIGHEST - _LOWEST) // dtype.itemsize,),
             "typestr": dtype.str,

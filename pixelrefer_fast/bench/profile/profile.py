@@ -27,8 +27,9 @@ from pixelrefer_fast.bench.report.results import Quantiles
 from pixelrefer_fast.bench.run import stages
 from pixelrefer_fast.bench.run.stages import DECODER, MeasuredStage, StagedQuestion
 from pixelrefer_fast.device.counters import Counts
+from pixelrefer_fast.device.launches import Launch
+from pixelrefer_fast.device.launches import listen as listen_to_launches
 from pixelrefer_fast.device.stages import StageCall, StageName, listen
-from pixelrefer_fast.kernels import _launch
 from pixelrefer_fast.ops import registry
 
 PASSES = 3  # of the trace
@@ -233,11 +234,11 @@ def _traced(own: StagedQuestion, path: Path) -> dict[str, str]:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     launches: dict[str, str] = {}
 
-    def launched(launch: _launch.Launch) -> None:
+    def launched(launch: Launch) -> None:
         launches[launch.function] = launch.kernel
 
     stages.through(own)
-    with _launch.listen(launched), torch.profiler.profile(activities=activities) as profiler:
+    with listen_to_launches(launched), torch.profiler.profile(activities=activities) as profiler:
         for _ in range(PASSES):
             stages.through(own, in_range=True)
     profiler.export_chrome_trace(str(path))

@@ -48,7 +48,7 @@ def launch(op: Any, arguments: tuple[Any, ...], device: torch.device, backend: s
     """
     from pixelrefer_fast.bench.measure import timing
     from pixelrefer_fast.bench.run.cases import written
-    from pixelrefer_fast.kernels import _launch
+    from pixelrefer_fast.device.launches import Launch, listen
 
     def prepare() -> tuple[Any, ...]:
         return tuple(a.clone() if i in written(op) else a for i, a in enumerate(arguments))
@@ -56,9 +56,9 @@ def launch(op: Any, arguments: tuple[Any, ...], device: torch.device, backend: s
     def run(given: tuple[Any, ...]) -> None:
         op(*given, backend=backend)
 
-    launches: list[_launch.Launch] = []
+    launches: list[Launch] = []
     with torch.inference_mode():
-        with _launch.listen(launches.append):
+        with listen(launches.append):
             run(prepare())
         clock = timing.clock(device)
         with _watched(op.name, device):

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from pixelrefer_fast.checks.printable import write_json
 from pixelrefer_fast.cli.options import AsJson, Device, Dtype, examples
-from pixelrefer_fast.cli.output import reserved_stdout, write_json
+from pixelrefer_fast.cli.output import reserved_stdout
 
 EXAMPLES = examples(
     "bench --quick",

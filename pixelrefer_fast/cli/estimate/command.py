@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
+from pixelrefer_fast.checks.printable import write_json
 from pixelrefer_fast.cli.options import AsJson, examples
-from pixelrefer_fast.cli.output import progress_bar, reserved_stdout, write_json
+from pixelrefer_fast.cli.output import progress_bar, reserved_stdout
 
 EXAMPLES = examples(
     "estimate --model lite-2b --objects 8 --image-size 1080x1920 --gpu H200 --against full",

@@ -11,7 +11,7 @@ from pixelrefer_fast.bench.estimate import estimate_check, gpus
 from pixelrefer_fast.bench.estimate.estimate import ITEMS, Estimate, Workload, config_of, estimate, other_kind
 from pixelrefer_fast.bench.estimate.estimate_check import Check, Quantity
 from pixelrefer_fast.checkpoint.config import KINDS, ModelConfig
-from pixelrefer_fast.cli.output import write_json
+from pixelrefer_fast.checks.printable import write_json
 from pixelrefer_fast.device.stages import STAGES
 
 MEASURED_STEPS = len(STAGES) + 3  # that --measure tells of

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from pixelrefer_fast.checks.printable import write_json
 from pixelrefer_fast.cli.options import MODEL_VARIABLE, AsJson, Backend, Device, Dtype, chosen_model, examples
-from pixelrefer_fast.cli.output import reserved_stdout, write_json
+from pixelrefer_fast.cli.output import reserved_stdout
 from pixelrefer_fast.cli.regions import (
     Boxes,
     FrameNumber,
