@@ -84,7 +84,7 @@ class Machine:
     def _garbage(self) -> list[Array]:
         by_kind: dict[np.dtype, Array] = {}
         for kind in set(self.plan.kinds):
-            if kind == bool:
+            if kind.kind == "b":
                 by_kind[kind] = np.ones(self.size, bool)
             else:
                 bits = np.array([GARBAGE], np.uint64).view(kind)[0]

@@ -12,8 +12,8 @@ import numpy as np
 
 from . import instructions  # noqa: F401 (fills the table of opcodes)
 from .faults import UnknownInstructionError
-from .operands import Operands, Run
 from .opcodes import kind_of, translate
+from .operands import Operands, Run
 from .options import Numerics
 from .parser import Address, Instruction, Kernel
 from .scalar_types import DTYPES

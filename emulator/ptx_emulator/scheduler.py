@@ -207,7 +207,7 @@ class _Barrier:
         arrived = self.arrived.reshape(-1, self.m.threads)
         if self.count:
             return arrived.sum(1) >= self.count
-        return (arrived | ~alive.reshape(arrived.shape)).all(1) & arrived.any(1)
+        return np.logical_and((arrived | ~alive.reshape(arrived.shape)).all(1), arrived.any(1))
 
     def release(self, blocks: Mask, alive: Mask) -> Mask:
         """Tell the clock; the lanes that go on.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from ..parser import Instruction
 from ..scalar_types import DTYPES, as_kind
 
 if TYPE_CHECKING:
-    from ..machine import Machine, Mask, Lanes
+    from ..machine import Machine, Mask
 
 _OPERATIONS: dict[str, Callable[..., np.generic]] = {
     "add": lambda old, b: old + b,

@@ -16,7 +16,7 @@ from ..parser import Instruction, Operand
 from ..scalar_types import DTYPES, SIGNED, UNSIGNED, Array
 
 if TYPE_CHECKING:
-    from ..machine import Machine, Mask, Lanes
+    from ..machine import Lanes, Machine, Mask
 
 _HINTS = (
     "ca cg cs cv lu wb wt nc v2 v4 L1::evict_first L1::evict_last L1::evict_normal L1::no_allocate "

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..faults import Fault, UnknownInstructionError
-from ..machine import Machine, Mask, WARP
+from ..machine import WARP, Machine, Mask
 from ..opcodes import kind_of, opcode
 from ..operands import Operands, Run
 from ..parser import Instruction
@@ -78,9 +78,9 @@ def vote(ops: Operands, ins: Instruction) -> Run:
         if mode == "ballot":
             result: Array = (votes.astype(np.uint32) << _LANE.astype(np.uint32)).sum(1, dtype=np.uint32)
         elif mode == "uni":
-            result = votes.all(1) | ~votes.any(1)
+            result = np.asarray(votes.all(1) | ~votes.any(1))
         else:
-            result = votes.all(1) if mode == "all" else votes.any(1)
+            result = np.asarray(votes.all(1) if mode == "all" else votes.any(1))
         write(m, np.repeat(result, WARP), active)
 
     return run

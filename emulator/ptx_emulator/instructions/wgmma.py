@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..faults import Fault, UnknownInstructionError
 from ..fragments import wgmma_a, wgmma_accumulator
-from ..machine import Lanes, Machine, Mask, WARPGROUP
+from ..machine import WARPGROUP, Lanes, Machine, Mask
 from ..memory.shared_memory import Product
 from ..opcodes import opcode
 from ..operands import Operands, Read, Run
