@@ -155,9 +155,10 @@ class GlobalMemory:
         for i in range(first, last + 1):
             chosen: NDArray[np.bool_] | slice = slice(None)
             if which is not None:
-                chosen = which == i
-                if not chosen.any():
+                own = which == i
+                if not own.any():
                     continue
+                chosen = own
             shadow = self._shadows[i]
             assert shadow is not None
             # cells are numbered from the granule that holds the buffer's first byte
