@@ -31,6 +31,7 @@ class Operands:
         self.kernel = kernel
         self.numerics = numerics
         self.slots = {name: i for i, name in enumerate(kernel.registers)}
+        self.kinds = list(kernel.registers.values())
 
     def slot(self, name: Operand, instruction: Instruction) -> int:
         """The index of a register."""
@@ -59,7 +60,7 @@ class Operands:
         return lambda m: constant
 
     def _read_register(self, slot: int, dtype: np.dtype, instruction: Instruction) -> Read:
-        held = list(self.kernel.registers.values())[slot]
+        held = self.kinds[slot]
         if held.itemsize == dtype.itemsize:
 
             def same(m: Machine) -> Array:
