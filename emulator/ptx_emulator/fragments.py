@@ -7,6 +7,7 @@ lane % 4. Sections are those of "Warp Level Matrix Instructions" and "Asynchrono
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,9 +29,14 @@ class Layout:
 
     def assemble(self, held: NDArray) -> NDArray:
         """Matrices [n, rows, columns] of elements [n, lanes, elements]."""
-        flat = np.empty(self.shape[0] * self.shape[1], np.int64)
-        flat[(self.row * self.shape[1] + self.column).reshape(-1)] = np.arange(self.row.size)
-        return held.reshape(len(held), -1)[:, flat].reshape(-1, *self.shape)
+        return held.reshape(len(held), -1)[:, self._place].reshape(-1, *self.shape)
+
+    @functools.cached_property
+    def _place(self) -> Indices:
+        """Of each element of the matrix: which of all that the lanes hold."""
+        place = np.empty(self.shape[0] * self.shape[1], np.int64)
+        place[(self.row * self.shape[1] + self.column).reshape(-1)] = np.arange(self.row.size)
+        return place
 
     def distribute(self, matrices: NDArray) -> NDArray:
         """Elements [n, lanes, elements] of matrices [n, rows, columns]."""

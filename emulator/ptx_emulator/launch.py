@@ -65,7 +65,7 @@ def run(
         FindingsError: checks found something, and `options.findings` is "raise".
     """
     options = options or Options()
-    plan = plan_of(kernel, options.numerics)
+    plan = plan_of(kernel, options.numerics, options.wraps)
     sizes, threads = _three(grid), _three(block if block is not None else kernel.threads or ())
     if not all(threads):
         raise ValueError("block: expected threads, since the kernel requires none, got nothing")

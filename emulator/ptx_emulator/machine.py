@@ -76,6 +76,7 @@ class Machine:
         self.shared = SharedMemory(self, shared_bytes)
         self.registers: list[Array] = self._garbage()
         self.specials = _specials(grid, block, blocks[self.block_of], thread)
+        self.wrapped: dict[str, Mask] = {}  # where a register comes from an int32 result that wrapped (wraps.py)
         # of each register that a wgmma takes: which warps have written it since their last wgmma.fence
         self.unfenced: dict[str, Mask] = {
             name: np.ones(len(blocks) * self.warps, bool) for name in plan.product_registers
@@ -84,7 +85,7 @@ class Machine:
     def _garbage(self) -> list[Array]:
         by_kind: dict[np.dtype, Array] = {}
         for kind in set(self.plan.kinds):
-            if kind == bool:
+            if kind.kind == "b":
                 by_kind[kind] = np.ones(self.size, bool)
             else:
                 bits = np.array([GARBAGE], np.uint64).view(kind)[0]

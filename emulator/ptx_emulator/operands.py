@@ -31,6 +31,7 @@ class Operands:
         self.kernel = kernel
         self.numerics = numerics
         self.slots = {name: i for i, name in enumerate(kernel.registers)}
+        self.kinds = list(kernel.registers.values())
 
     def slot(self, name: Operand, instruction: Instruction) -> int:
         """The index of a register."""
@@ -59,7 +60,7 @@ class Operands:
         return lambda m: constant
 
     def _read_register(self, slot: int, dtype: np.dtype, instruction: Instruction) -> Read:
-        held = list(self.kernel.registers.values())[slot]
+        held = self.kinds[slot]
         if held.itemsize == dtype.itemsize:
 
             def same(m: Machine) -> Array:
@@ -67,7 +68,7 @@ class Operands:
                 return value if value.dtype is dtype else value.view(dtype)
 
             return same
-        if held.itemsize < dtype.itemsize or held == bool or dtype == bool:
+        if held.itemsize < dtype.itemsize or "b" in (held.kind, dtype.kind):
             raise UnknownInstructionError(instruction, f"a register of {held} read as {dtype}")
         wide, cut = UNSIGNED[held.itemsize], UNSIGNED[dtype.itemsize]
         return lambda m: as_kind(as_kind(m.registers[slot], wide).astype(cut), dtype)
@@ -78,7 +79,7 @@ class Operands:
             return lambda m, value, active: None
         slot = self.slot(operand, instruction)
         held = self.kernel.registers[str(operand)]
-        predicate, width = held == bool, held.itemsize
+        predicate, width = held.kind == "b", held.itemsize
 
         def write(m: Machine, value: Array, active: Mask | None) -> None:
             if not predicate and value.dtype.itemsize != width:
@@ -151,7 +152,7 @@ def literal(text: str, dtype: np.dtype, instruction: Instruction) -> np.generic:
         value = int(text, 0)
     except ValueError:
         raise UnknownInstructionError(instruction, f"{text} is no constant") from None
-    if dtype == bool:
+    if dtype.kind == "b":
         return np.bool_(value != 0)
     width = dtype.itemsize
     return np.array([value & ((1 << 8 * width) - 1)], UNSIGNED[width]).view(dtype)[0]

@@ -11,12 +11,15 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from . import instructions  # noqa: F401 (fills the table of opcodes)
+from .contraction import contracted
 from .faults import UnknownInstructionError
 from .opcodes import kind_of, translate
 from .operands import Operands, Run
 from .options import Numerics
 from .parser import Address, Instruction, Kernel
 from .scalar_types import DTYPES
+from .wraps import checking
+from .wraps import watched as watched_addresses
 
 if TYPE_CHECKING:
     from .machine import Machine, Mask
@@ -81,26 +84,37 @@ class Plan:
     spins: bool
 
 
-_PLANS: WeakKeyDictionary[Kernel, dict[Numerics, Plan]] = WeakKeyDictionary()
+_PLANS: WeakKeyDictionary[Kernel, dict[tuple[Numerics, bool], Plan]] = WeakKeyDictionary()
 
 
-def plan_of(kernel: Kernel, numerics: Numerics) -> Plan:
-    """The plan of a kernel, made once for each choice of numerics.
+def plan_of(kernel: Kernel, numerics: Numerics, wraps: bool = False) -> Plan:
+    """The plan of a kernel, made once for each choice of numerics; with `wraps`, one that looks for wrapped addresses.
 
     Raises:
         UnknownInstructionError: the kernel has an instruction that the emulator does not know.
     """
     plans = _PLANS.setdefault(kernel, {})
-    if numerics not in plans:
-        plans[numerics] = _make(kernel, numerics)
-    return plans[numerics]
+    if (numerics, wraps) not in plans:
+        plans[numerics, wraps] = _make(kernel, numerics, wraps)
+    return plans[numerics, wraps]
 
 
-def _make(kernel: Kernel, numerics: Numerics) -> Plan:
+def _make(kernel: Kernel, numerics: Numerics, wraps: bool) -> Plan:
     operands = Operands(kernel, numerics)
     products = [i for i in kernel.code if i.opcode == "wgmma"]
     watched = frozenset(name for i in products for name in _names(i) if name in kernel.registers)
     steps = [_step(operands, instruction, watched) for instruction in kernel.code]
+    if numerics.fusion == "always":
+        for index, run in contracted(operands, targets).items():
+            steps[index] = replace(steps[index], run=run)
+    if wraps:
+        names = watched_addresses(kernel, targets)
+        steps = [
+            replace(s, run=checking(operands, s.instruction, s.run, names, targets(s.instruction)))
+            if s.control is Control.RUN
+            else s
+            for s in steps
+        ]
     strong = {"volatile", "relaxed", "acquire"}
     return Plan(
         kernel,

@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """pytest with emulated kernels: `EMULATE=sm_80 PYTHONPATH=emulator pytest -p ptx_emulator.plugin tests/ops`.
+=======
+"""pytest with kernels compiled and emulated: `EMULATE=sm_80 PYTHONPATH=emulator pytest -p ptx_emulator.plugin`.
+>>>>>>> emulator
 
 Environment variables: EMULATE, the architecture; EMULATE_SCHEDULE (lockstep, forward, reverse, random); EMULATE_SEED;
 EMULATE_ACCUMULATION (exact, truncating); EMULATE_FUSION (written, never, always); EMULATE_APPROXIMATE (-1, 0, 1);
@@ -8,7 +12,7 @@ EMULATE_WRAPS=1 looks for addresses that wrapped.
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 
 import pytest
 
@@ -33,7 +37,7 @@ def options_of_environment() -> Options:
     )
 
 
-_seconds: Counter[str] = Counter()
+_seconds: defaultdict[str, float] = defaultdict(float)
 _launches: Counter[str] = Counter()
 _steps: Counter[str] = Counter()
 
@@ -62,6 +66,6 @@ def emulated_kernels() -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     write = terminalreporter.write_line
     write(f"emulated for {os.environ.get('EMULATE', 'sm_80')}:")
-    for kernel, seconds in _seconds.most_common():
+    for kernel, seconds in sorted(_seconds.items(), key=lambda item: -item[1]):
         count, steps = _launches[kernel], max(_steps[kernel], 1)
         write(f"  {kernel}: {count} launches, {seconds:.1f} s, {1e6 * seconds / steps:.0f} µs an instruction")

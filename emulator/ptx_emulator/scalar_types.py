@@ -6,16 +6,28 @@ takes it for. float16 is NumPy's own; bfloat16 and tf32 are bits that are widene
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]  # the type of an operand is known when a kernel is translated, not here
 
-UNSIGNED = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16), 4: np.dtype(np.uint32), 8: np.dtype(np.uint64)}
-SIGNED = {1: np.dtype(np.int8), 2: np.dtype(np.int16), 4: np.dtype(np.int32), 8: np.dtype(np.int64)}
+UNSIGNED: dict[int, np.dtype[Any]] = {
+    1: np.dtype(np.uint8),
+    2: np.dtype(np.uint16),
+    4: np.dtype(np.uint32),
+    8: np.dtype(np.uint64),
+}
+SIGNED: dict[int, np.dtype[Any]] = {
+    1: np.dtype(np.int8),
+    2: np.dtype(np.int16),
+    4: np.dtype(np.int32),
+    8: np.dtype(np.int64),
+}
 
 # PTX ISA, "Fundamental Types" and "Packed Floating Point Data Types"; a packed or an alternate type is its bits
-DTYPES = {
+DTYPES: dict[str, np.dtype[Any]] = {
     "pred": np.dtype(bool),
     **{f"{letter}{8 * size}": dtype for letter in "bu" for size, dtype in UNSIGNED.items()},
     **{f"s{8 * size}": dtype for size, dtype in SIGNED.items()},

@@ -172,11 +172,9 @@ class Scheduler:
             if not blocks.any():
                 continue
             released = barrier.release(blocks, self.alive)
-            for rank, pc in {
-                (int(r), int(p)) for r, p in zip(self.rank[released], barrier.place[released], strict=True)
-            }:
+            for rank, pc in np.unique(np.stack([self.rank, barrier.place])[:, released], axis=1).T:
                 go = released & (self.rank == rank) & (barrier.place == pc)
-                self._join((rank, pc + 1), go)
+                self._join((int(rank), int(pc) + 1), go)
             if not barrier.arrived.any():
                 del self.waiting[number]
 
@@ -207,7 +205,7 @@ class _Barrier:
         arrived = self.arrived.reshape(-1, self.m.threads)
         if self.count:
             return arrived.sum(1) >= self.count
-        return (arrived | ~alive.reshape(arrived.shape)).all(1) & arrived.any(1)
+        return np.logical_and((arrived | ~alive.reshape(arrived.shape)).all(1), arrived.any(1))
 
     def release(self, blocks: Mask, alive: Mask) -> Mask:
         """Tell the clock; the lanes that go on.

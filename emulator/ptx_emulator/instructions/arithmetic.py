@@ -89,10 +89,13 @@ def extremum(ops: Operands, ins: Instruction) -> Run:
     if is_float(kind):
         if "relu" in ins.modifiers:
             raise UnknownInstructionError(ins, "modifier .relu of floats")
-        if "NaN" in ins.modifiers:
-            choose = np.minimum if lowest else np.maximum
-        else:
-            choose = np.fmin if lowest else np.fmax
+        chooses: dict[tuple[bool, bool], Function] = {
+            (True, True): np.minimum,
+            (True, False): np.maximum,
+            (False, True): np.fmin,
+            (False, False): np.fmax,
+        }
+        choose = chooses["NaN" in ins.modifiers, lowest]
 
         def function(a: Array, b: Array) -> Array:
             result = choose(a, b)

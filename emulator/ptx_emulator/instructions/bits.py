@@ -189,7 +189,7 @@ def permute(ops: Operands, ins: Instruction) -> Run:
     def run(m: Machine, active: Mask | None) -> None:
         both = low(m).astype(np.uint64) | high(m).astype(np.uint64) << np.uint64(32)
         chosen = selectors(m).astype(np.uint64)
-        result = np.uint64(0)
+        result: Array = np.zeros((), np.uint64)
         for i in range(4):
             selector = chosen >> np.uint64(4 * i) & np.uint64(15)
             byte = both >> (selector & np.uint64(7)) * np.uint64(8) & np.uint64(0xFF)

@@ -24,7 +24,11 @@ def nothing(m: Machine, active: Mask | None) -> None:
 @opcode("bar", "warp sync")
 def barrier_of_a_warp(ops: Operands, ins: Instruction) -> Run:
     """`bar.warp.sync`; a warp's lanes run together anyway. It must be whole, as for all instructions of a warp."""
-    return lambda m, active: m.whole_warps(active, ins)
+
+    def run(m: Machine, active: Mask | None) -> None:
+        m.whole_warps(active, ins)
+
+    return run
 
 
 @opcode("membar", "cta gl sys gpu")

@@ -76,10 +76,8 @@ def store_matrix(ops: Operands, ins: Instruction) -> Run:
 
 def elements(registers: list[Array], kind: str, lanes: int) -> Array:
     """Registers of some lanes as elements [n, lanes, elements] in float64, each in the order of its bits."""
-    if DTYPES[kind].itemsize == 2:
-        columns = [half for register in registers for half in halves(register)]
-    else:
-        columns = registers
+    two = DTYPES[kind].itemsize == 2
+    columns = [half for register in registers for half in halves(register)] if two else registers
     held = widen(np.stack(columns, -1), kind)
     return held.astype(np.float64, copy=False).reshape(-1, lanes, len(columns))
 

@@ -78,9 +78,9 @@ def vote(ops: Operands, ins: Instruction) -> Run:
         if mode == "ballot":
             result: Array = (votes.astype(np.uint32) << _LANE.astype(np.uint32)).sum(1, dtype=np.uint32)
         elif mode == "uni":
-            result = votes.all(1) | ~votes.any(1)
+            result = np.asarray(votes.all(1) | ~votes.any(1))
         else:
-            result = votes.all(1) if mode == "all" else votes.any(1)
+            result = np.asarray(votes.all(1) if mode == "all" else votes.any(1))
         write(m, np.repeat(result, WARP), active)
 
     return run

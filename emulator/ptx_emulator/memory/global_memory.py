@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,12 +29,19 @@ def _address_space(dtype: np.dtype) -> Array:
     """
 
     class Everything:
+<<<<<<< HEAD
         __array_interface__ = {  # noqa: RUF012  # NumPy reads it of the class
             "data": (_LOWEST, False),
             "shape": ((_HIGHEST - _LOWEST) // dtype.itemsize,),
             "typestr": dtype.str,
             "version": 3,
         }
+=======
+        @property
+        def __array_interface__(self) -> dict[str, object]:
+            shape = ((_HIGHEST - _LOWEST) // dtype.itemsize,)
+            return {"data": (_LOWEST, False), "shape": shape, "typestr": dtype.str, "version": 3}
+>>>>>>> emulator
 
     return np.asarray(Everything())
 
@@ -99,7 +106,7 @@ class GlobalMemory:
         if m.observer is not None:
             m.observer.access("global", "load", instruction, addresses, size * count, lanes)
         self.check(m, addresses, size * count, instruction, lanes)
-        for shadow, cells, who in self._cells(m, addresses, size * count, lanes):
+        for shadow, cells, who, _ in self._cells(m, addresses, size * count, lanes):
             shadow.on_read(m, cells, who, instruction, strong)
         at = (addresses - _LOWEST) // size
         return [_SPACE[size][at + i] for i in range(count)]
@@ -123,7 +130,7 @@ class GlobalMemory:
         differs = np.zeros(len(addresses), bool)
         for i, value in enumerate(values):
             differs |= space[at + i] != value
-        for shadow, cells, who, chosen in self._cells_of(m, addresses, whole, lanes):
+        for shadow, cells, who, chosen in self._cells(m, addresses, whole, lanes):
             shadow.on_write(m, cells, who, instruction, differs[chosen][:, None], strong)
         for i, value in enumerate(values):
             space[at + i] = value
@@ -139,16 +146,14 @@ class GlobalMemory:
         """For an atomic access of one lane, which the caller performs: an array and the index of its element."""
         one, who = np.array([address]), np.array([lane])
         self.check(m, one, size, instruction, who)
-        for shadow, cells, warp, _ in self._cells_of(m, one, size, who):
+        for shadow, cells, warp, _ in self._cells(m, one, size, who):
             shadow.on_read(m, cells, warp, instruction, strong)
             shadow.on_write(m, cells, warp, instruction, np.ones((1, 1), bool), strong)
         return _SPACE[size], (address - _LOWEST) // size
 
-    def _cells(self, m: Machine, addresses: Array, size: int, lanes: Lanes):
-        for shadow, cells, who, _ in self._cells_of(m, addresses, size, lanes):
-            yield shadow, cells, who
-
-    def _cells_of(self, m: Machine, addresses: Array, size: int, lanes: Lanes):
+    def _cells(
+        self, m: Machine, addresses: Array, size: int, lanes: Lanes
+    ) -> Iterator[tuple[_GlobalShadow, Cells, Cells, NDArray[np.bool_] | slice]]:
         """For each buffer that is accessed: its shadow, cells [n, k], warps [n, 1], and which of the lanes."""
         if not self.buffers or self._shadows[0] is None or not len(addresses):
             return
@@ -157,9 +162,12 @@ class GlobalMemory:
         last = bisect_right(self._starts, int(addresses.max())) - 1
         which = None if first == last else np.searchsorted(self._starts, addresses, "right") - 1
         for i in range(first, last + 1):
-            chosen = slice(None) if which is None else which == i
-            if which is not None and not chosen.any():
-                continue
+            chosen: NDArray[np.bool_] | slice = slice(None)
+            if which is not None:
+                own = which == i
+                if not own.any():
+                    continue
+                chosen = own
             shadow = self._shadows[i]
             assert shadow is not None
             # cells are numbered from the granule that holds the buffer's first byte

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..machine import Machine
     from ..parser import Instruction
 
-Cells = NDArray[np.int64]
+Cells = NDArray[np.integer]
 NOBODY, SEVERAL = -1, -2
 
 
