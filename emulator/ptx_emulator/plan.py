@@ -50,6 +50,7 @@ class Step:
         target: of a branch: index of a step.
         barrier: number of the barrier, and threads that take part (0: all).
         registers: names that it reads or writes.
+        together: whether the lanes of a warp execute it together, and wait for each other (`.sync`).
     """
 
     instruction: Instruction
@@ -60,6 +61,7 @@ class Step:
     target: int
     barrier: tuple[int, int]
     registers: frozenset[str]
+    together: bool
 
 
 @dataclass
@@ -165,7 +167,8 @@ def _step(operands: Operands, instruction: Instruction, watched: frozenset[str])
     guard, negated = -1, False
     if instruction.guard is not None:
         guard, negated = operands.slot(instruction.guard[0], instruction), instruction.guard[1]
-    step = Step(instruction, Control.RUN, _nothing, guard, negated, -1, (0, 0), registers)
+    together = "sync" in instruction.modifiers
+    step = Step(instruction, Control.RUN, _nothing, guard, negated, -1, (0, 0), registers, together)
     if opcode == "bra":
         label = str(instruction.operands[0])
         if label not in kernel.labels or set(instruction.modifiers) - {"uni"}:

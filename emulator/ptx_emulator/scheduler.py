@@ -3,6 +3,7 @@
 Threads at the same instruction that are scheduled alike form a group. The group with the lowest instruction runs, and
 runs until it branches or reaches another one, so that those that diverged meet again as soon as they can. Which warps
 are scheduled alike is the schedule's: all of them, or each one (each warpgroup, where there is a wgmma) for itself.
+Lanes that reach an instruction of their whole warp before the others do wait for them there (PTX ISA, "shfl.sync").
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Scheduler:
         self.m = m
         self.steps = m.plan.steps
         self.groups: dict[Key, Mask] = {}
+        self.early: dict[Key, Mask] = {}  # lanes that wait for the rest of their warps
         self.alive = np.ones(m.size, bool)
         self.waiting: dict[int, _Barrier] = {}
         self._deferred: set[Key] = set()
@@ -59,6 +61,9 @@ class Scheduler:
         while self.groups:
             key = self._choose()
             self._run_group(key, self.groups.pop(key))
+            if not self.groups and self.early:
+                (_, pc), mask = next(iter(self.early.items()))
+                self.m.whole_warps(mask, self.steps[pc].instruction)  # a fault: the others do not come
             if not self.groups and self.waiting:
                 places = {self.steps[pc].instruction.line for b in self.waiting.values() for pc in b.places()}
                 lines = ", ".join(map(str, sorted(places)))
@@ -101,6 +106,11 @@ class Scheduler:
                 m.observer.issue(step.instruction, warps)
             match step.control:
                 case Control.RUN:
+                    if step.together and active is not None and step.guard < 0:
+                        mask = self._meet((rank, pc), mask)
+                        if not mask.any():
+                            return
+                        active = some = mask
                     if some is None or some.any():
                         if m.shared.products:
                             self._check_flying(step, some)
@@ -139,6 +149,17 @@ class Scheduler:
             self._spins += 1
             if self._spins % _SPINS == 0:
                 self._deferred = {(rank, step.target)}
+
+    def _meet(self, key: Key, mask: Mask) -> Mask:
+        """The lanes at an instruction of whole warps that have met there; the others wait."""
+        if self.m.threads % WARP:
+            return mask  # which is a fault of its own
+        mask = mask | self.early.pop(key, np.False_)
+        warps = mask.reshape(-1, WARP)
+        split = np.repeat(warps.any(1) & ~warps.all(1), WARP)
+        if split.any():
+            self.early[key] = mask & split
+        return mask & ~split
 
     def _join(self, key: Key, mask: Mask) -> None:
         self.groups[key] = self.groups[key] | mask if key in self.groups else mask

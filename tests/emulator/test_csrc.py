@@ -1,0 +1,350 @@
+"""csrc/cuda/ in the emulator, bit for bit like the definitions: nvcc's PTX, launched by the host code as it is.
+
+Pointers are given as bindings_cuda.cpp gives them. Buffers end with what the operation may touch, rows of a wider
+tensor are buffers of their own, and what is written is full of a pattern before.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from ptx_emulator import Buffer, Fault, Options
+from ptx_emulator.cuda_program import CudaProgram
+from ptx_emulator.nvcc import ARCHITECTURES, Compiled, compiled, find_nvcc
+from ptx_emulator.options import SCHEDULES
+
+from pixelrefer_fast.ops import pack_objects, pack_views, scatter_tokens
+from pixelrefer_fast.ops.scatter_tokens import gather_tokens
+
+SOURCES = sorted((Path(__file__).parents[2] / "csrc" / "cuda").glob("*.cu"))
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+POISON = 0x5A
+WILD = (-2, 2**62, -(2**62))
+LOCKSTEP = Options()
+
+pytestmark = pytest.mark.skipif(find_nvcc() is None, reason="no nvcc: neither in CUDA_HOME/bin nor on the PATH")
+every_schedule = pytest.mark.parametrize("options", [Options(schedule=s, seed=3) for s in SCHEDULES], ids=SCHEDULES)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    nvcc = find_nvcc()
+    assert nvcc is not None
+    return compiled(SOURCES, tmp_path_factory.mktemp("csrc"), nvcc)
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def program(request: pytest.FixtureRequest, built: Compiled) -> CudaProgram:
+    return CudaProgram(built, request.param)
+
+
+def _buffer(name: str, tensor: torch.Tensor) -> Buffer:
+    assert tensor.is_contiguous()
+    return Buffer(tensor.data_ptr(), tensor.nbytes, name)
+
+
+def _rows(name: str, tensor: torch.Tensor) -> list[Buffer]:
+    """Each row for itself: what lies between them is not the operation's."""
+    width = tensor.shape[1] * tensor.element_size()
+    step = tensor.stride(0) * tensor.element_size()
+    return [Buffer(tensor.data_ptr() + i * step, width, f"row {i} of {name}") for i in range(len(tensor))]
+
+
+def _poisoned(size: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.full((size * dtype.itemsize,), POISON, dtype=torch.uint8).view(dtype)
+
+
+def _launch(program: CudaProgram, function: str, arguments: list[int | torch.Tensor], options: Options) -> None:
+    """Tensors are given by their addresses, and are all that may be accessed."""
+    buffers = [_buffer(f"argument {i}", a) for i, a in enumerate(arguments) if isinstance(a, torch.Tensor)]
+    values = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
+    stream = 0
+    program.launches(function, *values, stream, buffers=buffers, options=options)
+
+
+def _pack_objects(
+    program: CudaProgram, mask: torch.Tensor, shapes: torch.Tensor, capacity: int, options: Options = LOCKSTEP
+) -> list[torch.Tensor]:
+    sizes = [(capacity, 8), (capacity, 4), (capacity, 4), (len(shapes), 8), (len(shapes) + 1, 8)]
+    outputs = [_poisoned(size, torch.int64 if width == 8 else torch.int32) for size, width in sizes]
+    scratch = _poisoned(program.number("pack_objects_scratch", len(mask), len(shapes)), torch.int64)
+    arguments = [mask, len(mask), shapes, len(shapes), capacity, *outputs, scratch]
+    _launch(program, "pack_objects", arguments, options)
+    return outputs
+
+
+def _pack_views(
+    program: CudaProgram, grids: torch.Tensor, patches: int, options: Options = LOCKSTEP
+) -> list[torch.Tensor]:
+    outputs = [_poisoned(size, torch.int32) for size in (patches, patches, patches, len(grids) + 1, 1)]
+    scratch = _poisoned(program.number("pack_views_scratch", len(grids)), torch.int64)
+    _launch(program, "pack_views", [grids, len(grids), patches, *outputs, scratch], options)
+    return outputs
+
+
+def _move_tokens(
+    program: CudaProgram,
+    function: str,
+    embeds: torch.Tensor,
+    tokens: torch.Tensor,
+    slots: torch.Tensor,
+    options: Options = LOCKSTEP,
+) -> None:
+    """`scatter_tokens` or `gather_tokens` of csrc/cuda/ops.h."""
+    size = embeds.element_size()
+    pointers = [x for t in (embeds, tokens) for x in (t.data_ptr(), t.stride(0) * size)]
+    counts = [len(embeds), len(slots), embeds.shape[1] * size, size]
+    stream = 0
+    buffers = [*_rows("embeds", embeds), *_rows("tokens", tokens), _buffer("slots", slots)]
+    program.launches(function, *pointers, slots.data_ptr(), *counts, stream, buffers=buffers, options=options)
+
+
+def _same(given: list[torch.Tensor], wanted: tuple[torch.Tensor, ...]) -> None:
+    for a, b in zip(given, wanted, strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+
+
+# Objects
+
+
+def _mask(cells: int, spare: int = 0, seed: int = 0) -> torch.Tensor:
+    """Cells that are and are not above zero, then some that nobody looks at."""
+    values = torch.tensor([0.0, -0.0, -1.0, float("nan"), 1.0, 1e-42, float("inf"), 0.5])
+    mask = values[torch.randint(8, (cells + spare,), generator=torch.Generator().manual_seed(seed))]
+    mask[cells:] = 1.0
+    return mask
+
+
+def _grids(seed: int, count: int, most: int) -> list[tuple[int, int]]:
+    """Random grids, every third without a cell or small."""
+    drawn = torch.randint(most + 1, (count, 2), generator=torch.Generator().manual_seed(seed))
+    drawn[::3] %= 3
+    return [(int(h), int(w)) for h, w in drawn]
+
+
+def _check_objects(
+    program: CudaProgram, grids: list[tuple[int, int]], room: Callable[[int], int], options: Options = LOCKSTEP
+) -> None:
+    shapes = torch.tensor(grids, dtype=torch.int64).reshape(-1, 2)
+    mask = _mask(int(shapes.prod(1).sum()), spare=3)
+    capacity = room(int((mask[:-3] > 0).sum()))
+    wanted = pack_objects(mask, shapes, capacity, backend="torch")
+    _same(_pack_objects(program, mask, shapes, capacity, options), wanted)
+
+
+@every_schedule
+def test_ragged_objects(program: CudaProgram, options: Options) -> None:
+    """Three blocks of cells, with more patches than there is room for."""
+    _check_objects(program, [*_grids(1, 14, 34), (30, 60)], lambda selected: selected - 40, options)
+
+
+@pytest.mark.parametrize(
+    "grids",
+    [
+        [],
+        [(1, 1)],
+        [(0, 0)] * 5,
+        [(0, 7), (1, 1), (3, 0)],
+        [(2048, 1)],
+        [(1, 2048), (2, 1024)],
+        *(_grids(i, 9, 20) for i in (2, 3)),
+    ],
+    ids=["none", "one cell", "no cell", "gaps", "a whole block", "whole blocks", "ragged", "ragged too"],
+)
+def test_few_objects(program: CudaProgram, grids: list[tuple[int, int]]) -> None:
+    for room in (lambda n: n, lambda n: n + 300, lambda n: n // 2, lambda n: 0):
+        _check_objects(program, grids, room)
+
+
+def test_more_objects_than_one_block_scans(program: CudaProgram) -> None:
+    for count in (1023, 1024, 2100):
+        _check_objects(program, [(1, 1), (0, 3), (2, 1)] * (count // 3), lambda selected: selected + 1)
+
+
+@pytest.mark.parametrize(
+    "options", [Options(lanes=1 << 15), Options(schedule="reverse", lanes=1 << 15)], ids=["all at once", "reverse"]
+)
+def test_a_sum_of_more_blocks_than_a_warp_looks_back_at(program: CudaProgram, options: Options) -> None:
+    _check_objects(program, [(300, 260), (1, 3)], lambda selected: selected // 4, options)
+
+
+def test_nothing_is_selected(program: CudaProgram) -> None:
+    shapes = torch.tensor([(3, 5), (20, 110)])
+    mask = torch.full((15 + 2200,), -1.0)
+    _same(_pack_objects(program, mask, shapes, 7), pack_objects(mask, shapes, 7, backend="torch"))
+
+
+def test_shapes_that_the_host_would_refuse(program: CudaProgram) -> None:
+    """A negative side is none; columns beyond 32 bits take the division of 64 bits; cells that are not do not exist."""
+    mask = _mask(50, seed=5)
+    for given, meant in (
+        ([(-3, 5), (2, 3), (4, -1), (4, 11)], [(0, 5), (2, 3), (4, 0), (4, 11)]),
+        ([(1, 1 << 40)], [(1, 50)]),
+        ([(2, 3), (1, 2**62), (-(2**62), 2)], [(2, 3), (1, 44), (0, 2)]),
+    ):
+        wanted = pack_objects(mask, torch.tensor(meant), 50, backend="torch")
+        _same(_pack_objects(program, mask, torch.tensor(given), 50), wanted)
+
+
+# Views
+
+
+def _views(seed: int, count: int, most: int) -> list[tuple[int, int, int]]:
+    merges = torch.randint(1, 3, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [(h * m, w * m, m) for (h, w), m in zip(_grids(seed, count, most), merges, strict=True)]
+
+
+def _check_views(
+    program: CudaProgram, views: list[tuple[int, int, int]], room: int, options: Options = LOCKSTEP
+) -> None:
+    grids = torch.tensor(views, dtype=torch.int64).reshape(-1, 3)
+    patches = max(0, int(grids[:, :2].prod(1).sum()) + room)
+    wanted = pack_views(grids, patches, backend="torch")
+    _same(_pack_views(program, grids, patches, options), wanted)
+
+
+@every_schedule
+def test_ragged_views(program: CudaProgram, options: Options) -> None:
+    _check_views(program, _views(1, 12, 16), 30, options)
+
+
+@pytest.mark.parametrize(
+    "views",
+    [[], [(1, 1, 1)], [(0, 0, 1)] * 3, [(0, 4, 2), (2, 2, 2), (6, 0, 1)], [(32, 32, 2)], _views(2, 9, 9)],
+    ids=["none", "one patch", "no patch", "gaps", "a whole tile", "ragged"],
+)
+@pytest.mark.parametrize("room", [0, 5, -3])
+def test_few_views(program: CudaProgram, views: list[tuple[int, int, int]], room: int) -> None:
+    _check_views(program, views, room)
+
+
+def test_more_views_than_one_block_scans(program: CudaProgram) -> None:
+    for count in (1023, 1024, 2100):
+        _check_views(program, [(1, 1, 1), (0, 2, 2), (2, 2, 2)] * (count // 3), 1)
+
+
+# Tokens
+
+
+def _check_tokens(
+    program: CudaProgram,
+    dtype: torch.dtype,
+    length: int,
+    width: int,
+    count: int,
+    wider: tuple[int, int] = (0, 0),
+    options: Options = LOCKSTEP,
+) -> None:
+    """Rows begin `wider[0]` elements into rows that are longer by `wider[1]`; a third of the slots is none."""
+    generator = torch.Generator().manual_seed(width)
+    skip, more = wider
+    wide = _poisoned(length * (width + more), dtype).reshape(length, width + more)
+    wide[:, skip : skip + width] = torch.randn(length, width, generator=generator).to(dtype)
+    tokens = torch.randn(count, width, generator=generator).to(dtype)
+    slots = torch.randperm(length, generator=generator)[:count]
+    lost = torch.arange(count) % 3 == 1
+    slots[lost] = torch.tensor([-1, length, *WILD])[torch.arange(int(lost.sum())) % 5]
+    valid = torch.where(lost, -1, slots)
+
+    wanted = wide.clone()
+    scatter_tokens(wanted[:, skip : skip + width], tokens, valid, backend="torch")
+    _move_tokens(program, "scatter_tokens", wide[:, skip : skip + width], tokens, slots, options)
+    assert torch.equal(wide.view(torch.uint8), wanted.view(torch.uint8))
+
+    gathered = _poisoned(count * width, dtype).reshape(count, width)
+    _move_tokens(program, "gather_tokens", wide[:, skip : skip + width], gathered, slots, options)
+    assert torch.equal(gathered, gather_tokens(wanted[:, skip : skip + width], valid))
+
+
+@every_schedule
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_of_tokens(program: CudaProgram, options: Options, dtype: torch.dtype) -> None:
+    _check_tokens(program, dtype, 31, 72, 23, options=options)
+
+
+# of 16 bytes, of 4, of one element, each with a rest of a vector and without; over more than one round of a warp
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "wider", [(0, 0), (0, 8), (2, 8), (1, 3)], ids=["whole", "aligned", "by 4 or 8 bytes", "anywhere"]
+)
+@pytest.mark.parametrize("width", [1, 7, 24, 27, 1155])
+def test_rows_of_any_alignment(program: CudaProgram, dtype: torch.dtype, wider: tuple[int, int], width: int) -> None:
+    _check_tokens(program, dtype, 6, width, 4, wider)
+
+
+@pytest.mark.parametrize(("length", "count", "width"), [(0, 0, 8), (3, 0, 8), (3, 2, 0), (1, 1, 1), (3, 3, 1)])
+def test_few_tokens(program: CudaProgram, length: int, count: int, width: int) -> None:
+    for dtype in DTYPES:
+        _check_tokens(program, dtype, length, width, count)
+
+
+def test_no_row_to_read_from(program: CudaProgram) -> None:
+    """Slots of an empty prompt: rows of zeros."""
+    embeds, tokens = torch.zeros(0, 8), _poisoned(16, torch.float32).reshape(2, 8)
+    _move_tokens(program, "gather_tokens", embeds, tokens, torch.tensor([0, -1]))
+    assert not tokens.any()
+
+
+# What the emulator would say
+
+
+def _selected(program: CudaProgram, **shorter: int) -> None:
+    """Two blocks' cells are packed into buffers some of which are declared too short."""
+    shapes, mask = torch.tensor([(50, 50)]), torch.ones(2500)
+    outputs = [
+        torch.zeros(2500).long(),
+        *(torch.zeros(2500).int() for _ in range(2)),
+        torch.zeros(1).long(),
+        torch.zeros(2).long(),
+    ]
+    scratch = _poisoned(program.number("pack_objects_scratch", 2500, 1), torch.int64)
+    named = dict(
+        zip(
+            ("mask", "shapes", "cell", "row", "column", "counts", "offsets", "scratch"),
+            (mask, shapes, *outputs, scratch),
+            strict=True,
+        )
+    )
+    buffers = [Buffer(t.data_ptr(), t.nbytes - shorter.get(name, 0), name) for name, t in named.items()]
+    pointers = [o.data_ptr() for o in (*outputs, scratch)]
+    program.launches("pack_objects", mask.data_ptr(), 2500, shapes.data_ptr(), 1, 2500, *pointers, 0, buffers=buffers)
+
+
+@pytest.mark.parametrize("name", ["mask", "shapes", "cell", "row", "column", "counts", "offsets", "scratch"])
+def test_a_byte_too_few_is_noticed(program: CudaProgram, name: str) -> None:
+    _selected(program)
+    with pytest.raises(Fault, match=f"^out of bounds: . bytes at byte .* of {name}"):
+        _selected(program, **{name: 1})
+
+
+def test_memory_is_set_within_buffers(program: CudaProgram) -> None:
+    with pytest.raises(Fault, match=r"^cudaMemsetAsync: 40 bytes at 0x[0-9a-f]+ lie in no buffer$"):
+        _selected(program, scratch=1000)
+
+
+# What the operations ask for
+
+
+@pytest.mark.parametrize("name", ["pack_objects", "pack_views"])
+def test_the_operations_ask_for_enough_scratch(
+    name: str, program: CudaProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bindings_cuda.cpp refuses scratch that is shorter than what csrc/ says."""
+    module = importlib.import_module(f"pixelrefer_fast.ops.{name}")
+    words: list[int] = []
+    monkeypatch.setattr(module, "scratch", lambda tensor, size: words.append(size))
+    monkeypatch.setattr(module, f"_{name}_out", lambda *arguments: None)
+    sizes = sorted({n + d for n in (0, 1, 1024, 2048, 4096, 1 << 20) for d in (-1, 0, 1)} - {-1})
+    for count, cells in itertools.product(sizes, sizes if name == "pack_objects" else [0]):
+        columns = 2 if name == "pack_objects" else 3
+        grids = torch.empty(count, columns, dtype=torch.int64, device="meta")
+        first = (torch.empty(cells, device="meta"), grids) if name == "pack_objects" else (grids,)
+        module._extension(*first, 8)
+        needed = program.number(f"{name}_scratch", *([cells] if name == "pack_objects" else []), count)
+        assert words.pop() >= needed
