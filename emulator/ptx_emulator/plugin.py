@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""pytest with emulated kernels: `EMULATE=sm_80 PYTHONPATH=emulator pytest -p ptx_emulator.plugin tests/ops`.
-=======
 """pytest with kernels compiled and emulated: `EMULATE=sm_80 PYTHONPATH=emulator pytest -p ptx_emulator.plugin`.
->>>>>>> emulator
 
 Environment variables: EMULATE, the architecture; EMULATE_SCHEDULE (lockstep, forward, reverse, random); EMULATE_SEED;
 EMULATE_ACCUMULATION (exact, truncating); EMULATE_FUSION (written, never, always); EMULATE_APPROXIMATE (-1, 0, 1);

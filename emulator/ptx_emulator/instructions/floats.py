@@ -95,11 +95,7 @@ def fma(ops: Operands, ins: Instruction) -> Run:
 
 
 def _fused_to_odd(a: Array, b: Array, c: Array) -> Array:
-<<<<<<< HEAD
-    """For 16-bit floats: a b + c in float32, rounded to odd: the caller's rounding to 16 bits is the only one."""
-=======
     """For 16-bit floats: a b + c in float32, rounded to odd, so that the caller rounds it rightly to 16 bits."""
->>>>>>> emulator
     product = a.astype(np.float64) * b.astype(np.float64)
     total = _odd(product, c.astype(np.float64), np.asarray(product + c.astype(np.float64)))
     near = total.astype(np.float32)

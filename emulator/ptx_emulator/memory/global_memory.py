@@ -29,19 +29,10 @@ def _address_space(dtype: np.dtype) -> Array:
     """
 
     class Everything:
-<<<<<<< HEAD
-        __array_interface__ = {  # noqa: RUF012  # NumPy reads it of the class
-            "data": (_LOWEST, False),
-            "shape": ((_HIGHEST - _LOWEST) // dtype.itemsize,),
-            "typestr": dtype.str,
-            "version": 3,
-        }
-=======
         @property
         def __array_interface__(self) -> dict[str, object]:
             shape = ((_HIGHEST - _LOWEST) // dtype.itemsize,)
             return {"data": (_LOWEST, False), "shape": shape, "typestr": dtype.str, "version": 3}
->>>>>>> emulator
 
     return np.asarray(Everything())
 
