@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import ASSETS, HEIGHT, WIDTH, mask_file, one_error_line
+from command_line import ASSETS, HEIGHT, WIDTH, default_signals, mask_file, one_error_line
 from PIL import Image
 
 import pixelrefer_fast
@@ -504,7 +504,7 @@ def test_the_installed_command_killed_and_started_again(folder: Path, number: si
     _requests(500)
     command = [str(Path(sys.executable).with_name("pixelrefer-fast")), "describe", "--batch", "in.jsonl"]
     command += ["--out", "out.jsonl", "--max-new-tokens", "3", "--model", str(ASSETS / "lite")]
-    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=default_signals)
     while not Path("out.jsonl.part").exists() or Path("out.jsonl.part").read_bytes().count(b"\n") < 50:
         assert first.poll() is None
         time.sleep(0.01)

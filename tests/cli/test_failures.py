@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from command_line import ASSETS, FakeModel, one_error_line
+from command_line import ASSETS, FakeModel, default_signals, one_error_line
 from PIL import Image
 
 
@@ -160,11 +160,6 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
-def _interruptible() -> None:
-    """What a shell starts in the background ignores Ctrl-C, and so would this test's command."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.mark.parametrize(
     ("there", "number", "code"), [(False, signal.SIGTERM, 143), (True, signal.SIGHUP, 129), (True, signal.SIGINT, 130)]
 )
@@ -174,7 +169,7 @@ def test_a_convert_that_is_ended_leaves_nothing(tmp_path: Path, there: bool, num
         target.mkdir()
     command = [sys.executable, "-c", SLOW, "convert", str(ASSETS / "lite"), str(target)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes, text=True, preexec_fn=_interruptible) as child:
+    with subprocess.Popen(command, **pipes, text=True, preexec_fn=default_signals) as child:
         assert child.stderr is not None
         assert child.stderr.readline() == "writing\n"
         assert list(tmp_path.rglob("*.partial"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,12 @@ from pixelrefer_fast import Region
 
 ASSETS = Path(pixelrefer_fast.__file__).parent / "assets"
 HEIGHT, WIDTH = 60, 80
+
+
+def default_signals() -> None:
+    """For a child that is to be ended by a signal: what nohup or a shell's background ignores is inherited otherwise."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL)
 
 
 class FakeModel:
