@@ -19,7 +19,7 @@ HEIGHT, WIDTH = 60, 80
 
 
 def default_signals() -> None:
-    """For a child that is to be ended by a signal: what nohup or a shell's background ignores is inherited otherwise."""
+    """For a child that is ended by a signal: it would inherit what nohup or a shell's background ignores."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
 
