@@ -13,7 +13,7 @@ from .launch import Report, run
 from .memory.global_memory import Buffer
 from .nvcc import Compiled
 from .options import Options
-from .parser import Kernel, parse
+from .parser import Kernel, Module, parse
 
 _Sizes = ctypes.POINTER(ctypes.c_uint)
 _Launch = ctypes.CFUNCTYPE(
@@ -30,19 +30,23 @@ class CudaProgram:
         arch: "sm_80" or "sm_90".
 
     Attributes:
-        kernels: by name.
+        module: the kernels.
         library: the host code.
     """
 
     def __init__(self, compiled: Compiled, arch: str) -> None:
-        self.kernels: dict[str, Kernel] = {}
+        self.module = Module()
         for file in compiled.ptx[arch]:
-            self.kernels |= parse(file.read_text()).kernels
+            self.module.kernels |= parse(file.read_text()).kernels
         self.library = ctypes.CDLL(str(compiled.library))
         listed = subprocess.run(
             ["nm", "-D", "--defined-only", str(compiled.library)], capture_output=True, text=True, check=True
         )
         self._symbols = [line.split()[-1] for line in listed.stdout.splitlines()]
+
+    def __getitem__(self, name: str) -> Kernel:
+        """A kernel by its name or by a part of it that only one has."""
+        return self.module[name]
 
     def number(self, name: str, *arguments: int) -> int:
         """Call a function that launches nothing and returns a 64-bit integer."""
@@ -73,7 +77,7 @@ class CudaProgram:
             if failures:
                 return
             try:
-                found = self.kernels[kernel.decode()]
+                found = self.module.kernels[kernel.decode()]
                 values = [ctypes.string_at(given[i], p.size) for i, p in enumerate(found.parameters.values())]
                 report = run(found, grid[:3], values, block=block[:3], shared=shared, buffers=buffers, options=options)
                 reports.append((found.name, report))
@@ -81,12 +85,13 @@ class CudaProgram:
                 failures.append(failure)
 
         def memory_set(at: int | None, value: int, size: int) -> None:
+            start = at or 0  # as ctypes gives a null pointer
             if failures or not size:
                 return
-            if not any(b.address <= (at or 0) and (at or 0) + size <= b.address + b.size for b in buffers):
-                failures.append(Fault(f"cudaMemsetAsync: {size} bytes at {at or 0:#x} lie in no buffer"))
+            if any(b.address <= start and start + size <= b.address + b.size for b in buffers):
+                ctypes.memset(start, value, size)
             else:
-                ctypes.memset(at, value, size)
+                failures.append(Fault(f"cudaMemsetAsync: {size} bytes at {start:#x} lie in no buffer"))
 
         callbacks = _Launch(launched), _Memset(memory_set)
         self.library.emulator_install(*callbacks)

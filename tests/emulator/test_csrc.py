@@ -11,9 +11,10 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from ptx_emulator import Buffer, Fault, Options
+from ptx_emulator import Buffer, Fault, Options, run
 from ptx_emulator.cuda_program import CudaProgram
 from ptx_emulator.nvcc import ARCHITECTURES, Compiled, compiled, find_nvcc
 from ptx_emulator.options import SCHEDULES
@@ -182,14 +183,14 @@ def test_nothing_is_selected(program: CudaProgram) -> None:
 
 def test_shapes_that_the_host_would_refuse(program: CudaProgram) -> None:
     """A negative side is none; columns beyond 32 bits take the division of 64 bits; cells that are not do not exist."""
-    mask = _mask(50, seed=5)
+    mask = _mask(2500, seed=5)
     for given, meant in (
         ([(-3, 5), (2, 3), (4, -1), (4, 11)], [(0, 5), (2, 3), (4, 0), (4, 11)]),
-        ([(1, 1 << 40)], [(1, 50)]),
-        ([(2, 3), (1, 2**62), (-(2**62), 2)], [(2, 3), (1, 44), (0, 2)]),
+        ([(1, 1 << 40)], [(1, 2500)]),
+        ([(2, 3), (1, 2**62), (-(2**62), 2)], [(2, 3), (1, 2494), (0, 2)]),
     ):
-        wanted = pack_objects(mask, torch.tensor(meant), 50, backend="torch")
-        _same(_pack_objects(program, mask, torch.tensor(given), 50), wanted)
+        wanted = pack_objects(mask, torch.tensor(meant), 2500, backend="torch")
+        _same(_pack_objects(program, mask, torch.tensor(given), 2500), wanted)
 
 
 # Views
@@ -232,34 +233,45 @@ def test_more_views_than_one_block_scans(program: CudaProgram) -> None:
 # Tokens
 
 
+def _rows_of(count: int, width: int, dtype: torch.dtype, begin: int, unit: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows that begin `begin` elements into longer ones, whose length is a multiple of `unit`; the longer ones too."""
+    wide = _poisoned(count * -(-(begin + width) // unit) * unit, dtype).reshape(
+        count, -(-(begin + width) // unit) * unit
+    )
+    return wide[:, begin : begin + width], wide
+
+
 def _check_tokens(
     program: CudaProgram,
     dtype: torch.dtype,
     length: int,
     width: int,
     count: int,
-    wider: tuple[int, int] = (0, 0),
+    begin: int = 0,
+    unit: int = 1,
     options: Options = LOCKSTEP,
 ) -> None:
-    """Rows begin `wider[0]` elements into rows that are longer by `wider[1]`; a third of the slots is none."""
+    """A third of the slots is none."""
     generator = torch.Generator().manual_seed(width)
-    skip, more = wider
-    wide = _poisoned(length * (width + more), dtype).reshape(length, width + more)
-    wide[:, skip : skip + width] = torch.randn(length, width, generator=generator).to(dtype)
-    tokens = torch.randn(count, width, generator=generator).to(dtype)
+    embeds, wide = _rows_of(length, width, dtype, begin, unit)
+    embeds[:] = torch.randn(length, width, generator=generator)
+    tokens, _ = _rows_of(count, width, dtype, begin, unit)
+    tokens[:] = torch.randn(count, width, generator=generator)
     slots = torch.randperm(length, generator=generator)[:count]
     lost = torch.arange(count) % 3 == 1
     slots[lost] = torch.tensor([-1, length, *WILD])[torch.arange(int(lost.sum())) % 5]
     valid = torch.where(lost, -1, slots)
 
     wanted = wide.clone()
-    scatter_tokens(wanted[:, skip : skip + width], tokens, valid, backend="torch")
-    _move_tokens(program, "scatter_tokens", wide[:, skip : skip + width], tokens, slots, options)
+    scatter_tokens(wanted[:, begin : begin + width], tokens, valid, backend="torch")
+    _move_tokens(program, "scatter_tokens", embeds, tokens, slots, options)
     assert torch.equal(wide.view(torch.uint8), wanted.view(torch.uint8))
 
-    gathered = _poisoned(count * width, dtype).reshape(count, width)
-    _move_tokens(program, "gather_tokens", wide[:, skip : skip + width], gathered, slots, options)
-    assert torch.equal(gathered, gather_tokens(wanted[:, skip : skip + width], valid))
+    gathered, around = _rows_of(count, width, dtype, begin, unit)
+    expected = around.clone()
+    expected[:, begin : begin + width] = gather_tokens(embeds, valid)
+    _move_tokens(program, "gather_tokens", embeds, gathered, slots, options)
+    assert torch.equal(around.view(torch.uint8), expected.view(torch.uint8))
 
 
 @every_schedule
@@ -268,14 +280,24 @@ def test_rows_of_tokens(program: CudaProgram, options: Options, dtype: torch.dty
     _check_tokens(program, dtype, 31, 72, 23, options=options)
 
 
-# of 16 bytes, of 4, of one element, each with a rest of a vector and without; over more than one round of a warp
+# each with a rest of a vector and without
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    "wider", [(0, 0), (0, 8), (2, 8), (1, 3)], ids=["whole", "aligned", "by 4 or 8 bytes", "anywhere"]
+    ("begin", "unit"), [(0, 1), (8, 8), (2, 2), (1, 1)], ids=["whole", "by 16 bytes", "by 4 or 8 bytes", "anywhere"]
 )
 @pytest.mark.parametrize("width", [1, 7, 24, 27, 1155])
-def test_rows_of_any_alignment(program: CudaProgram, dtype: torch.dtype, wider: tuple[int, int], width: int) -> None:
-    _check_tokens(program, dtype, 6, width, 4, wider)
+def test_rows_of_any_alignment(program: CudaProgram, dtype: torch.dtype, begin: int, unit: int, width: int) -> None:
+    _check_tokens(program, dtype, 6, width, 4, begin, unit)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize(("size", "begin"), [(16, 8), (4, 2), (2, 1)])
+def test_rounds_of_a_warp(program: CudaProgram, dtype: torch.dtype, size: int, begin: int) -> None:
+    """A round is 128 vectors of `size` bytes; the compiler unrolls it four times."""
+    for rounds in (1, 2, 3, 4, 5, 8):
+        for missing in (0, 40):
+            width = (128 * rounds - missing) * max(size // dtype.itemsize, 1)
+            _check_tokens(program, dtype, 3, width, 3, begin, unit=begin)
 
 
 @pytest.mark.parametrize(("length", "count", "width"), [(0, 0, 8), (3, 0, 8), (3, 2, 0), (1, 1, 1), (3, 3, 1)])
@@ -289,6 +311,43 @@ def test_no_row_to_read_from(program: CudaProgram) -> None:
     embeds, tokens = torch.zeros(0, 8), _poisoned(16, torch.float32).reshape(2, 8)
     _move_tokens(program, "gather_tokens", embeds, tokens, torch.tensor([0, -1]))
     assert not tokens.any()
+
+
+# Grids that are smaller than the work, which the host's are from 16 million items on
+
+
+def test_few_threads_finish_many_objects(program: CudaProgram) -> None:
+    counts = torch.randint(5, (3900,), generator=torch.Generator().manual_seed(0)).numpy()
+    offsets = np.concatenate([[0], counts.cumsum()])
+    capacity = int(offsets[-1]) + 4100
+    given, places = np.full(3900, -7), [np.full(capacity, -7, dtype) for dtype in (np.int64, np.int32, np.int32)]
+    run(program["finish"], 2, [offsets, 3900, capacity, given, *places])
+    assert (given == counts).all()
+    for place in places:
+        assert (place[: offsets[-1]] == -7).all()
+        assert (place[offsets[-1] :] == -1).all()
+
+
+def test_few_threads_place_many_patches(program: CudaProgram) -> None:
+    grids = torch.tensor(_views(4, 30, 14))
+    patches = int(grids[:, :2].prod(1).sum()) + 9
+    wanted = pack_views(grids, patches, backend="torch")
+    outputs = [np.full(patches, -7, np.int32) for _ in range(3)]
+    assert patches > 3 * 1024
+    run(program["view_places"], 1, [grids.numpy(), wanted.cu_seqlens.long().numpy(), 30, patches, *outputs])
+    _same([torch.from_numpy(o) for o in outputs], wanted[:3])
+
+
+@pytest.mark.parametrize("gather", [False, True])
+@pytest.mark.parametrize("vector", ["5uint4j", "5uint4t", "jj", "jt", "tt"])
+def test_few_warps_move_many_rows(program: CudaProgram, vector: str, gather: bool) -> None:
+    dtype = np.uint16 if vector[-1] == "t" else np.uint32
+    rows = np.arange(40 * 16, dtype=dtype).reshape(40, 16)
+    slots = np.random.default_rng(0).permutation(40)
+    moved = np.zeros_like(rows)
+    step = rows.strides[0]
+    run(program[f"move_rowsI{vector}Lb{gather:d}E"], 2, [rows, step, moved, step, slots, 40, 40, step])
+    assert (moved == rows[slots] if gather else moved[slots] == rows).all()
 
 
 # What the emulator would say
