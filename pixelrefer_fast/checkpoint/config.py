@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from pixelrefer_fast.checks.fields import MISSING, Fields
 from pixelrefer_fast.checks.safe_files import brief, file_in, read_json
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -33,43 +34,14 @@ MAX_VOCABULARY = 1 << 24
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn")
 
 
-class _Fields:
-    """The values of one JSON object, each checked as it is taken; errors name the file and the key."""
+class _Fields(Fields):
+    """The values of one JSON object."""
 
-    def __init__(self, source: str, values: Mapping[str, Any]):
-        self.source = source
-        self.values = values
-
-    def error(self, key: str, expected: str) -> ValueError:
-        given = brief(self.values[key]) if key in self.values else "nothing"
-        return ValueError(f"{self.source}: {key}: expected {expected}, got {given}")
-
-    def given(self, key: str) -> bool:
-        return self.values.get(key) is not None
-
-    def integer(self, key: str, low: int, high: int, default: int | None = None) -> int:
-        if default is not None and not self.given(key):
-            return default
-        value = self.values.get(key)
-        if type(value) is not int or not low <= value <= high:
-            raise self.error(key, f"an integer from {low} to {high}")
-        return value
-
-    def number(self, key: str, high: float, default: float | None = None) -> float:
-        if default is not None and not self.given(key):
-            return default
-        value = self.values.get(key)
-        if type(value) not in (int, float) or not 0 < cast(float, value) <= high:
+    def number(self, key: str, high: float, default: float = MISSING) -> float:
+        value = self.take(key, default)
+        if type(value) not in (int, float) or not 0 < value <= high:
             raise self.error(key, f"a number above 0, at most {high:g}")
-        return float(cast(float, value))
-
-    def flag(self, key: str, default: bool) -> bool:
-        if not self.given(key):
-            return default
-        value = self.values[key]
-        if type(value) is not bool:
-            raise self.error(key, "true or false")
-        return value
+        return float(value)
 
     def must_be(self, key: str, expected: object, *, required: bool = False) -> None:
         if (required or self.given(key)) and self.values.get(key) != expected:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,7 +10,8 @@ from typing import Any, TypeAlias
 
 import yaml
 
-from pixelrefer_fast.checks.safe_files import brief, listed, read_limited
+from pixelrefer_fast.checks.safe_files import brief, read_limited
+from pixelrefer_fast.train.keys import Keys
 from pixelrefer_fast.train.optimizer import OPTIMIZERS
 
 PARTS = ("llm", "projector", "region_encoder", "vision_encoder")
@@ -22,7 +22,6 @@ DEVICES = ("auto", "cpu", "cuda")
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MAX_CONFIG_BYTES = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]{0,63}")
-_MISSING: Any = object()
 
 
 @dataclass(frozen=True)
@@ -195,7 +194,7 @@ def load_config(path: str | Path, out: str | Path | None = None) -> TrainConfig:
 
 def parse_config(values: Mapping[str, Any], source: str, folder: Path, out: str | Path | None = None) -> TrainConfig:
     """Make a config from its values, as `load_config` does from a file; paths are relative to `folder`."""
-    keys = _Keys(source, values, folder)
+    keys = Keys(source, values, folder)
     stages = keys.entries("stages")
     config = TrainConfig(
         model=_model(keys),
@@ -224,14 +223,14 @@ def parse_config(values: Mapping[str, Any], source: str, folder: Path, out: str 
     return config
 
 
-def _model(keys: _Keys) -> str:
+def _model(keys: Keys) -> str:
     """A folder relative to the file where there is one, else a hub id."""
     name = keys.text("model")
     beside = keys.folder / name
     return str(beside) if beside.is_dir() else name
 
 
-def _stage(keys: _Keys, number: int) -> Stage:
+def _stage(keys: Keys, number: int) -> Stage:
     name = keys.text("name", f"stage{number}")
     if not _NAME.fullmatch(name):
         raise keys.error("name", "letters, digits, - and _")
@@ -267,7 +266,7 @@ def _stage(keys: _Keys, number: int) -> Stage:
     return stage
 
 
-def _rates(keys: _Keys) -> dict[str, float]:
+def _rates(keys: Keys) -> dict[str, float]:
     """The learning rate of each part that learns, from one number for all or a mapping."""
     value = keys.values.get("learning_rate")
     if not isinstance(value, Mapping):
@@ -284,7 +283,7 @@ def _rates(keys: _Keys) -> dict[str, float]:
     return rates
 
 
-def _lora(keys: _Keys) -> Lora:
+def _lora(keys: Keys) -> Lora:
     rank = keys.integer("rank", 1, 4096, 64)
     targets = keys.texts("targets", LORA_TARGETS)
     if not targets or not set(targets) <= set(LORA_TARGETS):
@@ -299,7 +298,7 @@ def _lora(keys: _Keys) -> Lora:
     return lora
 
 
-def _source(keys: _Keys) -> Source:
+def _source(keys: Keys) -> Source:
     kinds = [kind for kind in ("records", "world") if keys.given(kind)]
     if len(kinds) != 1:
         raise keys.error("records", "either records or world")
@@ -332,7 +331,7 @@ def _source(keys: _Keys) -> Source:
     return source
 
 
-def _checked_categories(keys: _Keys, given: tuple[str, ...] | None) -> tuple[str, ...] | None:
+def _checked_categories(keys: Keys, given: tuple[str, ...] | None) -> tuple[str, ...] | None:
     if given is None:
         return None
     from pixelrefer_fast.world.questions import CATEGORIES
@@ -340,112 +339,6 @@ def _checked_categories(keys: _Keys, given: tuple[str, ...] | None) -> tuple[str
     if not set(given) <= set(CATEGORIES):
         raise keys.error("categories", f"some of {', '.join(CATEGORIES)}")
     return given
-
-
-class _Keys:
-    """The values of one mapping, each checked as it is taken; `done` refuses what nobody took."""
-
-    def __init__(self, source: str, values: Mapping[str, Any], folder: Path) -> None:
-        self.source, self.values, self.folder = source, values, folder
-        self.taken: set[str] = set()
-
-    def error(self, key: str, expected: str, given: Any = _MISSING) -> ValueError:
-        given = self.values.get(key, _MISSING) if given is _MISSING else given
-        return ValueError(
-            f"{self.source}: {key}: expected {expected}, got {'nothing' if given is _MISSING else brief(given)}"
-        )
-
-    def given(self, key: str) -> bool:
-        self.taken.add(key)
-        return self.values.get(key) is not None
-
-    def _take(self, key: str, default: Any) -> Any:
-        return self.values[key] if self.given(key) else default
-
-    def integer(self, key: str, low: int, high: int, default: Any = _MISSING) -> int:
-        value = self._take(key, default)
-        if type(value) is not int or not low <= value <= high:
-            raise self.error(key, f"an integer from {low} to {high}")
-        return value
-
-    def optional_integer(self, key: str, low: int, high: int) -> int | None:
-        return self.integer(key, low, high) if self.given(key) else None
-
-    def number(self, key: str, low: float, high: float, default: Any = _MISSING) -> float:
-        value = self._take(key, default)
-        if isinstance(value, str) and re.fullmatch(r"[0-9.]+[eE][+-]?[0-9]+", value):
-            value = float(value)  # YAML takes 1e-5 for text: its numbers have a point
-        if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
-            raise self.error(key, f"a number from {low:g} to {high:g}")
-        return float(value)
-
-    def optional_number(self, key: str, low: float, high: float, default: float | None = None) -> float | None:
-        """Above `low`; `default` where the key is missing, None where it is null."""
-        self.taken.add(key)
-        if key not in self.values:
-            return default
-        if self.values[key] is None:
-            return None
-        value = self.number(key, low, high)
-        if value <= low:
-            raise self.error(key, f"a number above {low:g}")
-        return value
-
-    def numbers(self, key: str, default: tuple[float, float]) -> tuple[float, float]:
-        value = self._take(key, list(default))
-        if (
-            not isinstance(value, list)
-            or len(value) != 2
-            or any(type(v) not in (int, float) or not 0 <= v < 1 for v in value)
-        ):
-            raise self.error(key, "two numbers from 0 to below 1")
-        return float(value[0]), float(value[1])
-
-    def flag(self, key: str, default: Any) -> Any:
-        value = self._take(key, default)
-        if value is not default and type(value) is not bool:
-            raise self.error(key, "true or false")
-        return value
-
-    def text(self, key: str, default: Any = _MISSING) -> str:
-        value = self._take(key, default)
-        if not isinstance(value, str) or (default is _MISSING and not value.strip()):
-            raise self.error(key, "a text")
-        return value
-
-    def texts(self, key: str, default: tuple[str, ...]) -> tuple[str, ...]:
-        value = self._take(key, list(default))
-        if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-            raise self.error(key, "a list of texts")
-        return tuple(value)
-
-    def choice(self, key: str, choices: tuple[str, ...], default: str) -> str:
-        value = self._take(key, default)
-        if value not in choices:
-            raise self.error(key, f"one of {', '.join(choices)}")
-        return value
-
-    def path(self, key: str) -> Path:
-        return self.folder / Path(self.text(key)).expanduser()
-
-    def mapping(self, key: str) -> _Keys:
-        value = self._take(key, None)
-        if not isinstance(value, Mapping):
-            raise self.error(key, "a mapping of keys")
-        return _Keys(f"{self.source}: {key}", value, self.folder)
-
-    def entries(self, key: str) -> list[_Keys]:
-        value = self._take(key, None)
-        if not isinstance(value, list) or not value or not all(isinstance(entry, Mapping) for entry in value):
-            raise self.error(key, "a list with at least one mapping of keys")
-        return [_Keys(f"{self.source}: {key} {i}", entry, self.folder) for i, entry in enumerate(value, 1)]
-
-    def done(self) -> None:
-        unknown = [str(key) for key in self.values if key not in self.taken]
-        if unknown:
-            raise ValueError(
-                f"{self.source}: expected keys among {', '.join(sorted(self.taken))}, got {listed(map(brief, unknown))}"
-            )
 
 
 class _Loader(yaml.SafeLoader):
