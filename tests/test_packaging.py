@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -24,11 +25,8 @@ def run(code: str, *, cwd: Path, path: Path | None = None, **environment: str) -
     return done.stdout.strip()
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("wheel")
-    source = tmp_path_factory.mktemp("source") / "copy"
-    # a copy, so that building leaves nothing in the checkout
+def copied(target: Path) -> Path:
+    """The checkout's files elsewhere, so that building leaves nothing in it."""
     files = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -37,19 +35,45 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text=True,
     )
     for name in files.stdout.splitlines():
-        origin, copy = ROOT / name, source / name
-        if name.startswith("tests/") or not (origin.exists() or origin.is_symlink()):
+        origin, copy = ROOT / name, target / name
+        if not (origin.exists() or origin.is_symlink()):
             continue
         copy.parent.mkdir(parents=True, exist_ok=True)
         if origin.is_symlink():
             copy.symlink_to(os.readlink(origin))
         else:
             copy.write_bytes(origin.read_bytes())
+    return target
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copied(tmp_path_factory.mktemp("source") / "copy")
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(out), "."]
     done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     (built,) = out.glob("*.whl")
     return built
+
+
+def test_source_archive_is_complete_and_holds_no_tests(source: Path, tmp_path: Path) -> None:
+    """What builds the wheel again, links followed; the tests are a checkout's, whole or not at all."""
+    code = f"from setuptools import build_meta; print(build_meta.build_sdist({str(tmp_path)!r}))"
+    environment = {**os.environ, "PIXELREFER_FAST_BUILD_CUDA": "0"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=source, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(tmp_path / done.stdout.splitlines()[-1]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    package = {str(path.relative_to(ROOT)) for path in (ROOT / "pixelrefer_fast").rglob("*.py")}
+    kernels = {f"pixelrefer_fast/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
+    csrc = {f"pixelrefer_fast/{path.relative_to(ROOT)}" for path in (ROOT / "csrc").rglob("*.c*") if path.is_file()}
+    assert package | kernels | csrc | {"pyproject.toml", "setup.py", "README.md", "LICENSE"} <= names
+    assert not {name for name in names if name.startswith(("tests", "training", "emulator", "benchmarks"))}
 
 
 @pytest.fixture(scope="module")
