@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import importlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from ptx_emulator import Buffer, Fault, Options, run
+from ptx_emulator import Buffer, Fault, FindingsError, Options, run
 from ptx_emulator.cuda_program import CudaProgram
 from ptx_emulator.nvcc import ARCHITECTURES, Compiled, compiled, find_nvcc
 from ptx_emulator.options import SCHEDULES
@@ -385,6 +386,40 @@ def test_a_byte_too_few_is_noticed(program: CudaProgram, name: str) -> None:
 def test_memory_is_set_within_buffers(program: CudaProgram) -> None:
     with pytest.raises(Fault, match=r"^cudaMemsetAsync: 40 bytes at 0x[0-9a-f]+ lie in no buffer$"):
         _selected(program, scratch=1000)
+
+
+def _scan(program: CudaProgram, name: str) -> None:
+    if name == "pack_objects":
+        _check_objects(program, [(40, 60), (1, 3)], lambda selected: selected)
+    else:
+        _check_views(program, [(20, 30, 1), (36, 24, 2), (20, 20, 2)], 3)
+        test_few_threads_place_many_patches(program)
+
+
+# a barrier behind a block's sum is for kernels that sum twice, which none does: one for each kernel that sums
+@pytest.mark.parametrize(("name", "redundant"), [("pack_objects", 2), ("pack_views", 1)])
+def test_a_missing_barrier_is_noticed(built: Compiled, tmp_path: Path, name: str, redundant: int) -> None:
+    survivors = []
+    for line, change in _without_each("bar.sync", built, name, tmp_path):
+        try:
+            _scan(CudaProgram(change, ARCHITECTURES[0]), name)
+        except FindingsError as findings:
+            assert str(findings).startswith("race: warp")  # noqa: PT017 (it need not be raised)
+        else:
+            survivors.append(line)
+    assert len(survivors) <= redundant
+
+
+def _without_each(mark: str, built: Compiled, name: str, folder: Path) -> Iterator[tuple[int, Compiled]]:
+    """The program without one of the instructions that begin so, one after another, each with its line."""
+    (file,) = (f for f in built.ptx[ARCHITECTURES[0]] if f.name.startswith(name))
+    lines = file.read_text().split("\n")
+    places = [i for i, line in enumerate(lines) if line.strip().startswith(mark)]
+    assert len(places) > 3
+    for i in places:
+        changed = folder / file.name
+        changed.write_text("\n".join([*lines[:i], "", *lines[i + 1 :]]))
+        yield i + 1, replace(built, ptx={ARCHITECTURES[0]: (changed,)})
 
 
 # What the operations ask for
