@@ -7,19 +7,13 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from kernel_place import KERNEL_DTYPES
 from plain_memory import plain_memory
 
 from pixelrefer_fast.device.counters import counting
 from pixelrefer_fast.ops import add_norm
 
 pytestmark = pytest.mark.kernel
-
-BF16 = pytest.param(
-    torch.bfloat16,
-    marks=pytest.mark.skipif(
-        not torch.cuda.is_available(), reason="the interpreter rounds float32 to bfloat16 towards zero"
-    ),
-)
 
 
 def _arguments(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, ...]:
@@ -29,7 +23,7 @@ def _arguments(rows: int, width: int, dtype: torch.dtype, device: torch.device) 
     return tuple(t.to(device, dtype) for t in (x + 3, delta, 1 + weight, bias))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, BF16], ids=str)
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
 @pytest.mark.parametrize(("rows", "width"), [(1, 1), (5, 64), (3, 72), (2, 255), (2, 257), (3, 1152), (1, 8192)])
 @pytest.mark.parametrize("eps", [1e-6, 1e-2])
 def test_against_float64(

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from infusion_case import FLOATS, Case, attended, infusion_case
+from kernel_place import KERNEL_DTYPES
 from plain_memory import plain_memory
 
 from pixelrefer_fast.device.counters import counting
@@ -20,13 +21,7 @@ pytestmark = [
 ]
 
 FORMS = pytest.mark.parametrize("projected", [False, True], ids=["folded", "projected"])
-BF16 = pytest.param(
-    torch.bfloat16,
-    marks=pytest.mark.skipif(
-        not torch.cuda.is_available(), reason="bf16 tl.dot is wrong in the interpreter, triton-lang/triton#11584"
-    ),
-)
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, BF16], ids=str)
+DTYPES = pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
 # (first row, rows) of each object's context, tokens, width, heads
 SHAPES = {
     "one row": ([(2, 1)], 1, 8, 8),

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from kernel_place import KERNEL_DTYPES
 from pool_cases import Case, case_of_tokens, random_case
 
 from pixelrefer_fast.device.launches import Launch, listen
@@ -17,13 +18,9 @@ from pixelrefer_fast.ops.object_pool import TIE
 
 pytestmark = pytest.mark.kernel
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-
-@pytest.fixture(params=DTYPES, ids=str)
-def dtype(request: pytest.FixtureRequest, kernel_device: torch.device) -> torch.dtype:
-    if request.param == torch.bfloat16 and kernel_device.type == "cpu":
-        pytest.skip("bf16 tl.dot is wrong in the interpreter, triton-lang/triton#11584")
+@pytest.fixture(params=KERNEL_DTYPES, ids=str)
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from kernel_place import KERNEL_DTYPES
 
 from pixelrefer_fast.device.launches import Launch, listen
 from pixelrefer_fast.ops import BackendError, rope2d
@@ -14,12 +15,6 @@ from pixelrefer_fast.ops.rope2d import rope2d_table
 pytestmark = pytest.mark.kernel
 
 PLACES = 40
-
-
-def _dtypes() -> list:
-    reason = "bf16 is wrong in Triton's interpreter (triton-lang/triton#11584)"
-    skip = pytest.mark.skipif(not torch.cuda.is_available(), reason=reason)
-    return [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=skip)]
 
 
 def _arguments(device: torch.device, dtype: torch.dtype, patches: int, heads: int, head_dim: int) -> list[torch.Tensor]:
@@ -43,7 +38,7 @@ def _exact(arguments: list[torch.Tensor]) -> torch.Tensor:
     return _definition([x.double() if x.is_floating_point() else x for x in arguments])
 
 
-@pytest.mark.parametrize("dtype", _dtypes(), ids=str)
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
 @pytest.mark.parametrize("patches", [1, 7, 33])
 @pytest.mark.parametrize("head_dim", [4, 12, 16, 24, 64, 72])
 def test_against_the_definition(

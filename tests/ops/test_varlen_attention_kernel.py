@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from kernel_place import KERNEL_DTYPES
 
 from pixelrefer_fast.device.launches import Launch, listen
 from pixelrefer_fast.ops import BackendError, varlen_attention
@@ -18,12 +19,6 @@ pytestmark = [
 
 # neighbours of one length, none and one patch, a whole block of 64 and one patch more
 RAGGED = [5, 0, 1, 64, 65, 3, 3]
-
-
-def _dtypes() -> list:
-    reason = "bf16 is wrong in Triton's interpreter (triton-lang/triton#11584)"
-    skip = pytest.mark.skipif(not torch.cuda.is_available(), reason=reason)
-    return [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=skip)]
 
 
 def _offsets(lengths: list[int], device: torch.device) -> torch.Tensor:
@@ -55,7 +50,7 @@ def _judge(arguments: tuple, numeric_bar: Callable[..., None], result: torch.Ten
     numeric_bar(varlen_attention, result, exact, varlen_attention(*arguments, backend="torch"))
 
 
-@pytest.mark.parametrize("dtype", _dtypes(), ids=str)
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
 @pytest.mark.parametrize("head_dim", [3, 8, 16, 24, 64, 72, 80, 128])
 def test_against_the_definition(
     dtype: torch.dtype, head_dim: int, kernel_device: torch.device, numeric_bar: Callable[..., None]
@@ -63,7 +58,7 @@ def test_against_the_definition(
     _judge(_arguments(kernel_device, dtype, RAGGED, RAGGED, 2, head_dim), numeric_bar)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
 @pytest.mark.parametrize("head_dim", [144, 200, 256])
 def test_large_heads(
     dtype: torch.dtype, head_dim: int, kernel_device: torch.device, numeric_bar: Callable[..., None]
@@ -71,7 +66,7 @@ def test_large_heads(
     _judge(_arguments(kernel_device, dtype, [7, 40], [7, 40], 1, head_dim), numeric_bar)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
 def test_queries_and_keys_of_different_lengths(
     dtype: torch.dtype, kernel_device: torch.device, numeric_bar: Callable[..., None]
 ) -> None:
@@ -94,7 +89,7 @@ def test_arguments_with_strides_of_their_own(kernel_device: torch.device, numeri
     _judge((q, k, v, *rest), numeric_bar)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
 def test_nothing_beyond_the_sequences_is_read(dtype: torch.dtype, kernel_device: torch.device) -> None:
     """Padding rows hold NaN, and so does everything around the heads of every row."""
     queries, keys = [5, 2, 0], [3, 66, 4]
@@ -187,7 +182,7 @@ def test_declines(kernel_device: torch.device) -> None:
 # Causal, and heads in groups
 
 
-@pytest.mark.parametrize("dtype", _dtypes(), ids=str)
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("queries", "keys"),
     [
