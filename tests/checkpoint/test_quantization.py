@@ -65,7 +65,7 @@ def test_the_linear_layers_of_the_blocks_and_nothing_else(
     assert len(layers) == 7 * len(model.network.llm.model.layers)
     changed = {
         key
-        for (key, a), (_, b) in zip(model.named_parameters(), plain.named_parameters(), strict=True)
+        for (key, a), (_, b) in zip(model.network.named_parameters(), plain.network.named_parameters(), strict=True)
         if not torch.equal(a, b)
     }
     assert changed == {f"llm.model.layers.{layer}.weight" for layer in layers}

@@ -302,7 +302,11 @@ def _number(row: Row, number: Callable[[Row], float | None]) -> float | None:
 
 
 def _stage(*names: str) -> Callable[[Row], float | None]:
-    return lambda row: sum(row["extra"]["stages"][name]["flops"] for name in names) / 1e9
+    def number(row: Row) -> float | None:
+        found = [own["flops"] for name, own in row["extra"]["stages"].items() if name in names]
+        return sum(found) / 1e9 if found else None
+
+    return number
 
 
 def _seen(name: str) -> Callable[[Row], float | None]:
@@ -329,6 +333,7 @@ _AGAINST: tuple[tuple[str, Callable[[Row], float | None], Callable[[float], str]
     ("GFLOP as the paper counts", _paper, short),
     ("GFLOP executed", lambda row: row["flops"] / 1e9, short),
     ("of these encoder", _stage("encoder"), short),
+    # "region": what results of before 2026-11-28 have for pooling and infusion
     ("object tokens, infusion, projection", _stage("region", "pooling", "infusion", "projector"), short),
     ("prefill", _stage("prefill"), short),
     ("decoding", _stage("decode"), short),
