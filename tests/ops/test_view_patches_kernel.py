@@ -279,7 +279,7 @@ def test_wrong_dtypes_are_refused(kernel_device: torch.device) -> None:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
-    """The addresses that kernels read, in the interpreter; the emulator checks them itself, on a GPU compute-sanitizer does."""
+    """The addresses that kernels read, in the interpreter; the emulator and compute-sanitizer check them themselves."""
     from triton.runtime import interpreter
 
     found: list[np.ndarray] = []
