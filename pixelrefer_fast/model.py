@@ -21,7 +21,7 @@ from pixelrefer_fast.decoding import Decoder, Generation
 from pixelrefer_fast.decoding.prompt import check_question
 from pixelrefer_fast.encoding.objects import Objects
 from pixelrefer_fast.network import FullNetwork, LiteNetwork, Network
-from pixelrefer_fast.planning.options import EncodeOptions, split_options
+from pixelrefer_fast.planning.options import EncodeOptions, read_options, split_options
 from pixelrefer_fast.planning.request import REGION_TAG, Request
 from pixelrefer_fast.regions import as_regions
 
@@ -120,7 +120,7 @@ class _Model(BatchCalls, nn.Module):
         Raises:
             ValueError: naming the region or the input, what was expected and what came.
         """
-        encode, _ = split_options(options, EncodeOptions)
+        encode = read_options(options, EncodeOptions)
         with self.requests.exclusive():
             request = self._request(image_or_video, regions, encode)
             prepared = Prepared("", Generation(), request=request, plan=self.network.plan(request), encode=encode)

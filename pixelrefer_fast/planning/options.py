@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any
+from typing import TypeVar
 
 from pixelrefer_fast.checks.values import check_seed, is_integer, is_number, plain_list, shown
+
+_T = TypeVar("_T")
+_U = TypeVar("_U")
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,28 @@ class EncodeOptions:
                 raise ValueError(f"frames: expected rising numbers of frames, got {shown(frames)}")
 
 
-def split_options(options: dict[str, Any], *kinds: type) -> tuple[Any, Any]:
-    """Sort keyword options into the dataclasses that have them."""
-    known = {f.name: kind for kind in kinds for f in fields(kind)}
-    unknown = sorted(set(options) - set(known))
+def read_options(options: Mapping[str, object], kind: type[_T]) -> _T:
+    """The dataclass `kind` from keyword options, all of which are its fields (else ValueError)."""
+    _check_known(options, kind)
+    return kind(**options)
+
+
+def split_options(options: Mapping[str, object], first: type[_T], second: type[_U]) -> tuple[_T, _U]:
+    """Two dataclasses from the keyword options of both; one that neither has is a ValueError."""
+    _check_known(options, first, second)
+    return first(**_own(options, first)), second(**_own(options, second))
+
+
+def _check_known(options: Mapping[str, object], *kinds: type) -> None:
+    known = {name for kind in kinds for name in _names(kind)}
+    unknown = sorted(set(options) - known)
     if unknown:
         raise ValueError(f"options: expected some of {sorted(known)}, got {unknown}")
-    built = [kind(**{k: v for k, v in options.items() if known[k] is kind}) for kind in kinds]
-    return built[0], built[-1]
+
+
+def _own(options: Mapping[str, object], kind: type) -> dict[str, object]:
+    return {name: options[name] for name in _names(kind) if name in options}
+
+
+def _names(kind: type) -> list[str]:
+    return [own.name for own in fields(kind)]
