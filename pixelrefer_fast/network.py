@@ -24,7 +24,7 @@ from pixelrefer_fast.encoding.object_tokenizer import ObjectTokenizer
 from pixelrefer_fast.encoding.objects import Objects, SceneTokens
 from pixelrefer_fast.encoding.patches import pack_patches
 from pixelrefer_fast.encoding.projector import VisionProjector, kept_cells
-from pixelrefer_fast.media import Video
+from pixelrefer_fast.media import Media, Video
 from pixelrefer_fast.planning.merge import plan_request
 from pixelrefer_fast.planning.options import EncodeOptions
 from pixelrefer_fast.planning.request import FrameSource, Request, bind_regions
@@ -116,7 +116,7 @@ class Network(nn.Module):
     @stage("plan")
     def bind(
         self,
-        media: np.ndarray | Video,
+        media: Media,
         source: FrameSource,
         regions: object,
         options: EncodeOptions,
@@ -142,7 +142,7 @@ class Network(nn.Module):
     def check_frames(self, frames: Sequence[tuple[int, ...]]) -> None:
         """Raise a ValueError where this model takes fewer frames per object."""
 
-    def whole_frames(self, media: np.ndarray | Video, options: EncodeOptions) -> list[int]:
+    def whole_frames(self, media: Media, options: EncodeOptions) -> list[int]:
         """The frames that the LLM sees whole."""
         return []
 
@@ -357,7 +357,7 @@ class FullNetwork(Network):
             if len(own) != 1:
                 raise ValueError(f"region {i}: expected one marked frame (PixelRefer takes one mask), got {own}")
 
-    def whole_frames(self, media: np.ndarray | Video, options: EncodeOptions) -> list[int]:
+    def whole_frames(self, media: Media, options: EncodeOptions) -> list[int]:
         if not isinstance(media, Video):
             return [0]
         if options.frames is None:

@@ -14,7 +14,7 @@ from pixelrefer_fast.batching.encoding import Prepared
 from pixelrefer_fast.decoding import Generation
 from pixelrefer_fast.decoding.prompt import check_question, check_tags
 from pixelrefer_fast.encoding.objects import Objects
-from pixelrefer_fast.media import Video, open_media
+from pixelrefer_fast.media import Media, open_media
 from pixelrefer_fast.network import Network
 from pixelrefer_fast.planning.options import EncodeOptions, split_options
 from pixelrefer_fast.planning.request import REGION_TAG, FrameSource, Request
@@ -31,7 +31,7 @@ class Opened:
     """An image or a video, and its frames by number."""
 
     given: object  # kept, so that its id belongs to nobody else
-    media: np.ndarray | Video
+    media: Media
     source: FrameSource
 
 

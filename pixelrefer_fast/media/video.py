@@ -248,3 +248,7 @@ def checked_times(times: Sequence[float], count: int, label: str) -> list[float]
 
 def is_rate(value: Any) -> bool:
     return is_number(value) and 1e-6 <= value <= 1e6
+
+
+Media = np.ndarray | Video
+"""What `open_media` gives: an image (H, W, 3) uint8, or a video."""
