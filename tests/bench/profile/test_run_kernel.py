@@ -145,7 +145,7 @@ def test_calls_are_kept_and_made_again(tmp_path: Path, capsys: pytest.CaptureFix
     assert torch.equal(made[0], loaded[0].make(CPU)[0])
     assert not torch.equal(made[0], made[1])
     assert torch.equal(made[3], offsets)
-    assert made[5:] == (4, 4)  # as it was called
+    assert made[5:] == (4, 4, False)  # as it was called, the default that was left out with it
     assert loaded[1].make(CPU)[7] is True
     half = loaded[2].make(CPU)
     assert half[0].dtype == torch.float16
