@@ -156,7 +156,7 @@ def test_calls_are_kept_and_made_again(tmp_path: Path, capsys: pytest.CaptureFix
     assert run_kernel.main(["varlen_attention", *case, "--case", "prefill/varlen_attention/0", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["case"] == "prefill/varlen_attention/0"
     assert run_kernel.main(["varlen_attention", *case, "--list"]) == 0
-    assert "encoder/varlen_attention/0: 7x2x8 7x2x8 7x2x8 3 3 4 4, 2 times" in capsys.readouterr().out
+    assert "encoder/varlen_attention/0: 7x2x8 7x2x8 7x2x8 3 3 4 4 False, 2 times" in capsys.readouterr().out
     assert run_kernel.main(["rope2d", *case]) == 2
     assert "no call of it" in capsys.readouterr().err
 
