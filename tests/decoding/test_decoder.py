@@ -95,7 +95,7 @@ def test_greedy_equals_transformers(request: pytest.FixtureRequest, kind: str, s
 @pytest.mark.parametrize("penalty", ["1.1", [1.1]])
 def test_a_penalty_that_is_no_number(lite: Any, penalty: object) -> None:
     with pytest.raises(ValueError, match=r"^repetition_penalty: expected a number, got .*1\.1"):
-        Decoder(lite.llm, lite.tokenizer, {"repetition_penalty": penalty})
+        Decoder(lite.network.llm, lite.tokenizer, {"repetition_penalty": penalty})
 
 
 @pytest.mark.filterwarnings("ignore:Passing `repetition_penalty` with `inputs_embeds`")
