@@ -10,8 +10,9 @@ from typing import Any
 
 from pixelrefer_fast.batching import Ask
 from pixelrefer_fast.checks.values import is_integer, is_number
+from pixelrefer_fast.world.asking import ask_about
 from pixelrefer_fast.world.marked import scene_media, scene_region
-from pixelrefer_fast.world.questions import CATEGORIES, Question, ask_about, normalise
+from pixelrefer_fast.world.questions import CATEGORIES, Question, normalise
 from pixelrefer_fast.world.scene import Scene, make_scene
 from pixelrefer_fast.world.splits import SPLITS, held_out
 

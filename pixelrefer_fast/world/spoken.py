@@ -1,8 +1,8 @@
 """How people ask what `wordings.py` asks plainly: by kind, in many wordings, spellings and word orders.
 
-Written down before any training. Every third wording of a kind (`HELD_OUT`) is never trained on: it is what tells whether
-a model understands people, and not these sentences. `{}` is an object; {word}, {what}, {list} and {where} are filled in
-first, as in `wordings.py`.
+Written down before any training. Every third wording of a kind (`HELD_OUT`) is never trained on: it is what tells
+whether a model understands people, and not these sentences. `{}` is an object; {word}, {what}, {list} and {where} are
+filled in first, as in `wordings.py`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from pixelrefer_fast.world.things import COLORS, PATTERNS, SHAPES
 
 SEEDS = range(130)
 ORDINALS = ("the first", "the second", "the third", "the fourth")
-KINDS = {name: texts for name, texts in vars(wordings).items() if name.isupper()}
+KINDS = wordings.PLAIN
 
 
 @functools.lru_cache(maxsize=1)
@@ -68,12 +68,13 @@ def wording(category: str, text: str) -> tuple[str, str, dict[str, str]]:
     """(kind, template, words) of a question's text; exactly one kind of its category fits."""
     text = unnamed(text)
     found = [(kind, t, m.groupdict()) for kind, t, p in PATTERN_OF if (m := p.fullmatch(text))]
-    found = [f for f in found if (f[0] == "SELECT") == (category == "selection")]
-    found = [f for f in found if f[0] != "LARGER" or f[2]["word"] in ("larger", "smaller")]
-    found = [f for f in found if f[0] != "EXTREME" or f[2]["word"].startswith("the ")]
-    found = [f for f in found if f[0] != "SELECT" or re.match(r"is |moves |stays |grows|shrinks|turns", f[2]["what"])]
-    found = [f for f in found if f[0] != "SIDE" or re.fullmatch(r"(to the )?(left|right) of|above|below", f[2]["word"])]
-    found = [f for f in found if f[0] != "SAME" or f[2]["word"] in ("color", "shape", "pattern")]
+    found = [f for f in found if (f[0] == "selection") == (category == "selection")]
+    found = [f for f in found if f[0] != "larger" or f[2]["word"] in ("larger", "smaller")]
+    found = [f for f in found if f[0] != "extreme" or f[2]["word"].startswith("the ")]
+    said = r"is |moves |stays |grows|shrinks|turns"
+    found = [f for f in found if f[0] != "selection" or re.match(said, f[2]["what"])]
+    found = [f for f in found if f[0] != "side" or re.fullmatch(r"(to the )?(left|right) of|above|below", f[2]["word"])]
+    found = [f for f in found if f[0] != "same" or f[2]["word"] in ("color", "shape", "pattern")]
     assert len({f[0] for f in found}) == 1, (text, found)
     return found[0]
 
@@ -151,7 +152,7 @@ class Oracle:
     def answer(self, q: Question) -> str | None:
         kind, template, words = wording(q.category, q.text)
         order = q.objects[::-1] if "{other}" in template else q.objects
-        return getattr(self, f"_{kind.lower()}")(tuple(order), words)
+        return getattr(self, "_" + kind.replace(" ", "_"))(tuple(order), words)
 
     def _name(self, o: tuple[int, ...], w: dict[str, str]) -> str | None:
         return self.s.things[o[0]].shape if self.part[o[0]] >= 0.6 else None
@@ -211,7 +212,7 @@ class Oracle:
         side = {"leftmost": "left", "rightmost": "right", "topmost": "above", "bottommost": "below"}[word.split()[1]]
         return all(self.is_at(i, j, side) is True for j in rest)
 
-    def _count(self, o: tuple[int, ...], w: dict[str, str]) -> str | None:
+    def _counting(self, o: tuple[int, ...], w: dict[str, str]) -> str | None:
         if min(self.part) < 0.6 or any(t.size == "tiny" for t in self.s.things):
             return None
         word = "color" if w["word"] == "color" else "shape"
@@ -272,7 +273,7 @@ class Oracle:
         motion = self.motion(o[0])
         return None if motion is None else "yes" if motion in ("grows", "shrinks") else "no"
 
-    def _select(self, o: tuple[int, ...], w: dict[str, str]) -> str | None:
+    def _selection(self, o: tuple[int, ...], w: dict[str, str]) -> str | None:
         what = w["what"].removeprefix("is ")
         if min(self.part[i] for i in o) < 0.6 or any(self.s.things[i].size == "tiny" for i in o):
             return None
@@ -310,7 +311,7 @@ def test_every_kind_is_asked_and_belongs_to_one_category():
     for _, q in asked():
         assert of[q.kind] == q.category
         if q.category == "relation":
-            assert wording(q.category, q.text)[0] == q.kind.upper()
+            assert wording(q.category, q.text)[0] == q.kind
 
 
 def test_texts_and_objects():
@@ -337,8 +338,8 @@ def test_motion_is_asked_about_videos_only():
 
 def test_tiny_objects_are_asked_about_color_and_place_only():
     kinds = {wording(q.category, q.text)[0] for s, q in asked() if any(s.things[i].size == "tiny" for i in q.objects)}
-    assert kinds <= {"COLOR", "SIDE", "WHERE", "TOUCH", "SAME", "EXTREME", "MOVES", "MOVING", "RESIZING"}
-    assert {"COLOR", "WHERE"} <= kinds
+    assert kinds <= {"color", "side", "where", "touch", "same", "extreme", "moves", "moving", "resizing"}
+    assert {"color", "where"} <= kinds
     for s, q in asked():
         if any(s.things[i].size == "tiny" for i in q.objects):
             words = wording(q.category, q.text)[2]
@@ -383,7 +384,7 @@ def test_yes_and_no_are_balanced_in_every_kind():
     for _, q in asked():
         if q.answer in ("yes", "no"):
             counts[wording(q.category, q.text)[0]][q.answer] += 1
-    assert set(counts) == {"SIDE", "TOUCH", "SAME", "MOVING", "RESIZING"}
+    assert set(counts) == {"side", "touch", "same", "moving", "resizing"}
     for kind, found in counts.items():
         assert 0.3 < found["yes"] / found.total() < 0.7, (kind, found)
 
