@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from pixelrefer_fast.checkpoint.embedded import EMBEDDED_FULL, EMBEDDED_LITE, TITLES
+from pixelrefer_fast.cli.options import Computing
 
 KINDS = {"lite": EMBEDDED_LITE, "full": EMBEDDED_FULL}
 
@@ -32,13 +33,10 @@ def run_eval(
     split: str,
     seed: int,
     videos: float,
-    device: str = "auto",
-    dtype: str = "auto",
-    backend: str = "auto",
+    computing: Computing,
 ) -> dict[str, Any]:
     """The report: `models` with `n` and `accuracy` of every category, and beside it where the questions come from,
     the same by images, videos and unseen combinations, and the time."""
-    import pixelrefer_fast
     from pixelrefer_fast.batching.progress import Tick, batch_progress
     from pixelrefer_fast.world.evaluate import draw_questions, evaluate
 
@@ -46,7 +44,7 @@ def run_eval(
     report: dict[str, Any] = {"models": {}, "split": split, "seed": seed, "questions": questions, "videos": videos}
     report |= {"overall": {}, "image": {}, "video": {}, "unseen": {}, "seconds": {}}
     for name, path in models.items():
-        model = pixelrefer_fast.load(path, device=device, dtype=dtype, backend=backend)
+        model, _ = computing.load(path)
         start = time.perf_counter()
         with batch_progress(name, None) as tick:
 

@@ -1,21 +1,22 @@
-"""Options that several commands of `pixelrefer-fast` share; those that mark regions are in `cli.regions`."""
+"""Options that several commands share: single ones, and groups that a command takes as one parameter.
+
+A group is a frozen dataclass of options; `cli.groups` spells it out for typer. Options of one command stand in its own
+file in `cli.commands`.
+"""
 
 from __future__ import annotations
 
-import sys
-from typing import Annotated
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pixelrefer_fast.checkpoint.embedded import EMBEDDED_LITE, LIMITS, TITLES
+from pixelrefer_fast.cli.models import MODEL_VARIABLE
 
-RELEASED = tuple(f"Alibaba-DAMO-Academy/PixelRefer-{name}" for name in ("2B", "7B", "Lite-2B", "Lite-7B"))
-MODEL_VARIABLE = "PIXELREFER_FAST_MODEL"
+if TYPE_CHECKING:
+    from pixelrefer_fast.model import PixelRefer, PixelReferLite
 
-OptionalSource = Annotated[
-    str | None,
-    typer.Argument(metavar="IMAGE_OR_VIDEO", help="An image, a video or a folder of frames.", show_default=False),
-]
 Source = Annotated[str, typer.Argument(metavar="IMAGE_OR_VIDEO", help="An image, a video or a folder of frames.")]
 Model = Annotated[
     str | None,
@@ -32,25 +33,123 @@ Dtype = Annotated[str, typer.Option("--dtype", metavar="T", help="auto, float32,
 Backend = Annotated[
     str, typer.Option("--backend", metavar="B", help="Who computes the operations: auto, torch, triton or cuda.")
 ]
-MaxNewTokens = Annotated[int | None, typer.Option("--max-new-tokens", metavar="N", min=1, help="Longest answer.")]
-Temperature = Annotated[
-    float | None, typer.Option("--temperature", metavar="T", min=0.0, help="0 is greedy, the default.")
-]
-TopP = Annotated[
-    float | None, typer.Option("--top-p", metavar="P", min=0.0, max=1.0, help="Sample from this share of the mass.")
-]
-Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of the sampling.")]
-Fps = Annotated[
-    float | None, typer.Option("--fps", metavar="N", help="Video, Full model: frames per second that it sees whole.")
-]
-MaxFrames = Annotated[
-    int | None, typer.Option("--max-frames", metavar="N", min=1, help="Video, Full model: at most so many.")
-]
-Frames = Annotated[
-    str | None,
-    typer.Option("--frames", metavar="N,N,...", help="Video, Full model: the frames that it sees whole, themselves."),
-]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
+
+_REGIONS = "Regions (repeat and mix them; numbered from 0 in the order given)"
+
+
+def _mark(name: str, metavar: str, text: str) -> Any:
+    return typer.Option(name, metavar=metavar, help=text, rich_help_panel=_REGIONS, show_default=False)
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What is marked; `cli.regions` reads it."""
+
+    boxes: Annotated[
+        list[str] | None, _mark("--box", "X0,Y0,X1,Y1", "Box by two corners in pixels; the second is outside.")
+    ] = None
+    sized_boxes: Annotated[list[str] | None, _mark("--xywh", "X,Y,W,H", "Box by its top left corner and its size.")] = (
+        None
+    )
+    masks: Annotated[
+        list[str] | None,
+        _mark(
+            "--mask", "FILE.png", "Mask of the image's size: marked where not black (or, with alpha, not transparent)."
+        ),
+    ] = None
+    rles: Annotated[list[str] | None, _mark("--rle", "FILE.json", "COCO run lengths or an annotation with them.")] = (
+        None
+    )
+    polygons: Annotated[list[str] | None, _mark("--polygon", '"X,Y X,Y X,Y"', "Polygon by its corners.")] = None
+    scribbles: Annotated[
+        list[str] | None, _mark("--scribble", '"X,Y X,Y:WIDTH"', "Line through points, WIDTH pixels thick.")
+    ] = None
+    region_files: Annotated[
+        list[str] | None,
+        _mark("--regions", "FILE.json", "One region or a list, each as Region.to_json writes it, an RLE, a box, ..."),
+    ] = None
+    frame: Annotated[
+        int | None,
+        typer.Option(
+            "--frame", metavar="N", min=0, help="Video: the frame that the regions mark.", rich_help_panel=_REGIONS
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How an answer is written."""
+
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", metavar="N", min=1, help="Longest answer.")
+    ] = None
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", metavar="T", min=0.0, help="0 is greedy, the default.")
+    ] = None
+    top_p: Annotated[
+        float | None, typer.Option("--top-p", metavar="P", min=0.0, max=1.0, help="Sample from this share of the mass.")
+    ] = None
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of the sampling.")] = None
+
+    def given(self) -> dict[str, Any]:
+        """Keyword arguments of the model's methods, those that were given."""
+        return _given(vars(self))
+
+
+@dataclass(frozen=True)
+class SeenFrames:
+    """Which frames of a video the model sees whole."""
+
+    fps: Annotated[
+        float | None,
+        typer.Option("--fps", metavar="N", help="Video, Full model: frames per second that it sees whole."),
+    ] = None
+    max_frames: Annotated[
+        int | None, typer.Option("--max-frames", metavar="N", min=1, help="Video, Full model: at most so many.")
+    ] = None
+    frames: Annotated[
+        str | None,
+        typer.Option(
+            "--frames", metavar="N,N,...", help="Video, Full model: the frames that it sees whole, themselves."
+        ),
+    ] = None
+
+    def given(self) -> dict[str, Any]:
+        """Keyword arguments of the model's methods, those that were given.
+
+        Raises:
+            ValueError: --frames holds something else than numbers.
+        """
+        options = _given(vars(self))
+        if self.frames is not None:
+            try:
+                options["frames"] = [int(number) for number in self.frames.split(",")]
+            except ValueError:
+                raise ValueError(f"--frames: expected numbers like 0,12,24, got {self.frames!r}") from None
+        return options
+
+    def refuse(self, got: str) -> None:
+        """ValueError that names the first of these options that was given, and what there is instead of a video."""
+        for name in _given(vars(self)):
+            raise ValueError(f"--{name.replace('_', '-')}: expected a video, got {got}")
+
+
+@dataclass(frozen=True)
+class Computing:
+    """Where a model runs, and on what."""
+
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    backend: Backend = "auto"
+
+    def load(self, model: str) -> tuple[PixelRefer | PixelReferLite, float]:
+        """The model and the seconds it took."""
+        import pixelrefer_fast
+
+        start = time.perf_counter()
+        loaded = pixelrefer_fast.load(model, device=self.device, dtype=self.dtype, backend=self.backend)
+        return loaded, time.perf_counter() - start
 
 
 def examples(*lines: str) -> str:
@@ -58,13 +157,5 @@ def examples(*lines: str) -> str:
     return "Examples:\n\n" + "\n\n".join(f"$ pixelrefer-fast {line}".replace("[", r"\[") for line in lines)
 
 
-def chosen_model(model: str | None) -> str:
-    """The model asked for; without one the embedded Lite, said to be what it is."""
-    if model:
-        return model
-    print(
-        f"no --model and no {MODEL_VARIABLE}: using {TITLES[EMBEDDED_LITE]}, which is embedded; {LIMITS}. "
-        f"Released models: {', '.join(RELEASED)}",
-        file=sys.stderr,
-    )
-    return EMBEDDED_LITE
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}

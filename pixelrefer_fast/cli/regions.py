@@ -1,4 +1,4 @@
-"""Regions on the command line: the options that mark them, in the order in which they were given."""
+"""Regions on the command line, in the order in which they were given."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperCommand
+
+from pixelrefer_fast.cli.options import Marks, SeenFrames
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,36 +21,6 @@ if TYPE_CHECKING:
 
 MAX_JSON_BYTES = 256 * 2**20
 _ORDER = "pixelrefer_fast.options_in_order"
-_PANEL = "Regions (repeat and mix them; numbered from 0 in the order given)"
-
-
-def _option(name: str, metavar: str, text: str) -> Any:
-    return typer.Option(name, metavar=metavar, help=text, rich_help_panel=_PANEL, show_default=False)
-
-
-Boxes = Annotated[
-    list[str] | None, _option("--box", "X0,Y0,X1,Y1", "Box by two corners in pixels; the second is outside.")
-]
-SizedBoxes = Annotated[list[str] | None, _option("--xywh", "X,Y,W,H", "Box by its top left corner and its size.")]
-Masks = Annotated[
-    list[str] | None,
-    _option(
-        "--mask", "FILE.png", "Mask of the image's size: marked where not black (or, with alpha, not transparent)."
-    ),
-]
-RLEs = Annotated[list[str] | None, _option("--rle", "FILE.json", "COCO run lengths or an annotation with them.")]
-Polygons = Annotated[list[str] | None, _option("--polygon", '"X,Y X,Y X,Y"', "Polygon by its corners.")]
-Scribbles = Annotated[
-    list[str] | None, _option("--scribble", '"X,Y X,Y:WIDTH"', "Line through points, WIDTH pixels thick.")
-]
-RegionFiles = Annotated[
-    list[str] | None,
-    _option("--regions", "FILE.json", "One region or a list, each as Region.to_json writes it, an RLE, a box, ..."),
-]
-FrameNumber = Annotated[
-    int | None,
-    typer.Option("--frame", metavar="N", min=0, help="Video: the frame that the regions mark.", rich_help_panel=_PANEL),
-]
 
 
 class InOrder(TyperCommand):
@@ -69,14 +41,35 @@ class Marked:
     region: Region
 
 
-def given_regions(ctx: typer.Context, media: np.ndarray | Video, frame: int | None) -> list[Marked]:
-    """The regions of the command line in order, bound to `frame` where they name no frames, each tried on the media.
+def marked_media(
+    ctx: typer.Context, source: str, marks: Marks, seen: SeenFrames
+) -> tuple[np.ndarray | Video, list[Marked]]:
+    """The image array or the video, and the regions of the command line, each tried on it.
 
-    Raises ValueError that names the option and its value.
+    Raises:
+        ValueError: the file, the option or its value is at fault, or nothing is marked.
+    """
+    from pixelrefer_fast.media import open_media
+    from pixelrefer_fast.media.video import Video
+
+    media = open_media(source)
+    regions = given_regions(ctx, media, marks)
+    if not regions:
+        raise ValueError("expected at least one region (--box, --mask, --polygon, ...), got none")
+    if not isinstance(media, Video):
+        seen.refuse(f"the image {source}")
+    return media, regions
+
+
+def given_regions(ctx: typer.Context, media: np.ndarray | Video, marks: Marks) -> list[Marked]:
+    """The regions of the command line in order, bound to --frame where they name no frames, each tried on the media.
+
+    Raises ValueError that names the option and its value. The command's class is `InOrder`.
     """
     from pixelrefer_fast.media.video import Video
 
-    left = {name: list(ctx.params[name] or ()) for name in _READERS if name in ctx.params}
+    frame = marks.frame
+    left = {name: list(getattr(marks, name) or ()) for name in _READERS}
     marked: list[Marked] = []
     for name in ctx.meta[_ORDER]:
         if name not in left:
@@ -100,6 +93,17 @@ def given_regions(ctx: typer.Context, media: np.ndarray | Video, frame: int | No
             one.region.mask(height, width, name=one.given)
         return marked
     return [_in_video(one, media, frame) for one in marked]
+
+
+def listed(regions: list[Marked], texts: list[str] | None = None) -> list[dict[str, Any]]:
+    """Regions as --json shows them, each with its text."""
+    found: list[dict[str, Any]] = []
+    for i, one in enumerate(regions):
+        frames = one.region.frames
+        found.append({"region": i, "given": one.given, "frames": None if frames is None else list(frames)})
+        if texts is not None:
+            found[-1]["text"] = texts[i]
+    return found
 
 
 def region_reader(form: str) -> Callable[[str], Sequence[Region]]:

@@ -15,7 +15,7 @@ from command_line import one_error_line
 
 from pixelrefer_fast.bench.report import results
 from pixelrefer_fast.bench.run import against, askers, whole
-from pixelrefer_fast.cli.bench import run as bench
+from pixelrefer_fast.cli import bench
 
 LONG = ("--seconds", "1000000")  # a busy machine leaves nothing out
 ALONE = ("--device", "cpu", "--against", "none")

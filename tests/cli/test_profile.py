@@ -13,7 +13,7 @@ from command_line import ASSETS, FakeModel, one_error_line
 
 from pixelrefer_fast.bench.measure import rates, timing
 from pixelrefer_fast.bench.profile import calls
-from pixelrefer_fast.cli.profile import run as profile
+from pixelrefer_fast.cli import profile
 from pixelrefer_fast.device.stages import STAGES
 
 LITE = ("--model", str(ASSETS / "lite"), "--max-new-tokens", "2", "--repeats", "1", "--device", "cpu")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated
 
 import typer
 
@@ -22,38 +23,45 @@ _PARAGRAPHS = (
 )
 BATCH_HELP = "\n\n" + "\n\n".join(_PARAGRAPHS)
 
-BatchFile = Annotated[
-    str | None,
-    typer.Option(
-        "--batch",
-        metavar="FILE.jsonl",
-        help="Requests, a JSON object a line.",
-        rich_help_panel=_PANEL,
-        show_default=False,
-    ),
-]
-BatchOut = Annotated[
-    str | None,
-    typer.Option(
-        "--out",
-        metavar="OUT.jsonl",
-        help="Answers, a line for each line of --batch; written beside it, moved there when complete.",
-        rich_help_panel=_PANEL,
-        show_default=False,
-    ),
-]
-BatchSize = Annotated[
-    int | None,
-    typer.Option(
-        "--batch-size",
-        metavar="N",
-        min=1,
-        max=4096,
-        help="At most so many requests at one time; default: 32 on a CPU, 64 on a GPU.",
-        rich_help_panel=_PANEL,
-        show_default=False,
-    ),
-]
+
+@dataclass(frozen=True)
+class BatchFiles:
+    """The file of requests and where its answers go."""
+
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            "--batch",
+            metavar="FILE.jsonl",
+            help="Requests, a JSON object a line.",
+            rich_help_panel=_PANEL,
+            show_default=False,
+        ),
+    ] = None
+    out_file: Annotated[
+        str | None,
+        typer.Option(
+            "--out",
+            metavar="OUT.jsonl",
+            help="Answers, a line for each line of --batch; written beside it, moved there when complete.",
+            rich_help_panel=_PANEL,
+            show_default=False,
+        ),
+    ] = None
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size",
+            metavar="N",
+            min=1,
+            max=4096,
+            help="At most so many requests at one time; default: 32 on a CPU, 64 on a GPU.",
+            rich_help_panel=_PANEL,
+            show_default=False,
+        ),
+    ] = None
+
+
 _NOT_WITH_BATCH = {
     "source": "IMAGE_OR_VIDEO",
     "save": "--save",
@@ -68,30 +76,29 @@ _NOT_WITH_BATCH = {
 }
 
 
-def check_batch_options(ctx: typer.Context) -> bool:
-    """Whether a file of requests is given.
+def batch_paths(ctx: typer.Context, files: BatchFiles) -> tuple[str, str] | None:
+    """The files of requests and of answers; None where no file of requests is given.
 
     Raises:
         ValueError: options that do not go together, or files that cannot be read or written.
     """
-    given: dict[str, Any] = ctx.params
-    if given["batch"] is None:
-        for name, option in (("out_file", "--out"), ("batch_size", "--batch-size")):
-            if given[name] is not None:
+    if files.batch is None:
+        for option, value in (("--out", files.out_file), ("--batch-size", files.batch_size)):
+            if value is not None:
                 raise ValueError(f"{option}: expected with --batch FILE.jsonl only")
-        return False
+        return None
     for name, option in _NOT_WITH_BATCH.items():
-        if given[name]:
+        if ctx.params[name]:
             raise ValueError(f"{option}: expected on the lines of --batch, got it on the command line")
-    if given["out_file"] is None:
+    if files.out_file is None:
         raise ValueError("--batch: expected --out OUT.jsonl as well")
     from pixelrefer_fast.media.images import regular_file
 
     try:
-        regular_file(given["batch"])
-        with open(given["batch"], "rb"):
+        regular_file(files.batch)
+        with open(files.batch, "rb"):
             pass
     except (ValueError, OSError) as error:
         raise ValueError(f"--batch {error}") from None
-    check_target(ctx, "--out", given["out_file"], SUFFIXES)
-    return True
+    check_target(ctx, "--out", files.out_file, SUFFIXES)
+    return files.batch, files.out_file

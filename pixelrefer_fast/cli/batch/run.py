@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import typer
-
 from pixelrefer_fast.batching import Answer
 from pixelrefer_fast.batching.memory import out_of_memory
 from pixelrefer_fast.cli.batch.lines import BadLine, Line, parse_line, read_lines
@@ -140,20 +138,21 @@ def _progress(results: ResultFile) -> Iterator[Callable[[], None]]:
             raise
 
 
-def answer_file(model: Any, ctx: typer.Context, options: dict[str, Any]) -> tuple[dict[str, Any], str, int]:
+def answer_file(
+    model: Any, source: str, target: str, size: int | None, question: str | None, options: dict[str, Any]
+) -> tuple[dict[str, Any], str, int]:
     """Run `describe --batch`.
 
     Args:
         model: loaded.
-        ctx: the command's.
-        options: of lines without them.
+        source, target, size: --batch, --out and --batch-size.
+        question, options: of lines without them.
 
     Returns:
         The report for --json, the line for people, and the exit code: 0; 1 if requests failed that might not have, for
         memory for example; 2 if lines were bad.
     """
-    given = ctx.params
-    source, question, start = given["batch"], given["question"], time.perf_counter()
+    start = time.perf_counter()
     run = {
         "model": model.fingerprint,
         "kind": model.kind,
@@ -161,20 +160,20 @@ def answer_file(model: Any, ctx: typer.Context, options: dict[str, Any]) -> tupl
         "question": question,
         "options": options,
     }
-    with ResultFile(given["out_file"], run, source) as results:
+    with ResultFile(target, run, source) as results:
         if not results.complete:
-            run_batch(model, source, results, question, options, given["batch_size"])
+            run_batch(model, source, results, question, options, size)
         counts, resumed = results.counts, results.resumed
     seconds = time.perf_counter() - start
     report = {
         "batch": source,
-        "out": given["out_file"],
+        "out": target,
         **asdict(counts),
         "resumed": resumed,
         "seconds": {"describe": seconds},
     }
     new = counts.lines - resumed
-    line = f"{given['out_file']}: {_words(counts)}"
+    line = f"{target}: {_words(counts)}"
     line += f", {resumed} of them there before" if resumed else ""
     line += f", {new / seconds:.1f} lines/s" if new else ""
     return report, line, 1 if counts.failed else 2 if counts.bad else 0

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from pixelrefer_fast.cli.options import Computing
+
 if TYPE_CHECKING:
     from pixelrefer_fast.bench.profile.profile import Line, Profile
 
@@ -72,23 +74,22 @@ def default_question(objects: int) -> str:
     return f"Please describe {', '.join([REGION_TAG] * (objects - 1))} and {REGION_TAG} in detail."
 
 
-def load_model(name: str, device: str, dtype: str, backend: str) -> Any:
+def load_model(name: str, computing: Computing) -> Any:
     """A checkpoint, or by name a model of a released size with random weights.
 
     Raises:
         ValueError: as `pixelrefer_fast.load`.
     """
-    import pixelrefer_fast
     from pixelrefer_fast.bench.run import workloads
     from pixelrefer_fast.loading import auto_device, auto_dtype
     from pixelrefer_fast.ops import check_backend
 
     if name not in workloads.NAMES:
-        return pixelrefer_fast.load(name, device=device, dtype=dtype, backend=backend)
-    check_backend(backend)
-    place = auto_device(device)
-    model = workloads.load_model(name, place, auto_dtype(dtype, place))
-    model.network.backend = model.decoder.language_model.backend = backend
+        return computing.load(name)[0]
+    check_backend(computing.backend)
+    place = auto_device(computing.device)
+    model = workloads.load_model(name, place, auto_dtype(computing.dtype, place))
+    model.network.backend = model.decoder.language_model.backend = computing.backend
     return model
 
 

@@ -1,4 +1,4 @@
-"""The options of `profile`; what it does is in `cli.profile`, which takes longer to import."""
+"""`profile`: where the time of one question goes."""
 
 from __future__ import annotations
 
@@ -8,19 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from pixelrefer_fast.checks.printable import write_json
-from pixelrefer_fast.cli.options import MODEL_VARIABLE, AsJson, Backend, Device, Dtype, chosen_model, examples
+from pixelrefer_fast.cli.models import MODEL_VARIABLE, chosen_model
+from pixelrefer_fast.cli.options import AsJson, Computing, Marks, examples
 from pixelrefer_fast.cli.output import reserved_stdout
-from pixelrefer_fast.cli.regions import (
-    Boxes,
-    FrameNumber,
-    Masks,
-    Polygons,
-    RegionFiles,
-    RLEs,
-    Scribbles,
-    SizedBoxes,
-    given_regions,
-)
+from pixelrefer_fast.cli.regions import given_regions
 from pixelrefer_fast.cli.targets import check_target
 
 EXAMPLES = examples(
@@ -33,18 +24,12 @@ EXAMPLES = examples(
 
 def profile(
     ctx: typer.Context,
+    *,
     source: Annotated[
         str | None,
         typer.Argument(metavar="IMAGE_OR_VIDEO", help="Default: a picture from a seed.", show_default=False),
     ] = None,
-    boxes: Boxes = None,
-    sized_boxes: SizedBoxes = None,
-    masks: Masks = None,
-    rles: RLEs = None,
-    polygons: Polygons = None,
-    scribbles: Scribbles = None,
-    region_files: RegionFiles = None,
-    frame: FrameNumber = None,
+    marks: Marks,
     objects: Annotated[
         int | None,
         typer.Option("--objects", metavar="N", min=1, help="Boxes from a seed instead of marks. Default: 1."),
@@ -79,13 +64,11 @@ def profile(
     once: Annotated[
         bool, typer.Option("--once", help="Measure nothing: each stage once, in NVTX ranges, under ncu or nsys.")
     ] = False,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    backend: Backend = "auto",
+    computing: Computing,
     as_json: AsJson = False,
 ) -> None:
     """Show where the time of one question goes: stages, operations and kernels."""
-    from pixelrefer_fast.cli.profile import run as profiling
+    from pixelrefer_fast.cli import profile as profiling
 
     profiling.quiet_profiler()
     with reserved_stdout() as out:
@@ -94,7 +77,7 @@ def profile(
                 check_target(ctx, option, path, (suffix,))
         if kernel is not None:
             profiling.check_kernel(kernel)
-        media, regions = _marks_or_boxes(ctx, source, frame, objects)
+        media, regions = _marks_or_boxes(ctx, source, marks, objects)
         name = chosen_model(model)
         asked = profiling.Asked(
             media,
@@ -104,7 +87,7 @@ def profile(
             name,
             profiling.command_of(sys.argv),
         )
-        loaded = profiling.load_model(name, device, dtype, backend)
+        loaded = profiling.load_model(name, computing)
         if once:
             from pixelrefer_fast.bench.profile.profile import once as run_once
 
@@ -117,15 +100,13 @@ def profile(
             profiling.print_profile(asked, found, trace, calls, kernel, out)
 
 
-def _marks_or_boxes(
-    ctx: typer.Context, source: str | None, frame: int | None, objects: int | None
-) -> tuple[Any, list[Any]]:
+def _marks_or_boxes(ctx: typer.Context, source: str | None, marks: Marks, objects: int | None) -> tuple[Any, list[Any]]:
     """The media, or a picture from a seed, and what is marked on the command line, else boxes from a seed."""
-    from pixelrefer_fast.cli.profile.run import own_picture, seeded_boxes
+    from pixelrefer_fast.cli.profile import own_picture, seeded_boxes
     from pixelrefer_fast.media import open_media
 
     media = own_picture() if source is None else open_media(source)
-    marked = given_regions(ctx, media, frame)
+    marked = given_regions(ctx, media, marks)
     if marked and objects is not None:
         raise ValueError(f"--objects {objects}: expected without marks, got {len(marked)}")
     return media, [one.region for one in marked] if marked else seeded_boxes(media, objects or 1)

@@ -1,14 +1,18 @@
-"""The options of `estimate`; what it does is in `cli.estimate`, which takes longer to import."""
+"""`estimate`: what a question costs, from sizes alone."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pixelrefer_fast.checks.printable import write_json
 from pixelrefer_fast.cli.options import AsJson, examples
 from pixelrefer_fast.cli.output import progress_bar, reserved_stdout
+
+if TYPE_CHECKING:
+    from pixelrefer_fast.bench.estimate.estimate import Workload
 
 EXAMPLES = examples(
     "estimate --model lite-2b --objects 8 --image-size 1080x1920 --gpu H200 --against full",
@@ -19,7 +23,85 @@ EXAMPLES = examples(
 )
 
 
+@dataclass(frozen=True)
+class WorkloadOptions:
+    """Of the media, of what is marked, and of questions and answers."""
+
+    objects: Annotated[int, typer.Option("--objects", metavar="N", min=1, help="Marked in each image or video.")] = 1
+    frames: Annotated[
+        int | None, typer.Option("--frames", metavar="N", min=1, help="A video of so many frames; without it an image.")
+    ] = None
+    marked: Annotated[
+        int, typer.Option("--marked", metavar="N", min=1, help="Video, Lite: frames in which each object is marked.")
+    ] = 1
+    seen: Annotated[
+        int | None,
+        typer.Option("--seen", metavar="N", min=1, help="Video, Full: frames that it sees whole. Default: all."),
+    ] = None
+    size: Annotated[
+        str, typer.Option("--image-size", metavar="HxW", help="Height and width of images and frames, in pixels.")
+    ] = "1080x1920"
+    box: Annotated[
+        str | None,
+        typer.Option(
+            "--box-size",
+            metavar="HxW",
+            help="Height and width of what is marked. Default: a ninth of the height, a twelfth of the width.",
+            show_default=False,
+        ),
+    ] = None
+    area: Annotated[
+        float | None,
+        typer.Option("--area", metavar="A", help="Instead: its share of the picture, 0.01 for a hundredth."),
+    ] = None
+    kept: Annotated[
+        float,
+        typer.Option(
+            "--kept", metavar="A", min=0.0, max=1.0, help="Video, Full: share of the vision tokens that changed."
+        ),
+    ] = 1.0
+    batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Images or videos at once.")] = 1
+    each: Annotated[
+        bool, typer.Option("--each", help="A question for each object (`describe`), not one about all (`ask`).")
+    ] = False
+    prompt: Annotated[
+        int, typer.Option("--prompt-tokens", metavar="N", min=0, help="Tokens of the question's own words.")
+    ] = 16
+    answer: Annotated[int, typer.Option("--answer-tokens", metavar="N", min=1, help="Tokens of each answer.")] = 64
+
+    def workload(self) -> Workload:
+        """As the cost model takes them.
+
+        Raises:
+            ValueError: a size that cannot be read, or sizes that do not go together.
+        """
+        from pixelrefer_fast.bench.estimate.estimate import Workload
+        from pixelrefer_fast.cli.estimate import boxed, parsed_size
+
+        height, width = parsed_size("--image-size", self.size)
+        if self.box is not None and self.area is not None:
+            raise ValueError("--area: expected without --box-size")
+        box = None if self.box is None else parsed_size("--box-size", self.box)
+        if self.area is not None:
+            box = boxed(self.area, height, width)
+        return Workload(
+            objects=self.objects,
+            frames=self.frames,
+            marked=self.marked,
+            seen=self.seen,
+            height=height,
+            width=width,
+            box=box,
+            kept=self.kept,
+            batch=self.batch,
+            each=self.each,
+            question=self.prompt,
+            answer=self.answer,
+        )
+
+
 def estimate(
+    *,
     model: Annotated[
         str,
         typer.Option(
@@ -29,47 +111,7 @@ def estimate(
             "the Hugging Face hub, of which config.json alone is read.",
         ),
     ] = "lite-2b",
-    objects: Annotated[int, typer.Option("--objects", metavar="N", min=1, help="Marked in each image or video.")] = 1,
-    frames: Annotated[
-        int | None, typer.Option("--frames", metavar="N", min=1, help="A video of so many frames; without it an image.")
-    ] = None,
-    marked: Annotated[
-        int, typer.Option("--marked", metavar="N", min=1, help="Video, Lite: frames in which each object is marked.")
-    ] = 1,
-    seen: Annotated[
-        int | None,
-        typer.Option("--seen", metavar="N", min=1, help="Video, Full: frames that it sees whole. Default: all."),
-    ] = None,
-    size: Annotated[
-        str, typer.Option("--image-size", metavar="HxW", help="Height and width of images and frames, in pixels.")
-    ] = "1080x1920",
-    box: Annotated[
-        str | None,
-        typer.Option(
-            "--box-size",
-            metavar="HxW",
-            help="Height and width of what is marked. Default: a ninth of the height, a twelfth of the width.",
-            show_default=False,
-        ),
-    ] = None,
-    area: Annotated[
-        float | None,
-        typer.Option("--area", metavar="A", help="Instead: its share of the picture, 0.01 for a hundredth."),
-    ] = None,
-    kept: Annotated[
-        float,
-        typer.Option(
-            "--kept", metavar="A", min=0.0, max=1.0, help="Video, Full: share of the vision tokens that changed."
-        ),
-    ] = 1.0,
-    batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Images or videos at once.")] = 1,
-    each: Annotated[
-        bool, typer.Option("--each", help="A question for each object (`describe`), not one about all (`ask`).")
-    ] = False,
-    prompt: Annotated[
-        int, typer.Option("--prompt-tokens", metavar="N", min=0, help="Tokens of the question's own words.")
-    ] = 16,
-    answer: Annotated[int, typer.Option("--answer-tokens", metavar="N", min=1, help="Tokens of each answer.")] = 64,
+    sizes: WorkloadOptions,
     gpu: Annotated[
         str | None,
         typer.Option(
@@ -103,7 +145,7 @@ def estimate(
     as_json: AsJson = False,
 ) -> None:
     """FLOPs, bytes, memory and least time of a question, without a GPU and without weights."""
-    from pixelrefer_fast.cli.estimate import run as command
+    from pixelrefer_fast.cli import estimate as command
 
     with reserved_stdout() as out:
         target = command.checked_target(out_file)
@@ -114,26 +156,7 @@ def estimate(
                 raise ValueError("--check: expected without --measure")
             command.tell(command.checks_of_file(check), target, as_json, out)
             return
-        height, width = command.parsed_size("--image-size", size)
-        if box is not None and area is not None:
-            raise ValueError("--area: expected without --box-size")
-        marked_box = None if box is None else command.parsed_size("--box-size", box)
-        if area is not None:
-            marked_box = command.boxed(area, height, width)
-        workload = command.Workload(
-            objects=objects,
-            frames=frames,
-            marked=marked,
-            seen=seen,
-            height=height,
-            width=width,
-            box=marked_box,
-            kept=kept,
-            batch=batch,
-            each=each,
-            question=prompt,
-            answer=answer,
-        )
+        workload = sizes.workload()
         if measure:
             with progress_bar("measuring", command.MEASURED_STEPS) as tick:
                 checks = [command.measured(model, workload, device, dtype, tick)]

@@ -1,4 +1,4 @@
-"""The options of `bench`; what it does is in `cli.bench`, which takes longer to import."""
+"""`bench`: whole questions, Full against Lite, and how time grows."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Measure whole questions, Full against Lite, the authors' code if given, and how time grows with each size."""
-    from pixelrefer_fast.cli.bench import run as benchmark
+    from pixelrefer_fast.cli import bench as benchmark
 
     with reserved_stdout() as out:
         plan = benchmark.planned(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pixelrefer_fast.checkpoint.embedded import EMBEDDED_FULL, EMBEDDED_LITE
-from pixelrefer_fast.cli.options import RELEASED
+from pixelrefer_fast.cli.models import RELEASED
 from pixelrefer_fast.cli.output import progress_bar
 
 RESULTS = "bench.json"

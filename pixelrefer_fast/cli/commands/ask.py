@@ -1,0 +1,83 @@
+"""`ask`: one question about all marked regions."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pixelrefer_fast.checks.printable import safe_text, write_json
+from pixelrefer_fast.cli.models import chosen_model
+from pixelrefer_fast.cli.options import AsJson, Computing, Marks, Model, SeenFrames, Writing, examples
+from pixelrefer_fast.cli.output import reserved_stdout
+from pixelrefer_fast.cli.regions import listed, marked_media
+
+if TYPE_CHECKING:
+    from pixelrefer_fast.encoding.objects import Objects
+
+EXAMPLES = examples(
+    'ask street.jpg "What does <region> give <region>?" --box 10,20,90,180 --mask man.png --model ./PixelRefer-2B',
+    'ask clip.mp4 "Where does <region> go?" --frame 0 --box 10,20,90,180 --stream --model ./PixelRefer-Lite-2B',
+    'ask objects.safetensors "What colour is it?" --model ./PixelRefer-Lite-2B',
+)
+
+
+def ask(
+    ctx: typer.Context,
+    *,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="IMAGE_OR_VIDEO|OBJECTS.safetensors",
+            help="An image, a video, a folder of frames, or what `encode` wrote (regions included).",
+        ),
+    ],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="With a <region> for each region, in order.")],
+    marks: Marks,
+    model: Model = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it is written.")] = False,
+    writing: Writing,
+    seen: SeenFrames,
+    computing: Computing,
+    as_json: AsJson = False,
+) -> None:
+    """Ask one question about all marked regions."""
+    with reserved_stdout() as out:
+        if stream and as_json:
+            raise ValueError("--stream: expected without --json, whose one document comes at the end")
+        name = chosen_model(model)
+        media: Any
+        if source.lower().endswith(".safetensors"):
+            media, regions = _encoded(source, marks, seen), None
+        else:
+            media, regions = marked_media(ctx, source, marks, seen)
+        options = writing.given() | seen.given()
+        loaded, loading = computing.load(name)
+        marked = None if regions is None else [one.region for one in regions]
+        start = time.perf_counter()
+        if stream:
+            for piece in loaded.stream(media, question, marked, **options):
+                print(safe_text(piece), end="", file=out, flush=True)
+            print(file=out)
+            return
+        answer = loaded.ask(media, question, marked, **options)
+        answering = time.perf_counter() - start
+        if as_json:
+            document: dict[str, Any] = {"source": source, "model": name}
+            document |= {"question": question, "answer": answer}
+            document |= {"regions": None if regions is None else listed(regions)}
+            write_json(document | {"seconds": {"load": loading, "ask": answering}}, out)
+        else:
+            print(safe_text(answer), file=out)
+
+
+def _encoded(source: str, marks: Marks, seen: SeenFrames) -> Objects:
+    from pixelrefer_fast.encoding.objects import Objects
+
+    if any(value for option, value in vars(marks).items() if option != "frame"):
+        raise ValueError(f"{source}: holds its own regions, expected none on the command line")
+    if marks.frame is not None:
+        raise ValueError("--frame: expected a video, got encoded objects")
+    seen.refuse("encoded objects")
+    return Objects.load(source)
