@@ -29,9 +29,7 @@ PREFILL_TOKENS = 16384
 SHARED = 16  # tokens: computing fewer costs less than finding them
 PREFIX_BYTES = 512 * 2**20
 BLOCK = {"cuda": 64, "cpu": 32}  # tokens
-# steps between two readbacks, while somebody reads along and else; a CPU has nothing to wait for
-READBACK_STEPS = {"cuda": (4, 16), "cpu": (1, 1)}
-AHEAD = {"cuda": True, "cpu": False}  # whether a round's readback is read while the next round runs
+AHEAD = {"cuda": True, "cpu": False}  # whether a step's output is read while the next one runs; a CPU waits for none
 
 
 class Decoder:
@@ -217,8 +215,7 @@ class Decoder:
             if not is_integer(value) or value < least:
                 raise ValueError(f"{name}: expected an integer of at least {least}, got {shown(value)}")
         model = self.language_model
-        kind = model.device.type if model.device.type in READBACK_STEPS else "cuda"
-        streamed, steps = READBACK_STEPS[kind]
+        kind = model.device.type if model.device.type in BLOCK else "cuda"
         limit = default_limit(model.device) if self.cache_bytes is None else int(self.cache_bytes)
         pool = model.new_pool(BLOCK[kind], limit)
         slots = Slots(
@@ -229,8 +226,6 @@ class Decoder:
             vocabulary=model.config.vocab_size,
             ends=sorted(self.end_ids),
             penalty=self.repetition_penalty,
-            # the readback of one round may be read after the next
-            ring=2 * steps + 1,
         )
         graphs = StepGraphs(self.graph_bytes) if self.graph_bytes else None
         if graphs is not None and (reason := graphs.unusable(model.device)):
@@ -238,8 +233,6 @@ class Decoder:
         schedule = Schedule(
             slots=self.max_running,
             prefill_tokens=self.max_prefill_tokens,
-            readback_steps=steps,
-            readback_steps_streamed=streamed,
             ahead=AHEAD[kind],
             shared=self.shared_tokens,
         )

@@ -17,8 +17,9 @@ from pixelrefer_fast.decoding.admission import Admission, OutOfBlocks
 from pixelrefer_fast.decoding.cache import BlockPool
 from pixelrefer_fast.decoding.prefixes import PrefixCache
 from pixelrefer_fast.decoding.qwen import LanguageModel
+from pixelrefer_fast.decoding.readbacks import Readbacks
 from pixelrefer_fast.decoding.sequence import Sequence
-from pixelrefer_fast.decoding.slots import Kind, Slots, StepOutput
+from pixelrefer_fast.decoding.slots import Kind, Slots
 from pixelrefer_fast.decoding.step_graphs import StepGraphs
 from pixelrefer_fast.device.stages import stage
 
@@ -27,32 +28,20 @@ SHARING_PASSES = 3  # of an admission: one for each kind of prefix that a prompt
 
 @dataclass(frozen=True)
 class Schedule:
-    """How much runs at once, and how often the host reads what came of it.
+    """How much runs at once, and when the host reads what came of it.
 
     Attributes:
         slots: sequences.
         prefill_tokens: packed tokens of one pass over prompts; a longer prompt has a pass of its own.
-        readback_steps: steps between two readbacks; 1 on a device that the host need not wait for.
-        readback_steps_streamed: the same while somebody reads along.
-        ahead: whether a round's readback is read while the next round's steps run.
+        ahead: whether a step's output is read while the next one runs. A sequence that ends then computes one step for
+            nothing; a device that waited for the host at every step would compute less.
         shared: shortest prefix that is worth sharing.
     """
 
     slots: int
     prefill_tokens: int
-    readback_steps: int
-    readback_steps_streamed: int
     ahead: bool
     shared: int
-
-
-@dataclass(frozen=True)
-class _Readback:
-    """Output on its way to the host, and the sequences of its rows."""
-
-    output: StepOutput
-    sequences: tuple[Sequence, ...]
-    arrived: torch.cuda.Event | None
 
 
 class Engine:
@@ -62,7 +51,7 @@ class Engine:
         model: runs the layers.
         pool, prefixes: keys and values, and the prefixes that are kept.
         slots: state of what runs.
-        schedule: how much runs at once, and how often the host reads.
+        schedule: how much runs at once, and when the host reads.
         ends: tokens that end a sequence.
         graphs: captured steps, where they are wanted.
     """
@@ -86,8 +75,8 @@ class Engine:
         self._waiting: deque[Sequence] = deque()
         self._starting: list[Sequence] = []  # neither waiting nor running
         self._running: list[Sequence] = []  # by slot
-        self._readbacks: deque[_Readback] = deque()
-        self._counts = {"readbacks": 0, "steps": 0, "tokens": 0, "halved": 0}
+        self._readbacks = Readbacks()
+        self._counts = {"steps": 0, "slot_steps": 0, "tokens": 0, "halved": 0}
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a sequence; it runs when somebody advances."""
@@ -115,6 +104,7 @@ class Engine:
                 "running": len(self._running),
                 "waiting": len(self._waiting),
                 "most_running": self.most,
+                "readbacks": self._readbacks.read,
                 **self._counts,
                 **self._admission.counts,
             }
@@ -144,8 +134,8 @@ class Engine:
                 return False
             try:
                 self._drop_cancelled()
-                admitted = self._admit()
-                self._run(admitted)
+                self._read(1)
+                self._run(self._admit())
             except BaseException:
                 self._restart()
                 raise
@@ -170,9 +160,9 @@ class Engine:
             sequence.finish("cancelled")
         self._leave(leaving)
 
-    def _admit(self) -> list[Sequence]:
-        """Prompts whose turn it is, prefilled and in their slots."""
-        admitted: list[Sequence] = []
+    def _admit(self) -> bool:
+        """Prompts whose turn it is, prefilled and in their slots; whether there were any."""
+        admitted = 0
         while self._waiting and len(self._running) < self.most:
             tokens = 0
             while self._waiting and len(self._running) + len(self._starting) < self.most:
@@ -184,15 +174,15 @@ class Engine:
             if self._starting:
                 self._wait_again(self._starting)
                 break
-        return admitted
+        return bool(admitted)
 
     @stage("prefill")
-    def _start(self) -> list[Sequence]:
-        """Prefill those that start, as far as there are blocks; they leave `_starting`.
+    def _start(self) -> int:
+        """Prefill those that start, as far as there are blocks; they leave `_starting`. How many.
 
         Who shares a prefix with another starts one pass later and finds it computed.
         """
-        started: list[Sequence] = []
+        started = 0
         for last in (*[False] * SHARING_PASSES, True):
             now, later = (self._starting, []) if last else self._admission.split(self._starting)
             placed: list[Sequence] = []
@@ -212,7 +202,7 @@ class Engine:
                 self._retreat(error)
                 return started
             self._running += placed
-            started += placed
+            started += len(placed)
             self._starting = [s for s in self._starting if not s.blocks]
             if not later:
                 break
@@ -263,31 +253,26 @@ class Engine:
     # Steps and what they found
 
     @stage("decode")
-    def _run(self, admitted: list[Sequence]) -> None:
-        schedule = self.schedule
-        careful = any(s.keep_logits for s in self._running)
-        if any(s.streamed for s in admitted):
-            # the first token at once, the others' next ones in the next round
-            self._send()
-            self._read(0)
-            return
-        streamed = any(s.streamed for s in self._running)
-        steps = 1 if careful else schedule.readback_steps_streamed if streamed else schedule.readback_steps
-        steps = min(steps, max((s.limit - s.launched for s in self._running), default=0))
-        if careful and any(len(s.logits) for s in self._running):
-            steps = 0  # logits of first tokens are handed out before the next
-        try:
-            for _ in range(steps):
-                self._step(careful)
-        except torch.OutOfMemoryError as error:
-            self._yield_slots(error)
-            return
-        if self._running:
-            self._send()
-        self._read(1 if schedule.ahead and not careful and steps else 0)
+    def _run(self, admitted: bool) -> None:
+        ahead = self.schedule.ahead
+        if admitted:
+            self._readbacks.send(self._slots, self._running, _kind(self._running))
+            if not ahead:
+                self._read(0)  # first tokens at once, next ones in the next round
+                return
+        step = any(s.launched < s.limit for s in self._running)
+        if step:
+            try:
+                self._step()
+            except torch.OutOfMemoryError as error:
+                self._yield_slots(error)
+                return
+            self._readbacks.send(self._slots, self._running, _kind(self._running))
+        self._read(1 if ahead and step else 0)
 
-    def _step(self, keep_logits: bool) -> None:
+    def _step(self) -> None:
         running = self._running
+        keep_logits = any(s.keep_logits for s in running)
         # counted before it is so: an interrupt must not leave a step that nobody counts on
         for sequence in running:
             sequence.launched = min(sequence.launched + 1, sequence.limit)
@@ -307,10 +292,11 @@ class Engine:
             if sequence.keep_logits:
                 sequence.logits.append(logits[slot].clone())
         self._counts["steps"] += 1
+        self._counts["slot_steps"] += slots
 
     def _yield_slots(self, error: torch.OutOfMemoryError) -> None:
         """A step has no memory: the later half begins again when there is room, from the tokens that it has."""
-        self._send()
+        self._readbacks.send(self._slots, self._running, _kind(self._running))
         self._read(0)
         half = len(self._running) // 2
         if len(self._running) == 1:
@@ -322,51 +308,35 @@ class Engine:
         self.most = max(1, half)
         self._counts["halved"] += 1
 
-    def _send(self) -> None:
-        """Send the output of the slots on its way to the host."""
-        output, arrived = self._slots.readback(_kind(self._running)), None
-        if output.numbers.is_cuda:
-            output = StepOutput(_pinned(output.numbers), None if output.logprobs is None else _pinned(output.logprobs))
-            arrived = torch.cuda.Event()
-            arrived.record()
-        self._readbacks.append(_Readback(output, tuple(self._running), arrived))
-
     def _read(self, left: int) -> None:
-        """Hand out what readbacks say, all but the last `left` of them."""
-        while len(self._readbacks) > left:
-            readback = self._readbacks.popleft()
-            if readback.arrived is not None:
-                readback.arrived.synchronize()
-            self._counts["readbacks"] += 1
-            numbers = readback.output.numbers.tolist()
-            logprobs = None if readback.output.logprobs is None else readback.output.logprobs.tolist()
+        """Hand out what readbacks say: those that have arrived, and all but the last `left` of them."""
+        while (readback := self._readbacks.next(left)) is not None:
+            output = readback.output
+            numbers = output.numbers.tolist()
+            logprobs = [None] * len(numbers) if output.logprobs is None else output.logprobs.tolist()
             done = [
                 s
                 for slot, s in enumerate(readback.sequences)
-                if not s.done and self._hand_out(s, numbers[slot], None if logprobs is None else logprobs[slot])
+                if not s.done and self._hand_out(s, numbers[slot], logprobs[slot])
             ]
             self._leave(done)
 
-    def _hand_out(self, sequence: Sequence, numbers: list[int], logprobs: list[float] | None) -> bool:
+    def _hand_out(self, sequence: Sequence, numbers: list[int], logprob: float | None) -> bool:
         """A row of a readback to its sequence; whether that is done."""
-        ring = self._slots.ring
-        count, failed, active = numbers[ring:]
-        places = [i % ring for i in range(len(sequence.tokens), count)]
-        self._counts["tokens"] += len(places)
-        tokens = [numbers[i] for i in places]
+        token, count, failed, active = numbers
         if not self._readbacks:  # nothing was launched since
             sequence.launched = count
-        done = sequence.take(
-            tokens, None if logprobs is None else [logprobs[i] for i in places], bool(active or failed), self._ends
-        )
-        if done or not failed:
-            return done
-        sequence.fail(
-            FloatingPointError(
-                f"the logits of token {count} are not finite in {self._model.dtype}; load with another dtype"
+        if failed:
+            sequence.fail(
+                FloatingPointError(
+                    f"the logits of token {count} are not finite in {self._model.dtype}; load with another dtype"
+                )
             )
-        )
-        return True
+            return True
+        if count == len(sequence.tokens):  # sent for others' sake, or after a step that had no memory
+            return False
+        self._counts["tokens"] += 1
+        return sequence.take(token, logprob, bool(active), self._ends)
 
 
 def _kind(sequences: abc.Sequence[Sequence]) -> Kind:
@@ -376,9 +346,3 @@ def _kind(sequences: abc.Sequence[Sequence]) -> Kind:
 def _bucket(count: int) -> int:
     """The next power of two."""
     return 1 << (count - 1).bit_length()
-
-
-def _pinned(x: torch.Tensor) -> torch.Tensor:
-    """A tensor of the device on its way to pinned memory."""
-    host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
-    return host.copy_(x, non_blocking=True)

@@ -127,29 +127,28 @@ class Sequence:
 
     # What the engine tells it
 
-    def take(self, tokens: list[int], logprobs: list[float] | None, goes_on: bool, ends: frozenset[int]) -> bool:
-        """New tokens; whether the sequence is done with them.
+    def take(self, token: int, logprob: float | None, goes_on: bool, ends: frozenset[int]) -> bool:
+        """The next token; whether the sequence is done with it.
 
         Args:
-            tokens: in order.
-            logprobs: of each, where asked for.
+            token: its id.
+            logprob: of it, where asked for.
             goes_on: whether the sequence can have more.
             ends: tokens that end one.
         """
-        for i, token in enumerate(tokens):
-            self.tokens.append(token)
-            if logprobs is not None and self.options.logprobs:
-                self._logprobs.append(logprobs[i])
-            if self.keep_logits:
-                self._steps.append(Step(token, self.logits.popleft()))
-            if self._text is not None:
-                self._give(self._text.feed(token))
-                if self._text.stopped:
-                    self.finish("stop_string")
-                    return True
+        self.tokens.append(token)
+        if logprob is not None and self.options.logprobs:
+            self._logprobs.append(logprob)
+        if self.keep_logits:
+            self._steps.append(Step(token, self.logits.popleft()))
+        if self._text is not None:
+            self._give(self._text.feed(token))
+            if self._text.stopped:
+                self.finish("stop_string")
+                return True
         if goes_on:
             return False
-        self.finish("stop" if self.tokens and self.tokens[-1] in ends else "length")
+        self.finish("stop" if token in ends else "length")
         return True
 
     def finish(self, reason: FinishReason) -> None:

@@ -2,7 +2,7 @@
 
 Slots 0 to n - 1 are taken; a step computes that many, or a bucket of a few more whose slots lead to the trash block. A
 step decides by itself what each token is and which sequences end with it, and leaves both on the device as its output;
-the host copies that (`readback`) whenever it likes. Nothing in a step waits for the host, so that it can be captured
+the host copies that whenever it likes. Nothing in a step waits for the host, so that it can be captured
 and replayed.
 """
 
@@ -53,8 +53,8 @@ class StepOutput:
     """What steps have left in the slots at one time, on the device or on its way to the host.
 
     Attributes:
-        numbers: (B, ring + 3) int64: the last tokens, how many a sequence has, whether it failed, whether it goes on.
-        logprobs: (B, ring) float32 of those tokens, None where nobody asked.
+        numbers: (B, 4) int64: the last token, how many a sequence has, whether it failed, whether it goes on.
+        logprobs: (B,) float32 of that token, None where nobody asked.
     """
 
     numbers: torch.Tensor
@@ -72,7 +72,6 @@ class Slots:
         vocabulary: size of the logits.
         ends: tokens that end a sequence.
         penalty: for repetition; 1 is none.
-        ring: how many tokens of a sequence may be decoded between two readbacks.
     """
 
     def __init__(
@@ -84,11 +83,9 @@ class Slots:
         vocabulary: int,
         ends: abc.Sequence[int],
         penalty: float,
-        ring: int,
     ) -> None:
         self.size, self.width = size, width
         self.taken = 0
-        self.ring = ring
         self._model, self._pool, self._penalty, self._vocabulary = model, pool, penalty, vocabulary
         device = model.device
 
@@ -106,9 +103,9 @@ class Slots:
             "temperature": filled(0, torch.float64),
             "top_p": filled(1, torch.float64),
             "seeds": filled(0, torch.int64),
-            # the last column takes what slots that do not go on would write
-            "output_tokens": filled(0, torch.int64, ring + 1),
-            "output_logprobs": filled(0, torch.float32, ring + 1),
+            # what the host reads: `StepOutput`
+            "numbers": filled(0, torch.int64, 4),
+            "logprobs": filled(0, torch.float32),
         }
         if penalty != 1.0:
             self.state["said"] = filled(False, torch.bool, vocabulary)
@@ -167,8 +164,9 @@ class Slots:
         """
         views = self.views(slots)
         logits = self._model.step(views["tokens"], views["lengths"], views["table"][:, :width], self._pool)
-        views["lengths"] += views["active"]
+        written = views["active"].clone()
         self._take(views, logits, kind)
+        views["lengths"] += written
         return logits
 
     def begin(self, logits: torch.Tensor, kind: Kind) -> None:
@@ -176,14 +174,10 @@ class Slots:
         first = self.taken - len(logits)
         self._take({name: x[first : self.taken] for name, x in self.state.items()}, logits, kind)
 
-    def readback(self, kind: Kind) -> StepOutput:
-        """A copy of what steps have left in the slots that are taken."""
+    def output(self, kind: Kind) -> StepOutput:
+        """What the last step has left in the slots that are taken; the next one writes over it."""
         views = self.views(self.taken)
-        numbers = [views[name][:, None].long() for name in ("counts", "failed", "active")]
-        return StepOutput(
-            torch.cat([views["output_tokens"][:, : self.ring], *numbers], 1),
-            views["output_logprobs"][:, : self.ring].clone() if kind.logprobs else None,
-        )
+        return StepOutput(views["numbers"], views["logprobs"] if kind.logprobs else None)
 
     def _take(self, views: dict[str, torch.Tensor], logits: torch.Tensor, kind: Kind) -> None:
         """Choose the next token of the slots of these views, and leave it in their output."""
@@ -196,11 +190,8 @@ class Slots:
         else:
             tokens = scores.argmax(-1)
         good = active & finite
-        place = torch.where(good, counts % self.ring, self.ring)[:, None]
-        views["output_tokens"].scatter_(1, place, tokens[:, None])
         if kind.logprobs:
-            chosen = logits.log_softmax(-1).gather(1, tokens[:, None])
-            views["output_logprobs"].scatter_(1, place, chosen)
+            views["logprobs"].copy_(logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0])
         if self._penalty != 1.0:
             said = views["said"]
             said.scatter_(1, tokens[:, None], said.gather(1, tokens[:, None]) | good[:, None])
@@ -210,3 +201,4 @@ class Slots:
         views["tokens"].copy_(torch.where(good, tokens, views["tokens"]))
         ended = (tokens[:, None] == self._ends).any(-1)
         active &= finite & ~ended & (views["left"] > 0)
+        torch.stack([views["tokens"], counts, views["failed"], active], 1, out=views["numbers"])

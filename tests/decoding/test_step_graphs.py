@@ -21,7 +21,6 @@ LENGTHS = [5, 40, 1, 33, 32, 17, 70]
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder()
     monkeypatch.setattr(graphs_module, "CudaCapturer", lambda: recorder)
-    monkeypatch.setitem(decoder_module.READBACK_STEPS, "cpu", (2, 6))
     monkeypatch.setitem(decoder_module.AHEAD, "cpu", True)
     return recorder
 

@@ -90,9 +90,9 @@ def test_what_follows_a_stop_string_is_not_computed_for_long(lite: Any) -> None:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize("readback", [1, 4])
-def test_reasons(lite: Any, streamed: bool, readback: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(decoder_module.READBACK_STEPS, "cpu", (readback, readback))
+@pytest.mark.parametrize("ahead", [False, True])
+def test_reasons(lite: Any, streamed: bool, ahead: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(decoder_module.AHEAD, "cpu", ahead)
     for text, ends, count, reason in (
         ("abc", True, 9, "stop"),
         ("abc", True, 4, "stop"),  # the end token is the last that was allowed
@@ -106,8 +106,7 @@ def test_reasons(lite: Any, streamed: bool, readback: int, monkeypatch: pytest.M
 
 
 def test_each_prompt_ends_by_itself(lite: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ends of all kinds in one batch, looked at seldom."""
-    monkeypatch.setitem(decoder_module.READBACK_STEPS, "cpu", (4, 4))
+    """Ends of all kinds in one batch, seen a step late."""
     monkeypatch.setitem(decoder_module.AHEAD, "cpu", True)
     texts = ["a cat", "a", "a very long answer without end", "stop here. no more", "b"]
     decoder = new_decoder(lite, max_running=3)
@@ -123,10 +122,10 @@ def test_each_prompt_ends_by_itself(lite: Any, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
-@pytest.mark.parametrize("readback", [1, 5])
-def test_log_probabilities(lite: Any, temperature: float, readback: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_log_probabilities(lite: Any, temperature: float, ahead: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the model as it is: without temperature, penalty and nucleus."""
-    monkeypatch.setitem(decoder_module.READBACK_STEPS, "cpu", (readback, readback))
+    monkeypatch.setitem(decoder_module.AHEAD, "cpu", ahead)
     options = {"max_new_tokens": 12, "temperature": temperature, "top_p": 0.9, "seed": 3}
     decoder = new_decoder(lite, penalty=1.4)
     sequences = [decoder.submit(prompt(9, i), Generation(logprobs=bool(i % 2), **options)) for i in range(4)]
