@@ -7,6 +7,8 @@ Measured are, from opened pixels on,
 
 * decode: the time of a step with 1, 8 and 64 sequences, and the share of the measured copy bandwidth at which the
   weights are read (they are read once a step, whatever the batch);
+* ends: tokens a second of answers that end by themselves, and slot-steps run to those that the answers needed
+  (`slot_steps.py`); in all other rows answers have a fixed number of tokens;
 * first token: one object of a 1080p picture, from pixels to the first token;
 * description: the same with 64 tokens, against the time that reading the weights 64 times would take;
 * objects: 64 objects of one picture described with 64 tokens each, in one batch;
@@ -32,6 +34,7 @@ HEIGHT, WIDTH = 1080, 1920
 BATCHES = (1, 8, 64)
 PROMPT, TOKENS = 96, 64
 OBJECTS = 64
+ANSWERS, ENDS = 128, 8  # answers with ends; about so many tokens each
 # on an H200 (../shared/performance.md): what each row is set against
 GOALS: dict[str, str | dict[str, str]] = {
     "decode, 1": "at least 85 % of copy",
@@ -67,6 +70,33 @@ def decode_rows(model: Any, device: str, repeats: int, copy: float | None) -> li
             row["percent_of_copy"] = 100 * read / (row["values"]["median"] / 1e3) / copy
         rows.append(row)
     return rows
+
+
+def ends_row(model: Any, device: str, repeats: int) -> dict[str, Any]:
+    """Answers that end by themselves: one token in ENDS ends one."""
+    from pixelrefer_fast.decoding.options import Generation
+
+    config = model.network.llm.config
+    generator = torch.Generator().manual_seed(0)
+    prompts = [(torch.randn(PROMPT, config.hidden_size, generator=generator) * 0.02) for _ in range(ANSWERS)]
+    prompts = [prompt.to(device, model.dtype) for prompt in prompts]
+    # sampled, since greedy answers of random weights soon repeat themselves
+    options = [Generation(max_new_tokens=TOKENS, temperature=1.0, seed=i) for i in range(ANSWERS)]
+    decoder = model.decoder
+    ends, decoder.end_ids = decoder.end_ids, frozenset(range(0, config.vocab_size, ENDS))
+    decoder.clear()
+
+    def run() -> int:
+        sequences = [decoder.submit(prompt, own) for prompt, own in zip(prompts, options, strict=True)]
+        return sum(len(sequence.result().tokens) for sequence in sequences)
+
+    tokens = run()
+    counts = decoder.counts()
+    times = timing.sample(run, device, repeats)
+    decoder.end_ids = ends
+    decoder.clear()
+    row = _row("ends", "tokens a second", [tokens / s for s in times])
+    return row | {"slot_steps": counts["slot_steps"], "needed": tokens - ANSWERS}
 
 
 def pipeline_rows(model: Any, device: str, repeats: int, copy: float | None) -> list[dict[str, Any]]:
@@ -112,6 +142,7 @@ def benchmark(names: Sequence[str], device: str, dtype: torch.dtype, repeats: in
         model.decoder.end_ids = frozenset()  # every answer has as many tokens as it may
         model.decoder.graph_bytes = graphs
         rows = [*decode_rows(model, device, repeats, copy), *pipeline_rows(model, device, repeats, copy)]
+        rows.append(ends_row(model, device, repeats))
         models.append({"model": name, "weights": weight_bytes(model)[0], "rows": rows})
         print(f"{name}: done", file=sys.stderr)
         del model
@@ -142,6 +173,8 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
                 notes.append(f"{row['percent_of_copy']:.0f} % of copy")
             if "limit_ms" in row:
                 notes.append(f"{values['median'] / row['limit_ms']:.2f}x the limit of {row['limit_ms']:.0f} ms")
+            if "needed" in row:
+                notes.append(f"{row['slot_steps'] / row['needed']:.2f}x the slot-steps needed")
             shown = f"{values['median']:.4g} {row['unit']} ({values['q10']:.4g} to {values['q90']:.4g})"
             goal = goal if result["measured_on"] == "cuda" else ""
             lines.append([f"{model['model']}, {row['case']}", shown, ", ".join(notes), goal])

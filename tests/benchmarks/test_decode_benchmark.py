@@ -20,7 +20,8 @@ ASSETS = Path(__file__).parents[2] / "pixelrefer_fast" / "assets"
 def decode(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     module = importlib.import_module("decode")
-    for name, value in {"PROMPT": 8, "TOKENS": 3, "BATCHES": (1, 2), "OBJECTS": 2, "HEIGHT": 120, "WIDTH": 160}.items():
+    sizes = {"PROMPT": 8, "TOKENS": 3, "BATCHES": (1, 2), "OBJECTS": 2, "ANSWERS": 5, "HEIGHT": 120, "WIDTH": 160}
+    for name, value in sizes.items():
         monkeypatch.setattr(module, name, value)
     return module
 
@@ -31,11 +32,24 @@ def test_a_small_run_writes_every_row(decode, tmp_path, capsys):
     assert decode.main(arguments) == 0
     (result,) = json.loads(path.read_text())
     (model,) = result["models"]
-    assert [row["case"] for row in model["rows"]] == ["decode, 1", "decode, 2", "first token", "description", "objects"]
+    cases = ["decode, 1", "decode, 2", "first token", "description", "objects", "ends"]
+    assert [row["case"] for row in model["rows"]] == cases
+    assert 0 < model["rows"][-1]["needed"] <= model["rows"][-1]["slot_steps"]
     assert all(row["values"]["median"] > 0 for row in model["rows"][2:])
     assert result["read_bandwidth"] is None
     assert {"commit", "dirty", "command", "libraries", "date"} <= result.keys()
     assert "objects" in capsys.readouterr().out
+
+
+def test_slot_steps_beside_those_that_answers_need(monkeypatch, capsys):
+    """On a device's settings: one step too many for each answer, whatever its length."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    assert importlib.import_module("slot_steps").main([]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    most = {"mixed short answers": 1.6, "64 masks": 1.6, "captions": 1.05}
+    assert found.keys() == most.keys()
+    for load, steps in found.items():
+        assert 1 <= steps["run"] / steps["needed"] <= most[load], load
 
 
 def test_random_models_are_of_the_released_sizes():
