@@ -385,11 +385,12 @@ class FullNetwork(Network):
         made: dict[tuple[int, ...], SceneTokens | None] = {(): None}
         for scene in scenes:
             if scene not in made:
-                tokens = torch.cat([projected[v] for v in scene])
-                everything = torch.ones(len(tokens), dtype=torch.bool)
-                if scene in kept:
-                    (places,) = upload([places_of(kept[scene])], tokens.device)
-                    tokens = tokens[places]
+                with torch.inference_mode(False):  # a tensor that tells whether it was written to, as object tokens do
+                    tokens = torch.cat([projected[v] for v in scene])
+                    everything = torch.ones(len(tokens), dtype=torch.bool)
+                    if scene in kept:
+                        (places,) = upload([places_of(kept[scene])], tokens.device)
+                        tokens = tokens[places]
                 counts = tuple(len(projected[v]) for v in scene)
                 made[scene] = SceneTokens(tokens, kept.get(scene, everything), counts)
         return [made[scene] for scene in scenes]

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import heapq
 import os
-import threading
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 
 from pixelrefer_fast.batching.asks import Answer, Ask, BatchError
@@ -17,7 +16,6 @@ from pixelrefer_fast.checks.values import is_integer, shown
 from pixelrefer_fast.network import Network
 
 AHEAD = 2  # batches that are taken from the caller's requests before answers are fetched
-_MAKING = threading.Lock()
 
 
 class Batch(Iterator[Answer]):
@@ -102,21 +100,18 @@ class BatchCalls:
     """What `PixelRefer` and `PixelReferLite` can do with many requests."""
 
     network: Network
-    _requests: RequestQueue | None = None
 
     @property
     def requests(self) -> RequestQueue:
-        """The queue through which all requests of this model go."""
-        queue = self._requests
-        if queue is None or queue.process != os.getpid():  # a fork has the locks but not the threads
-            with _MAKING:
-                queue = self._requests
-                if queue is None or queue.process != os.getpid():
-                    queue = self._requests = RequestQueue(self.network)
-        return queue
+        """The queue through which all requests of this model go: one in each process, since a fork has its parent's
+        locks but not the threads that would release them."""
+        queues: dict[int, RequestQueue] = self.__dict__.setdefault("_queues", {})
+        process = os.getpid()
+        found = queues.get(process)
+        return found or queues.setdefault(process, RequestQueue(self.network))  # one step: no lock to inherit
 
     def __getstate__(self) -> dict[str, object]:
-        return {key: value for key, value in self.__dict__.items() if key != "_requests"}
+        return {key: value for key, value in self.__dict__.items() if key != "_queues"}
 
     def ask_iter(
         self, requests: Iterable[object], *, ordered: bool = False, batch_size: int | None = None, **options: object

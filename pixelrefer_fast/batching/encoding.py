@@ -140,6 +140,8 @@ def _encode(network: Network, batch: Sequence[Prepared], scenes: SceneCache) -> 
         )
 
     tokens, found = network.encode(joint.plan, joint.source, starts, [part.scene for part in joint.parts])
+    with torch.inference_mode(False):
+        tokens = tokens.clone()  # tells whether it was written to, which `decoding.prefixes.content` wants to know
     objects = []
     row = 0
     for request, part, scene, own in zip(requests, joint.parts, found, known, strict=True):

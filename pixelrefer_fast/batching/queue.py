@@ -6,7 +6,6 @@ No thread of its own runs it: whoever waits for an answer drives the next step, 
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -71,7 +70,6 @@ class RequestQueue:
 
     def __init__(self, network: Network, budget: Budget | None = None) -> None:
         self.network = network
-        self.process = os.getpid()
         self._budget = budget
         self._changed = threading.Condition()
         self._driver: threading.Thread | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,6 +31,14 @@ SHARED = 16  # tokens: computing fewer costs less than finding them
 PREFIX_BYTES = 512 * 2**20
 BLOCK = {"cuda": 64, "cpu": 32}  # tokens
 AHEAD = {"cuda": True, "cpu": False}  # whether a step's output is read while the next one runs; a CPU waits for none
+
+
+class _Own:
+    """What a decoder has in one process: a fork has its parent's locks, but not the threads that would release them."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.engine: Engine | None = None
 
 
 class Decoder:
@@ -83,17 +92,22 @@ class Decoder:
             raise ValueError(f"repetition_penalty: expected a number, got {shown(penalty)}")
         self.repetition_penalty = float(penalty)
         self._detokenizer = Detokenizer(tokenizer)
-        self._engine: Engine | None = None
-        self._lock = threading.Lock()
+        self._by_process: dict[int, _Own] = {}
 
     def __getstate__(self) -> dict[str, object]:
         """A copy decodes by itself: what runs and what is cached stays with this one."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_engine", "_lock")}
+        return self.__dict__ | {"_by_process": {}}
 
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-        self._engine = None
-        self._lock = threading.Lock()
+    @property
+    def _own(self) -> _Own:
+        own = self._by_process.setdefault(os.getpid(), _Own())  # one step: no lock that a fork could inherit
+        if len(self._by_process) > 1:
+            self._by_process = {os.getpid(): own}
+        return own
+
+    @property
+    def _engine(self) -> Engine | None:
+        return self._own.engine
 
     @property
     def context_length(self) -> int:
@@ -138,7 +152,8 @@ class Decoder:
         Memory that runs out makes rounds smaller; a prompt that fails by itself carries its error. Any other exception
         (an interrupt, say) leaves all sequences where they can go on at the next call.
         """
-        return self._engine is not None and self._engine.advance()
+        engine = self._engine
+        return engine is not None and engine.advance()
 
     def steps(self, embeds: torch.Tensor, options: Generation) -> Iterator[Step]:
         """Decode one prompt token by token, the end token included, with the raw logits of each.
@@ -169,11 +184,13 @@ class Decoder:
 
     def counts(self) -> dict[str, int]:
         """What runs and waits; steps, readbacks, tokens and prefill passes so far; graphs, where there are any."""
-        return {} if self._engine is None else self._engine.counts()
+        engine = self._engine
+        return {} if engine is None else engine.counts()
 
     def memory(self) -> dict[str, int]:
         """Bytes of the cache, of its limit, of kept prefixes and of graphs, and how often prefixes were used."""
-        return {} if self._engine is None else self._engine.memory()
+        engine = self._engine
+        return {} if engine is None else engine.memory()
 
     def clear(self) -> None:
         """Give the cache's memory back and forget kept prefixes, which new weights make necessary.
@@ -181,12 +198,13 @@ class Decoder:
         Raises:
             RuntimeError: something is being decoded.
         """
-        with self._lock:
-            if self._engine is not None:
-                self._engine.tidy()
-            if self._engine is not None and self._engine.busy:
-                raise RuntimeError("decoder: expected nothing to be decoded, got sequences that are not done")
-            self._engine = None
+        own = self._own
+        with own.lock:
+            if own.engine is not None:
+                own.engine.tidy()
+                if own.engine.busy:
+                    raise RuntimeError("decoder: expected nothing to be decoded, got sequences that are not done")
+            own.engine = None
 
     def _streamed(self, prompt: PromptEmbeds, options: Generation) -> Iterator[str]:
         yield from self.submit(prompt, options, streamed=True).pieces()
@@ -202,12 +220,13 @@ class Decoder:
         return min(int(options.max_new_tokens), room)
 
     def _running_engine(self) -> Engine:
-        with self._lock:
+        own = self._own
+        with own.lock:
             model = self.language_model
             place = (model.device, model.dtype)
-            if self._engine is None or self._engine.place != place:
-                self._engine = self._new_engine()
-            return self._engine
+            if own.engine is None or own.engine.place != place:
+                own.engine = self._new_engine()
+            return own.engine
 
     def _new_engine(self) -> Engine:
         for name, least in (("max_running", 1), ("max_prefill_tokens", 1), ("prefix_bytes", 0), ("graph_bytes", 0)):

@@ -9,6 +9,7 @@ the tokens that stand at its placeholders.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import weakref
 from collections import Counter, OrderedDict, abc
 from dataclasses import dataclass
@@ -65,30 +66,30 @@ def prefix_boundaries(prompt: Prompt, objects: Objects) -> tuple[Boundary, ...]:
 
 
 _known: dict[int, tuple[weakref.ref[torch.Tensor], int, bytes]] = {}
+_serial = itertools.count()
 
 
 def content(tensor: torch.Tensor) -> bytes:
     """What tells a tensor's content from others': its bytes on the CPU; on a device, without a wait, its identity.
 
-    The same object tokens encoded twice are two contents on a device. It is worked out once for each tensor, and again
-    after it was written to.
+    On a device the same object tokens encoded twice are two contents, and what was written to is another; a tensor
+    made in inference mode does not tell whether it was, and is another content each time.
     """
-    version = 0 if tensor.is_inference() else tensor._version
-    found = _known.get(id(tensor))
-    if found is not None and found[0]() is tensor and found[1] == version:
-        return found[2]
     digest = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
     if tensor.device.type == "cpu":
-        digest.update(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes())
-    else:
-        _serial[0] += 1
-        digest.update(f"{tensor.device} {_serial[0]}".encode())
-    place = id(tensor)
-    _known[place] = (weakref.ref(tensor, lambda _: _known.pop(place, None)), version, digest.digest())
-    return _known[place][2]
-
-
-_serial = [0]
+        # read each time: what is written through NumPy, say, shows nowhere else
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.digest()
+    version = None if tensor.is_inference() else tensor._version
+    found = _known.get(id(tensor))
+    if version is not None and found is not None and found[0]() is tensor and found[1] == version:
+        return found[2]
+    digest.update(f"{tensor.device} {next(_serial)}".encode())
+    key = digest.digest()
+    if version is not None:
+        place = id(tensor)
+        _known[place] = (weakref.ref(tensor, lambda _: _known.pop(place, None)), version, key)
+    return key
 
 
 @dataclass(frozen=True)

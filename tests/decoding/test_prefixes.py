@@ -231,27 +231,78 @@ def test_boundaries_of_a_full_prompt() -> None:
     assert prefix_boundaries(asked, _objects(tokens, dropped))[1].key != found[1].key
 
 
-def test_content_follows_what_is_in_a_tensor() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("inference", [False, True])
+def test_content_follows_what_is_in_a_tensor(dtype: torch.dtype, inference: bool) -> None:
+    with torch.inference_mode(inference):
+        x = torch.randn(3, 4).to(dtype)
+        known = content(x)
+        assert content(x.clone()) == known == content(x)
+        assert content(x.to(torch.float16)) != known
+        assert content(x.view(4, 3)) != known
+        x[1, 2] = 5
+        written = content(x)
+        assert written != known
+        x[1, 2] = 6
+        assert content(x) not in (known, written)
+    assert content(x) == content(x.clone())
+
+
+def test_content_of_what_numpy_wrote() -> None:
     x = torch.randn(3, 4)
     known = content(x)
-    assert content(x.clone()) == known == content(x)
-    assert content(x.half()) != known
-    assert content(x.view(4, 3)) != known
-    x[1, 2] = 5
+    x.numpy()[0] = 7
     assert content(x) != known
-    with torch.inference_mode():
-        y = torch.ones(2)
-    assert content(y) == content(torch.ones(2))
 
 
 def test_content_on_a_device_is_identity() -> None:
     """Without asking the device, what cannot be told from another tensor's content counts as another."""
     x, y = (torch.zeros(2, 3, device="meta") for _ in range(2))
+    known = content(x)
+    assert content(x) == known
+    assert known != content(y)
+    with torch.inference_mode():
+        x.add_(1)  # shows in the version of a tensor that was not made in here
+    assert content(x) != known
     assert content(x) == content(x)
-    assert content(x) != content(y)
+    with torch.inference_mode():
+        z = torch.zeros(2, 3, device="meta")
+    assert content(z) != content(z)
 
 
 # The models
+
+
+@pytest.mark.parametrize("kind", ["lite", "full"])
+def test_overwritten_tokens_never_give_an_old_answer(request: pytest.FixtureRequest, kind: str) -> None:
+    """Written over in inference mode or through NumPy; on a device, where versions decide, both kinds have one."""
+    model = request.getfixturevalue(kind)
+    image = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
+    objects, other = (model.encode(image, [box]) for box in ([10, 10, 50, 40], [30, 20, 80, 50]))
+    assert len(objects.tokens) == len(other.tokens)
+    decoder = new_decoder(model, shared_tokens=1)
+
+    def ask(objects: Objects) -> tuple[int, ...]:
+        made = model.network.build_prompt("What is <region>?", objects)
+        given = PromptEmbeds(model.network.embed_prompt(made, objects), prefix_boundaries(made, objects))
+        found: tuple[int, ...] = decoder.submit(given, OPTIONS).result().tokens
+        assert found == alone(model, given.embeds, OPTIONS)
+        return found
+
+    encoded = [objects.tokens, *([] if objects.scene is None else [objects.scene.tokens])]
+    assert not any(tokens.is_inference() for tokens in encoded)
+    ask(objects)
+    for written in (other.tokens, -other.tokens):
+        with torch.inference_mode():
+            objects.tokens.copy_(written)
+        ask(objects)
+    objects.tokens.numpy()[:] *= 3
+    ask(objects)
+    for tokens in encoded:
+        before = tokens._version
+        with torch.inference_mode():
+            tokens.zero_()
+        assert tokens._version > before
 
 
 @pytest.mark.parametrize("kind", ["lite", "full"])
