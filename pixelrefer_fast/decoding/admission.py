@@ -46,24 +46,29 @@ class Admission:
                 claimed |= fresh
         return now, later
 
-    def reserve(self, sequence: Sequence) -> None:
-        """Give a sequence all blocks that it can need, the first of them shared with others where it begins as they do.
+    def reserve(self, sequence: Sequence, running: abc.Iterable[Sequence] = ()) -> None:
+        """Give a sequence blocks to begin with, the first of them shared with others where it begins as they do.
+
+        Args:
+            sequence: without blocks.
+            running: who else has some, and needs a further one now and then.
 
         Raises:
             OutOfBlocks: there are not enough now.
             torch.OutOfMemoryError: the cache has to grow and cannot.
         """
         pool = self._pool
+        spare = sum(len(s.blocks) < pool.needed(s.prompt_tokens + s.limit) for s in running)
         length, found = self._prefixes.longest(self._boundaries(sequence))
         pool.hold(found)
         try:
             try:
-                own = self._allocate(sequence, length)
+                own = self._allocate(sequence, length, spare)
             except OutOfBlocks:
                 # the block that a prefix ends in may be the one too many
                 pool.release(found)
                 length, found = 0, ()
-                own = self._allocate(sequence, length)
+                own = self._allocate(sequence, length, spare)
         except BaseException:
             pool.release(found)
             raise
@@ -79,13 +84,33 @@ class Admission:
             pool.copy(sources, targets)
             pool.release(found[whole:])
 
-    def _allocate(self, sequence: Sequence, length: int) -> list[int]:
-        """Blocks for all of a sequence but those that a prefix of this length fills."""
-        missing = self._pool.needed(sequence.prompt_tokens + sequence.limit) - length // self._pool.size
-        while missing > self._pool.free:
-            if not self._prefixes.give_up():
-                raise OutOfBlocks
+    def _allocate(self, sequence: Sequence, length: int, spare: int) -> list[int]:
+        """Blocks for the first step, without those that a prefix of this length fills."""
+        missing = self._pool.needed(_rows(sequence, len(sequence.tokens) + 1)) - length // self._pool.size
+        self._make_room(missing + spare)
         return self._pool.allocate(missing)
+
+    def short(self, sequence: Sequence) -> bool:
+        """Whether a running sequence's next step may need a further block."""
+        return len(sequence.blocks) < self._pool.needed(_rows(sequence, sequence.launched))
+
+    def extend(self, sequence: Sequence) -> None:
+        """Give it that block.
+
+        Raises:
+            OutOfBlocks: there is none.
+            torch.OutOfMemoryError: the cache has to grow and cannot.
+        """
+        self._make_room(1)
+        sequence.blocks += self._pool.allocate(1)
+
+    def _make_room(self, blocks: int) -> None:
+        """Give up kept prefixes until so many blocks are free; none where that would not do."""
+        missing = blocks - self._pool.free
+        if missing > 0 and missing > self._prefixes.blocks_held_alone():
+            raise OutOfBlocks
+        while blocks > self._pool.free:
+            self._prefixes.give_up()
 
     def prefill(self, sequences: abc.Sequence[Sequence], slots: Slots, kind: Kind) -> None:
         """One packed pass over what is new in these sequences' prompts, and their first tokens, in slots of theirs."""
@@ -144,6 +169,14 @@ class Admission:
             key_rows=keys[0] if keys else None,
             last=last,
         )
+
+
+def _rows(sequence: Sequence, tokens: int) -> int:
+    """Rows of the cache that a step needs which so many tokens precede.
+
+    One is that of the last of them, one that of a step which the sequence computes after its end.
+    """
+    return sequence.prompt_tokens + min(tokens + 1, sequence.limit)
 
 
 def _entry(sequence: Sequence, length: int) -> Entry:

@@ -30,8 +30,10 @@ class BlockPool:
         limit_bytes: of all blocks together.
 
     Attributes:
-        keys, values: (layers, blocks, size, heads, head_dim). Rows that nobody has written are zero.
+        keys, values: (blocks, size, heads, head_dim) of each layer. Rows that nobody has written are zero.
+        blocks: how many there are now, the one for trash included.
         version: changes when `keys` and `values` are other tensors.
+        device, dtype: of the model.
     """
 
     def __init__(
@@ -48,17 +50,13 @@ class BlockPool:
         self.block_bytes = 2 * layers * size * heads * head_dim * dtype.itemsize
         self.limit = max(limit_bytes // self.block_bytes, 2)
         self.version = 0
-        self._shape = (layers, size, heads, head_dim)
-        self._dtype, self._device = dtype, device
+        self.blocks = 0
+        self.dtype, self.device = dtype, device
+        self._shape = (size, heads, head_dim)
         self._holders: dict[int, int] = {}
         self._free: list[int] = []
-        self._used: set[int] = set()  # blocks that were written before
-        self.keys, self.values = self._tensors(0), self._tensors(0)
-
-    @property
-    def blocks(self) -> int:
-        """How many there are now, the one for trash included."""
-        return self.keys.shape[1]
+        self._soiled: set[int] = set()
+        self.keys, self.values = ([self._zeros(0) for _ in range(layers)] for _ in range(2))
 
     @property
     def held_bytes(self) -> int:
@@ -74,7 +72,7 @@ class BlockPool:
         return -(-tokens // self.size)
 
     def allocate(self, count: int) -> list[int]:
-        """Blocks of zeros, held once.
+        """Blocks of finite numbers, held once.
 
         Raises:
             MemoryError: there are not so many within the limit.
@@ -86,14 +84,24 @@ class BlockPool:
             self._grow(count - len(self._free))
         taken = [self._free.pop() for _ in range(count)]
         self._holders |= dict.fromkeys(taken, 1)
-        again = [b for b in taken if b in self._used]
-        if again:
-            # a number that is not finite, masked out, would still reach a sum
-            (index,) = upload([torch.tensor(again)], self.keys.device)
-            self.keys.index_fill_(1, index, 0)
-            self.values.index_fill_(1, index, 0)
-        self._used.update(taken)
+        soiled = [b for b in taken if b in self._soiled]
+        if soiled:
+            (index,) = upload([torch.tensor(soiled)], self.device)
+            for held in (*self.keys, *self.values):
+                held.index_fill_(0, index, 0)
+            self._soiled.difference_update(soiled)
         return taken
+
+    def soil(self, blocks: Iterable[int]) -> None:
+        """Blocks that may hold numbers that are not finite: those would reach sums even where they are masked out.
+
+        They are made zero before they are handed out again.
+        """
+        self._soiled.update(blocks)
+
+    def holders(self, block: int) -> int:
+        """How many hold a block."""
+        return self._holders.get(block, 0)
 
     def hold(self, blocks: Iterable[int]) -> None:
         """Count one holder more."""
@@ -126,8 +134,9 @@ class BlockPool:
 
     def copy(self, sources: torch.Tensor, targets: torch.Tensor) -> None:
         """Rows to other rows, in all layers."""
-        for held in (self.keys.flatten(1, 2), self.values.flatten(1, 2)):
-            held.index_copy_(1, targets, held.index_select(1, sources))
+        for held in (*self.keys, *self.values):
+            own = held.flatten(0, 1)
+            own.index_copy_(0, targets, own.index_select(0, sources))
 
     def clear(self) -> None:
         """Give all memory back.
@@ -137,26 +146,29 @@ class BlockPool:
         """
         if self._holders:
             raise RuntimeError(f"cache: expected no blocks in use, got {len(self._holders)}")
-        self._free, self._used = [], set()
-        self.keys, self.values = self._tensors(0), self._tensors(0)
+        self._free, self._soiled, self.blocks = [], set(), 0
+        for held in (self.keys, self.values):
+            held[:] = [self._zeros(0) for _ in held]
         self.version += 1
 
-    def _tensors(self, blocks: int) -> torch.Tensor:
-        layers, *shape = self._shape
-        return torch.zeros((layers, blocks, *shape), dtype=self._dtype, device=self._device)
+    def _zeros(self, blocks: int) -> torch.Tensor:
+        return torch.zeros((blocks, *self._shape), dtype=self.dtype, device=self.device)
 
     def _grow(self, missing: int) -> None:
-        """By half at least, so that growing seldom happens, and within the limit."""
+        """By half at least, so that growing seldom happens, and within the limit.
+
+        One tensor after the other: old and new memory is held of one layer's keys or values at a time.
+        """
         before = self.blocks
         wanted = max(before + missing + (not before), before + before // 2, FIRST_BLOCKS)
         after = min(wanted, self.limit)
-        grown = []
-        for old in (self.keys, self.values):
-            new = self._tensors(after)
-            new[:, :before] = old
-            grown.append(new)
-        self.keys, self.values = grown
         self.version += 1
+        for held in (self.keys, self.values):
+            for layer in range(len(held)):
+                new = self._zeros(after)
+                new[:before] = held[layer][:before]
+                held[layer] = new
+        self.blocks = after
         first = max(before, TRASH + 1)
         self._free = [*range(after - 1, first - 1, -1), *self._free]
 

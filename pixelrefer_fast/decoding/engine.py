@@ -8,7 +8,7 @@ and hands out what their output says. Sequences join and leave between rounds; n
 from __future__ import annotations
 
 import threading
-from collections import abc, deque
+from collections import abc
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +21,10 @@ from pixelrefer_fast.decoding.readbacks import Readbacks
 from pixelrefer_fast.decoding.sequence import Sequence
 from pixelrefer_fast.decoding.slots import Kind, Slots
 from pixelrefer_fast.decoding.step_graphs import StepGraphs
+from pixelrefer_fast.decoding.waiting import WaitingLine
 from pixelrefer_fast.device.stages import stage
 
+CALM = 64  # rounds without running out of memory after which more sequences run at once again
 SHARING_PASSES = 3  # of an admission: one for each kind of prefix that a prompt may share
 
 
@@ -72,25 +74,26 @@ class Engine:
         self._model, self._pool, self._prefixes, self._slots, self._ends = model, pool, prefixes, slots, ends
         self._admission = Admission(model, pool, prefixes, schedule.shared)
         self._lock = threading.RLock()
-        self._waiting: deque[Sequence] = deque()
+        self._waiting = WaitingLine()
         self._starting: list[Sequence] = []  # neither waiting nor running
         self._running: list[Sequence] = []  # by slot
         self._readbacks = Readbacks()
-        self._counts = {"steps": 0, "slot_steps": 0, "tokens": 0, "halved": 0}
+        self._calm = 0  # rounds since memory ran out
+        self._counts = {"steps": 0, "slot_steps": 0, "tokens": 0, "halved": 0, "displaced": 0}
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a sequence; it runs when somebody advances."""
         with self._lock:
-            self._waiting.append(sequence)
+            self._waiting.join(sequence)
 
     @property
     def busy(self) -> bool:
-        return bool(self._waiting or self._running or self._readbacks)
+        return bool(len(self._waiting) or self._running or len(self._readbacks))
 
     @property
     def place(self) -> tuple[torch.device, torch.dtype]:
         """Where the cache lies and what it is made of."""
-        return self._pool.keys.device, self._pool.keys.dtype
+        return self._pool.device, self._pool.dtype
 
     @property
     def capacity(self) -> int:
@@ -136,6 +139,7 @@ class Engine:
                 self._drop_cancelled()
                 self._read(1)
                 self._run(self._admit())
+                self._recover()
             except BaseException:
                 self._restart()
                 raise
@@ -152,8 +156,7 @@ class Engine:
     # Who comes and goes
 
     def _drop_cancelled(self) -> None:
-        for sequence in [s for s in self._waiting if s.cancelled]:
-            self._waiting.remove(sequence)
+        for sequence in self._waiting.leave():
             sequence.finish("cancelled")
         leaving = [s for s in self._running if s.cancelled]
         for sequence in leaving:
@@ -162,48 +165,49 @@ class Engine:
 
     def _admit(self) -> bool:
         """Prompts whose turn it is, prefilled and in their slots; whether there were any."""
-        admitted = 0
-        while self._waiting and len(self._running) < self.most:
+        line, started = self._waiting, 0
+        line.close_ranks()
+        while len(self._running) < self.most and line.peek() is not None:
             tokens = 0
-            while self._waiting and len(self._running) + len(self._starting) < self.most:
-                tokens += self._waiting[0].prompt_tokens + len(self._waiting[0].tokens)
+            while len(self._running) + len(self._starting) < self.most and (head := line.peek()) is not None:
+                tokens += head.prompt_tokens + len(head.tokens)
                 if self._starting and tokens > self.schedule.prefill_tokens:
                     break
-                self._starting.append(self._waiting.popleft())
-            admitted += self._start()
-            if self._starting:
-                self._wait_again(self._starting)
+                self._starting.append(line.next())
+            try:
+                started += self._start()
+            except torch.OutOfMemoryError as error:
+                self._retreat(error)
                 break
-        return bool(admitted)
+        return bool(started)
 
     @stage("prefill")
     def _start(self) -> int:
-        """Prefill those that start, as far as there are blocks; they leave `_starting`. How many.
+        """Prefill those that start, as far as there are blocks; all leave `_starting`. How many were started.
 
         Who shares a prefix with another starts one pass later and finds it computed.
         """
         started = 0
         for last in (*[False] * SHARING_PASSES, True):
-            now, later = (self._starting, []) if last else self._admission.split(self._starting)
+            now, later = (list(self._starting), []) if last else self._admission.split(self._starting)
             placed: list[Sequence] = []
-            try:
-                for sequence in now:
-                    self._admission.reserve(sequence)
+            for sequence in now:
+                try:
+                    if not self._waiting.may_pass(sequence):
+                        raise OutOfBlocks
+                    self._admission.reserve(sequence, (*self._running, *placed))
+                except OutOfBlocks:
+                    self._starting.remove(sequence)
+                    self._waiting.step_aside(sequence)
+                else:
+                    self._waiting.started(sequence)
                     placed.append(sequence)
-            except OutOfBlocks:
-                later = []
-            except torch.OutOfMemoryError as error:
-                self._retreat(error)
-                return started
-            try:
-                if placed:
-                    self._admission.prefill(placed, self._slots, _kind(placed))
-            except torch.OutOfMemoryError as error:
-                self._retreat(error)
-                return started
+            self._starting = [*placed, *later]
+            if placed:
+                self._admission.prefill(placed, self._slots, _kind(placed))
             self._running += placed
+            self._starting = later
             started += len(placed)
-            self._starting = [s for s in self._starting if not s.blocks]
             if not later:
                 break
         return started
@@ -211,31 +215,40 @@ class Engine:
     def _retreat(self, error: torch.OutOfMemoryError) -> None:
         """Memory ran out: fewer at once from now on, and what failed all alone has failed."""
         self._slots.keep(range(len(self._running)))
-        self._put_back(self._starting)
         self._prefixes.clear()
         alone = len(self._starting) == 1 and not self._running
-        self.most = max(1, (len(self._running) + len(self._starting)) // 2)
-        self._counts["halved"] += 1
+        self._lower((len(self._running) + len(self._starting)) // 2)
+        self._put_back(self._starting)
+        starting, self._starting = self._starting, []
         if alone:
-            self._starting.pop().fail(error)
+            starting.pop().fail(error)
+        self._waiting.rejoin(starting)
+
+    def _lower(self, most: int) -> None:
+        self.most, self._calm = max(1, most), 0
+        self._counts["halved"] += 1
+
+    def _recover(self) -> None:
+        """More at once again, some rounds after memory ran out: others may have taken it for a while only."""
+        self._calm += 1
+        if self._calm >= CALM:
+            self.most, self._calm = min(2 * self.most, self.schedule.slots), 0
 
     def _restart(self) -> None:
         """After an exception: all that runs waits again, in the order in which it came."""
         self._slots.reset()
         self._readbacks.clear()
-        sequences = [s for s in (*self._running, *self._starting) if not s.done]
-        self._put_back([*self._running, *self._starting])
+        sequences = [*self._running, *self._starting]
+        self._put_back(sequences)
         self._running, self._starting = [], []
-        self._wait_again(sequences)
-
-    def _wait_again(self, sequences: abc.Sequence[Sequence]) -> None:
-        self._waiting.extendleft(reversed(sequences))
-        self._starting = []
+        self._waiting.rejoin(s for s in sequences if not s.done)
 
     def _put_back(self, sequences: abc.Sequence[Sequence]) -> None:
         """Take the blocks of sequences that do not run; prompts and tokens stay, from which they can begin again."""
         for sequence in sequences:
             blocks, sequence.blocks = sequence.blocks, []
+            if sequence.decoded is None or sequence.decoded.finish_reason == "cancelled":
+                self._pool.soil(blocks)  # nobody has read whether its numbers are finite
             self._pool.release(blocks)
             sequence.launched = len(sequence.tokens)
             sequence.logits.clear()
@@ -260,15 +273,48 @@ class Engine:
             if not ahead:
                 self._read(0)  # first tokens at once, next ones in the next round
                 return
-        step = any(s.launched < s.limit for s in self._running)
-        if step:
-            try:
+        stepped = False
+        try:
+            self._extend()
+            if any(s.launched < s.limit for s in self._running):
                 self._step()
-            except torch.OutOfMemoryError as error:
-                self._yield_slots(error)
-                return
+                stepped = True
+        except torch.OutOfMemoryError as error:
+            self._yield_slots(error)
+            return
+        if stepped:
             self._readbacks.send(self._slots, self._running, _kind(self._running))
-        self._read(1 if ahead and step else 0)
+        self._read(1 if ahead and stepped else 0)
+
+    def _extend(self) -> None:
+        """Blocks for the next step; without enough of them those that came last begin again when there are."""
+        short = sorted((s for s in self._running if self._admission.short(s)), key=lambda s: s.arrival)
+        taken: list[Sequence] = []
+        try:
+            for sequence in short:
+                while sequence in self._running:
+                    try:
+                        self._admission.extend(sequence)
+                    except OutOfBlocks:
+                        self._displace()
+                    else:
+                        taken.append(sequence)
+                        break
+        finally:
+            slots = {id(s): slot for slot, s in enumerate(self._running)}
+            self._slots.extend(
+                [(slots[id(s)], len(s.blocks) - 1, s.blocks[-1]) for s in taken if id(s) in slots],
+            )
+
+    def _displace(self) -> None:
+        """Free the blocks of those who have ended or, where none has, of who came last."""
+        before = len(self._running)
+        self._read(0)
+        if len(self._running) == before:
+            last = max(self._running, key=lambda s: s.arrival)
+            self._leave([last])
+            self._waiting.rejoin([last])
+            self._counts["displaced"] += 1
 
     def _step(self) -> None:
         running = self._running
@@ -304,9 +350,8 @@ class Engine:
         later = self._running[half:]
         self._leave(later)
         self._prefixes.clear()
-        self._wait_again([s for s in later if not s.done])
-        self.most = max(1, half)
-        self._counts["halved"] += 1
+        self._waiting.rejoin(s for s in later if not s.done)
+        self._lower(half)
 
     def _read(self, left: int) -> None:
         """Hand out what readbacks say: those that have arrived, and all but the last `left` of them."""

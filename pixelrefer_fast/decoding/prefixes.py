@@ -117,6 +117,10 @@ class PrefixCache:
     def held_bytes(self) -> int:
         return len(self._holders) * self._pool.block_bytes
 
+    def blocks_held_alone(self) -> int:
+        """How many blocks nobody else holds: those that giving up all prefixes would free."""
+        return sum(self._pool.holders(block) == count for block, count in self._holders.items())
+
     def __len__(self) -> int:
         return len(self._kept)
 

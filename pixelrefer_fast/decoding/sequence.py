@@ -24,6 +24,8 @@ class Sequence:
         options, limit, seed, streamed, keep_logits: as submitted; `limit` is the most tokens that it may get.
         prompt: what is decoded; None once the sequence is done.
         prompt_tokens: length of the prompt.
+        arrival: how many were submitted before it.
+        passed: how many that came later started while there was no room for it.
         cached_tokens: how many of them came from a kept prefix.
         blocks: of the cache, while it has some.
         launched: tokens that are computed or being computed.
@@ -54,7 +56,9 @@ class Sequence:
         self.prompt: PromptEmbeds | None = prompt
         self.prompt_tokens = len(prompt)
         self.cancelled = False
-        # by the admission and the engine
+        # by the waiting line, the admission and the engine
+        self.arrival = 0
+        self.passed = 0
         self.cached_tokens = 0
         self.blocks: list[int] = []
         self.launched = 0

@@ -136,6 +136,12 @@ class Slots:
             self.state["said"].view(-1).index_fill_(0, marks, True)
         self.taken = stop
 
+    def extend(self, blocks: abc.Sequence[tuple[int, int, int]]) -> None:
+        """Further blocks of sequences: slot, place in its table, and block of each."""
+        if blocks:
+            slots, places, numbers = upload(list(torch.tensor(blocks).T.contiguous()), self._model.device)
+            self.state["table"].index_put_((slots, places), numbers.int())
+
     def reset(self) -> None:
         """Give up all slots, whatever state they are in."""
         for name, x in self.state.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
@@ -43,21 +45,73 @@ def test_rows_are_copied_in_all_layers() -> None:
         pool.write(layer, torch.from_numpy(pool.rows([a], 0, 3)), _rows(3, layer + 1.0), _rows(3, layer + 5.0))
     pool.copy(torch.from_numpy(pool.rows([a], 0, 2)), torch.from_numpy(pool.rows([b], 0, 2)))
     for layer in range(LAYERS):
-        assert pool.keys[layer, b, :2].eq(layer + 1).all()
-        assert pool.values[layer, b, :2].eq(layer + 5).all()
-        assert pool.values[layer, b, 2:].eq(0).all()
+        assert pool.keys[layer][b, :2].eq(layer + 1).all()
+        assert pool.values[layer][b, :2].eq(layer + 5).all()
+        assert pool.values[layer][b, 2:].eq(0).all()
 
 
-def test_blocks_that_come_back_are_zero() -> None:
+def test_soiled_blocks_come_back_as_zeros() -> None:
     pool = _pool(4)
     blocks = pool.allocate(3)
-    pool.keys.fill_(torch.nan)
-    pool.values.fill_(torch.inf)
+    for held in (*pool.keys, *pool.values):
+        held[blocks[:2]] = torch.nan
+        held[blocks[2:]] = 7
+    pool.soil(blocks[:2])
     pool.release(blocks)
     again = pool.allocate(3)
     assert sorted(again) == sorted(blocks)
-    assert pool.keys[:, again].eq(0).all()
-    assert pool.values[:, again].eq(0).all()
+    for held in (*pool.keys, *pool.values):
+        assert held[blocks[:2]].eq(0).all()
+        assert held[blocks[2:]].eq(7).all()  # finite: what is masked out of it is 0 in every sum
+    pool.release(again)
+    pool.keys[0][again] = 1
+    assert pool.keys[0][pool.allocate(3)].eq(1).all()  # clean by now
+
+
+def test_growing_holds_old_and_new_memory_of_one_tensor_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = _pool(4 * FIRST_BLOCKS)
+    pool.allocate(2)
+    made: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+    zeros = pool._zeros
+
+    def counted(blocks: int) -> torch.Tensor:
+        nonlocal most
+        new = zeros(blocks)
+        made.append(weakref.ref(new))
+        old = {id(x): x.nbytes for x in (*pool.keys, *pool.values)}
+        live = {id(x): x.nbytes for x in (ref() for ref in made) if x is not None}
+        most = max(most, sum((old | live).values()))
+        return new
+
+    monkeypatch.setattr(pool, "_zeros", counted)
+    pool.allocate(FIRST_BLOCKS)
+    assert pool.blocks > FIRST_BLOCKS
+    assert pool.held_bytes < most <= pool.held_bytes + pool.keys[0].nbytes
+
+
+def test_growing_that_runs_out_of_memory_half_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = _pool(4 * FIRST_BLOCKS)
+    blocks = pool.allocate(FIRST_BLOCKS - 1)
+    for layer in range(LAYERS):
+        pool.write(layer, torch.from_numpy(pool.rows(blocks[:1], 0, 4)), _rows(4, layer + 1.0), _rows(4, 3.0))
+    zeros, calls = pool._zeros, iter([True, True, True, False])
+    with monkeypatch.context() as patch:
+
+        def short(count: int) -> torch.Tensor:
+            if not next(calls):
+                raise torch.OutOfMemoryError("no more")
+            return zeros(count)
+
+        patch.setattr(pool, "_zeros", short)
+        with pytest.raises(torch.OutOfMemoryError):
+            pool.allocate(1)
+    assert pool.held_bytes == FIRST_BLOCKS * BLOCK
+    blocks += pool.allocate(5)
+    assert len(set(blocks)) == FIRST_BLOCKS + 4
+    for layer in range(LAYERS):
+        assert pool.keys[layer][blocks[0]].eq(layer + 1).all()
+        assert len(pool.keys[layer]) == len(pool.values[layer]) == pool.blocks
 
 
 def test_blocks_are_free_when_nobody_holds_them() -> None:
