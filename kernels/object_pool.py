@@ -220,6 +220,8 @@ def cluster(
             label = tl.load(labels + first + i, mask=i < count, other=0)
             before = tl.load(members + first + i, mask=i < count, other=0)
             after = (before & kept) | (tl.full([BLOCK_ROWS], 1, tl.int64) << label)
+            # where a row has more threads than one, a warp may store before another has loaded
+            tl.debug_barrier()
             tl.store(members + first + i, after, mask=i < count)
         tl.debug_barrier()  # members are read by other threads
 
