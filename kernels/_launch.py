@@ -25,6 +25,10 @@ CONFIGS = Path(__file__).resolve().parent / "configs"
 # what a launch configuration may hold besides the kernel's own BLOCK_* sizes
 OPTIONS = ("num_warps", "num_stages")
 
+# how every kernel is compiled unless it says otherwise: results depend on it, and Triton's own choice is another one from
+# 3.10 on
+PINNED = {"enable_fp_fusion": True}
+
 
 @dataclass(frozen=True)
 class CompileCase:
@@ -81,7 +85,7 @@ def launch(
     if interpreted():
         _mend_interpreter()
     with launches.launched(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        kernel[tuple(grid)](*args, **constants)
+        kernel[tuple(grid)](*args, **{**PINNED, **constants})
 
 
 @functools.cache

@@ -42,9 +42,10 @@ def _gather(
     first = tl.load(groups + group * 4 + 2)
     length = tl.load(groups + group * 4 + 3)
     columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)  # [D]
-    inside = columns < WIDTH
-    values = tl.load(features + (first + own) * WIDTH + columns, mask=inside & (own < length), other=0.0)
-    tl.store(gathered + row * WIDTH + columns, values, mask=inside)
+    # one comparison: of a scalar one, spread over a block, the interpreter makes an integer, which is no mask to it
+    known = columns < tl.where(own < length, WIDTH, 0)
+    values = tl.load(features + (first + own) * WIDTH + columns, mask=known, other=0.0)
+    tl.store(gathered + row * WIDTH + columns, values, mask=columns < WIDTH)
 
 
 @triton.jit

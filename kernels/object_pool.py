@@ -163,7 +163,8 @@ def cluster(
     bit = tl.full([BLOCK_CLUSTERS], 1, tl.int64) << j
     clustered = count > CLUSTERS
 
-    begun = tl.load(starts + item * CLUSTERS + j, mask=(j < CLUSTERS) & clustered, other=-1)
+    # one comparison: of a scalar one, spread over a block, the interpreter makes an integer, which is no mask to it
+    begun = tl.load(starts + item * CLUSTERS + j, mask=j < tl.where(clustered, CLUSTERS, 0), other=-1)
     begun = tl.where(clustered, begun, j)
     sizes = tl.zeros([BLOCK_CLUSTERS], kind)
     for start in range(0, count, BLOCK_ROWS):

@@ -100,6 +100,8 @@ def compile_case(case: Any, arch: int) -> Compiled:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    from pixelrefer_fast.kernels._launch import PINNED
+
     names = case.kernel.arg_names
     unknown = [n for n in names if (n in case.constants) == (n in case.signature)]
     if unknown:
@@ -109,7 +111,8 @@ def compile_case(case: Any, arch: int) -> Compiled:
     signature = {n: "constexpr" if n in case.constants else case.signature[n] for n in names}
     aligned = [p.num for p in case.kernel.params if signature[p.name].startswith("*") and not p.do_not_specialize]
     source = ASTSource(case.kernel, signature, case.constants, {(n,): [["tt.divisibility", 16]] for n in aligned})
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, WARP), options=case.options)
+    options = {**PINNED, **case.options}
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, WARP), options=options)
     ptx = compiled.asm["ptx"]
     return Compiled(
         shared=compiled.metadata.shared,
