@@ -25,7 +25,7 @@ CONFIGS = Path(__file__).resolve().parent / "configs"
 # what a launch configuration may hold besides the kernel's own BLOCK_* sizes
 OPTIONS = ("num_warps", "num_stages")
 
-# how every kernel is compiled unless it says otherwise: results depend on it, and Triton's own choice is another one from
+# how every kernel is compiled unless it says otherwise: results depend on it, and Triton's own choice is another from
 # 3.10 on
 PINNED = {"enable_fp_fusion": True}
 

@@ -98,7 +98,7 @@ def poisoned_memory() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def masks_of_bool() -> Iterator[None]:
-    """Triton's interpreter refuses a mask that is not bool, as it does from 3.9 on; the one of 3.6 takes any integer."""
+    """The interpreter refuses a mask that is not bool, as Triton's own does from 3.9 on; that of 3.6 takes integers."""
     if os.environ.get("TRITON_INTERPRET", "0") in ("", "0"):
         yield
         return

@@ -1,4 +1,4 @@
-"""Between the read and the write of `members`, `cluster` (kernels/object_pool.py) has a barrier: without it is a race."""
+"""Between reading and writing `members`, `cluster` (kernels/object_pool.py) has a barrier: without it is a race."""
 
 from __future__ import annotations
 
@@ -45,5 +45,7 @@ def test_members_are_written_after_all_have_read_them(tmp_path: Path) -> None:
     arguments = vars(case).values()
     _module(text, tmp_path / "pool_as_it_is.py").object_pool(*arguments)
     raced = _module(text.replace(BARRIER + WRITE, WRITE), tmp_path / "pool_without_a_barrier.py")
-    with pytest.raises(FindingsError, match=r"race: warp \d of block 0 writes what several warps read.*pool_without_a_"):
+    with pytest.raises(
+        FindingsError, match=r"race: warp \d of block 0 writes what several warps read.*pool_without_a_"
+    ):
         raced.object_pool(*arguments)

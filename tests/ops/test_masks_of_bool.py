@@ -12,7 +12,9 @@ from pixelrefer_fast.kernels._launch import launch
 
 pytestmark = [
     pytest.mark.kernel,
-    pytest.mark.skipif(not INTERPRETED, reason="kernels are compiled here, and a compiler takes the mask as it is meant"),
+    pytest.mark.skipif(
+        not INTERPRETED, reason="kernels are compiled here, and a compiler takes the mask as it is meant"
+    ),
 ]
 
 
@@ -30,5 +32,7 @@ def _store(x, out, count, FOUR: tl.constexpr):
 
 @pytest.mark.parametrize("kernel", [_load, _store], ids=["load", "store"])
 def test_a_mask_of_integers_is_refused(kernel: triton.JITFunction) -> None:
-    with pytest.raises(Exception, match=r"mask of create_masked_\w+: expected bool, got int32|mask has unsupported dtype"):
+    with pytest.raises(
+        Exception, match=r"mask of create_masked_\w+: expected bool, got int32|mask has unsupported dtype"
+    ):
         launch(kernel, "scratch.masked", (1,), torch.ones(4), torch.ones(4), 3, FOUR=4)
