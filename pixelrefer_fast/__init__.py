@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pixelrefer_fast.media import Video, load_image, open_media
     from pixelrefer_fast.model import PixelRefer, PixelReferLite
     from pixelrefer_fast.regions import Region
+    from pixelrefer_fast.segmenting import Segment, load_segmenter, segment
 
 _WHERE = {
     "Answer": "batching",
@@ -27,10 +28,13 @@ _WHERE = {
     "PixelRefer": "model",
     "PixelReferLite": "model",
     "Region": "regions",
+    "Segment": "segmenting",
     "Video": "media",
     "load": "loading",
     "load_image": "media",
+    "load_segmenter": "segmenting",
     "open_media": "media",
+    "segment": "segmenting",
 }
 _MODULES = ("ops", "verify")
 
@@ -42,12 +46,15 @@ __all__ = [
     "PixelRefer",
     "PixelReferLite",
     "Region",
+    "Segment",
     "Video",
     "__version__",
     "load",
     "load_image",
+    "load_segmenter",
     "open_media",
     "ops",
+    "segment",
     "verify",
 ]
 

@@ -24,6 +24,7 @@ from pixelrefer_fast.network import FullNetwork, LiteNetwork, Network
 from pixelrefer_fast.planning.options import EncodeOptions, read_options, split_options
 from pixelrefer_fast.planning.request import REGION_TAG, Request
 from pixelrefer_fast.regions import as_regions
+from pixelrefer_fast.segmenting import Segmenter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -94,6 +95,15 @@ class _Model(BatchCalls, nn.Module):
     def fingerprint(self) -> str:
         """Tells models apart whose object tokens do not fit each other, in whatever dtype they were loaded."""
         return self.network.fingerprint
+
+    @property
+    def segmenter(self) -> Segmenter:
+        """Makes the masks of regions that are given as points; `load_segmenter` loads another."""
+        return self.network.segmenter
+
+    @segmenter.setter
+    def segmenter(self, segmenter: Segmenter) -> None:
+        self.network.segmenter = segmenter
 
     def save(self, folder: str | Path) -> None:
         """Write one self-contained folder in the released layout that loads again bit-equal.

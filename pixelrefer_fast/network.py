@@ -31,6 +31,8 @@ from pixelrefer_fast.planning.request import FrameSource, Request, bind_regions
 from pixelrefer_fast.planning.selection import Selection, select_patches
 from pixelrefer_fast.planning.views import ViewPlan
 from pixelrefer_fast.regions import as_regions
+from pixelrefer_fast.segmenting import Segmenter, marked_by
+from pixelrefer_fast.segmenting.grabcut import GrabCut
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,6 +52,7 @@ class Network(nn.Module):
 
     Attributes:
         quantization: how the LLM's linear layers are quantised; None: they are not.
+        segmenter: makes the masks of regions that are given as points.
 
     Raises:
         ops.BackendError: the backend serves nothing here.
@@ -73,6 +76,7 @@ class Network(nn.Module):
         self.generation = dict(generation)
         self.backend = backend
         self.quantization: str | None = None
+        self.segmenter: Segmenter = GrabCut()
         self.encoder = VisionEncoder(config.vision)
         self.object_tokenizer = ObjectTokenizer(config)
         self.projector = VisionProjector(config.vision.hidden_size, config.llm["hidden_size"])
@@ -134,7 +138,7 @@ class Network(nn.Module):
         Raises:
             ValueError: naming the region, what was expected and what came.
         """
-        marked = as_regions(regions)
+        marked = marked_by(self.segmenter, media, as_regions(regions), first_region)
         frames = bind_regions(source, marked, first_region)
         self.check_frames(frames)
         return Request(source, marked, frames, self.whole_frames(media, options), first_region)

@@ -35,6 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("decoding",),
     ("encoding",),
     ("planning",),
+    ("segmenting",),
     ("checkpoint", "regions"),
     ("media",),
     ("ops",),

@@ -15,6 +15,7 @@ from pixelrefer_fast.regions.shapes import (
     MAX_POINTS,
     Bitmap,
     Box,
+    Clicks,
     Polygons,
     Rle,
     Scribble,
@@ -65,6 +66,8 @@ def shape_of_mapping(value: Mapping[Any, Any]) -> Shape:
         return polygons_of(value.get("polygons"), value.get("size"))
     if kind == "scribble":
         return scribble_of(value.get("points"), value.get("width"))
+    if "points" in value:
+        return clicks_of(value["points"], value.get("labels"))
     if "counts" in value:
         return Rle.of(value.get("size"), value["counts"])
     if "segmentation" in value:  # an annotation of COCO or VideoRefer
@@ -106,6 +109,18 @@ def scribble_of(points: Any, width: Any) -> Scribble:
     return Scribble(
         tuple(zip(numbers[::2], numbers[1::2], strict=True)), *coordinates((plain(width),), "scribble width")
     )
+
+
+def clicks_of(points: Any, labels: Any = None) -> Clicks:
+    """From points as x0, y0, x1, y1, ... or [x, y] pairs, and a label 1 (on the object) or 0 for each; None: all 1."""
+    numbers = coordinates(flat(points, "points"), "points")
+    pairs = tuple(zip(numbers[::2], numbers[1::2], strict=True))
+    if labels is None:
+        return Clicks(pairs, (True,) * len(pairs))
+    listed = plain(labels)
+    if not isinstance(listed, (list, tuple)) or not all(label in (0, 1) for label in listed):
+        raise ValueError(f"labels: expected 1 (on the object) or 0 for each point, got {shown(labels)}")
+    return Clicks(pairs, tuple(map(bool, listed)))
 
 
 def flat(points: Any, what: str) -> list[Any]:

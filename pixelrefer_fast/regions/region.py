@@ -15,6 +15,7 @@ from pixelrefer_fast.regions.formats import (
     bitmap_of,
     box_of,
     box_shapes,
+    clicks_of,
     detection_shapes,
     frame_numbers,
     holds_objects,
@@ -101,6 +102,16 @@ class Region:
         return cls(((None, scribble_of(points, width)),))
 
     @classmethod
+    def from_points(cls, points: Any, labels: Any = None) -> Region:
+        """Make a region that a segmenter has yet to mark: a model does so with its own when it is asked about it.
+
+        Args:
+            points: x, y on the object or beside it, flat, or [x, y] pairs; at most 64.
+            labels: 1 for each point on the object, 0 for each beside it; None: all are on it.
+        """
+        return cls(((None, clicks_of(points, labels)),))
+
+    @classmethod
     def from_frames(cls, frames: Mapping[Any, Any]) -> Region:
         """Make a region of a video.
 
@@ -161,8 +172,9 @@ class Region:
 
         Args:
             value: a `Region`; a mask (array, tensor or PIL image of two dimensions); COCO RLE; polygons; four numbers
-                x0, y0, x1, y1; an annotation with "segmentation" or "bbox" (x, y, width, height); a region's JSON; or a
-                mapping of frame numbers to any of these.
+                x0, y0, x1, y1; an annotation with "segmentation" or "bbox" (x, y, width, height); a region's JSON;
+                {"points": ..., "labels": ...} as `from_points` takes them; or a mapping of frame numbers to any of
+                these.
         """
         if isinstance(value, Region):
             return value
@@ -192,7 +204,7 @@ class Region:
 
     @property
     def kind(self) -> str:
-        """How it was marked: "box", "polygon", "scribble", "rle", "mask" or "frames"."""
+        """How it was marked: "box", "polygon", "scribble", "rle", "mask", "points" or "frames"."""
         return self.marks[0][1].kind if self.frames is None else "frames"
 
     @property

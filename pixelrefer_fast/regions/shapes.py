@@ -23,6 +23,8 @@ MAX_POINTS = 2**15
 """Most points of one region's polygons."""
 MAX_STROKE_POINTS = 2**12
 """Most points of one scribble: a minute of drawing at the rate of a screen. Each costs a pass over its rows."""
+MAX_CLICKS = 64
+"""Most points of one region that is given by clicks."""
 MAX_OUTLINE = 2**20
 """Most pixels along a region's polygons; pycocotools takes about 100 bytes for each."""
 
@@ -226,7 +228,39 @@ class Bitmap:
         return Rle(self.height, self.width, counts).to_json()
 
 
-Shape: TypeAlias = Box | Polygons | Scribble | Rle | Bitmap
+@dataclass(frozen=True)
+class Clicks:
+    """Points on an object, and beside it, from which a segmenter makes its mask; no pixels before that.
+
+    Attributes:
+        points: x, y of each, in pixels.
+        labels: of each whether it lies on the object; at least one does.
+    """
+
+    points: tuple[tuple[float, float], ...]
+    labels: tuple[bool, ...]
+    kind: ClassVar[str] = "points"
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.points) <= MAX_CLICKS:
+            raise ValueError(f"points: expected 1 to {MAX_CLICKS}, got {len(self.points)}")
+        if len(self.labels) != len(self.points):
+            raise ValueError(f"labels: expected one for each of {len(self.points)} points, got {len(self.labels)}")
+        if not any(self.labels):
+            raise ValueError("labels: expected at least one point on the object (label 1), got none")
+
+    def pixels(self, height: int, width: int, name: str) -> np.ndarray:
+        raise ValueError(f"{name}: expected a mask, got points, of which a segmenter makes one (pf.segment)")
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "type": "points",
+            "points": [list(point) for point in self.points],
+            "labels": [int(label) for label in self.labels],
+        }
+
+
+Shape: TypeAlias = Box | Polygons | Scribble | Rle | Bitmap | Clicks
 
 
 def check_made_for(made_height: int, made_width: int, height: int, width: int, name: str, hint: str = "") -> None:

@@ -1,0 +1,42 @@
+"""Regions that are given as points -> regions with masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pixelrefer_fast.checks.values import labelled
+from pixelrefer_fast.media import Media, Video
+from pixelrefer_fast.regions import Region
+from pixelrefer_fast.regions.shapes import Clicks, Shape
+from pixelrefer_fast.segmenting.segmenter import OpenedMedia, Segmenter
+
+
+def marked_by(segmenter: Segmenter, media: Media, regions: Sequence[Region], first_region: int = 0) -> list[Region]:
+    """The regions, those given as points with the segmenter's masks; in a video in the frame of the points.
+
+    Args:
+        segmenter: asked only where there are points.
+        media: what `media.open_media` returned.
+        regions: of it.
+        first_region: number of the first region in the caller's list, for messages.
+
+    Raises:
+        ValueError: naming the region.
+    """
+    if not any(isinstance(shape, Clicks) for region in regions for _, shape in region.marks):
+        return list(regions)
+    opened = segmenter.open(media)
+    marked = []
+    for number, region in enumerate(regions, first_region):
+        with labelled(f"region {number}"):
+            marked.append(Region(tuple((frame, _mask(opened, media, frame, shape)) for frame, shape in region.marks)))
+    return marked
+
+
+def _mask(opened: OpenedMedia, media: Media, frame: int | None, shape: Shape) -> Shape:
+    if not isinstance(shape, Clicks):
+        return shape
+    if isinstance(media, Video) and frame is None:
+        raise ValueError("expected a mapping from frame to region for a video, got points without a frame")
+    (found,) = opened.masks(shape.points, shape.labels, frame=frame)
+    return found.region.marks[0][1]
