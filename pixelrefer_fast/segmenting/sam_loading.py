@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pixelrefer_fast.checks.safe_files import brief
-from pixelrefer_fast.segmenting.sam import Input, Sam, WordFinder
+from pixelrefer_fast.segmenting.pixels import Input
+from pixelrefer_fast.segmenting.sam import Sam
+from pixelrefer_fast.segmenting.tracking import Tracker
+from pixelrefer_fast.segmenting.words import WordFinder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,32 +24,38 @@ _HALVES = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 @dataclass(frozen=True)
 class Family:
-    """How the models of one kind are loaded.
+    """How the models of one kind are loaded, by the names of their classes in transformers.
 
     Attributes:
-        name: of the class in transformers that takes points and boxes.
-        normal: mean and standard deviation of its pictures.
+        points: takes points and boxes in pictures.
+        tracker: follows objects, and the class of its sessions; None: the weights of it are not there.
+        words: takes text; None: no weights for it either.
+        mean, std: of its pictures.
         keeps_shape: see `Input`.
-        words: name of the class that takes text, if there is one.
     """
 
-    name: str
-    normal: tuple[tuple[float, float, float], tuple[float, float, float]] = _OF_IMAGENET
-    keeps_shape: bool = False
+    points: str
+    tracker: tuple[str, str] | None = None
     words: str | None = None
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    keeps_shape: bool = False
 
 
-_SAM3 = Family("Sam3TrackerModel", _HALVES, words="Sam3Model")
+_HALVES = (0.5, 0.5, 0.5)
+_SAM2_TRACKER = "Sam2VideoModel", "Sam2VideoInferenceSession"
+_EDGETAM_TRACKER = "EdgeTamVideoModel", "EdgeTamVideoInferenceSession"
+_SAM3_TRACKER = "Sam3TrackerVideoModel", "Sam3TrackerVideoInferenceSession"
 FAMILIES = {
     "sam": Family("SamModel", keeps_shape=True),
     "sam2": Family("Sam2Model"),
-    "sam2_video": Family("Sam2Model"),
+    "sam2_video": Family("Sam2Model", _SAM2_TRACKER),
     "edgetam": Family("EdgeTamModel"),
-    "edgetam_video": Family("EdgeTamModel"),
-    "sam3": _SAM3,
-    "sam3_video": _SAM3,
-    "sam3_tracker": Family("Sam3TrackerModel", _HALVES),
-    "sam3_tracker_video": Family("Sam3TrackerModel", _HALVES),
+    "edgetam_video": Family("EdgeTamModel", _EDGETAM_TRACKER),
+    "sam3": Family("Sam3TrackerModel", None, "Sam3Model", _HALVES, _HALVES),
+    "sam3_video": Family("Sam3TrackerModel", _SAM3_TRACKER, "Sam3Model", _HALVES, _HALVES),
+    "sam3_tracker": Family("Sam3TrackerModel", None, None, _HALVES, _HALVES),
+    "sam3_tracker_video": Family("Sam3TrackerModel", _SAM3_TRACKER, None, _HALVES, _HALVES),
 }
 """By `model_type` of a config.json; released checkpoints name the class that holds all their weights."""
 
@@ -70,44 +79,54 @@ def load_sam(path_or_hub_id: str | Path, device: str = "auto") -> Sam:
     family = FAMILIES.get(kind)
     if family is None:
         raise ValueError(f"{brief(name)}: expected a segmenter ({', '.join(FAMILIES)}), got a model of type {kind!r}")
-    model = _model(name, family.name, device)
-    return sam_of(name, model, family, device)
+    model = _model(name, family.points, device)
+    like = Input(int(model.config.prompt_encoder_config.image_size), family.mean, family.std, family.keeps_shape)
+    words, tracker = family.words, family.tracker
+    return Sam(
+        name,
+        model,
+        like,
+        None if words is None else lambda: _word_finder(name, words, like, device),
+        None if tracker is None else lambda: _tracker(name, *tracker, like, device),
+    )
 
 
-def sam_of(name: str, model: PreTrainedModel, family: Family, device: str = "cpu") -> Sam:
-    """A loaded model as a segmenter."""
-    like = Input(input_side(model), *family.normal, family.keeps_shape)
+def _word_finder(name: str, words: str, like: Input, device: str) -> WordFinder:
+    from transformers import AutoTokenizer
 
-    def words() -> WordFinder:
-        from transformers import AutoTokenizer
-
-        assert family.words is not None
-        tokenizer = _loaded(name, AutoTokenizer.from_pretrained, name)
-        return WordFinder(_model(name, family.words, device).eval().requires_grad_(False), tokenizer)
-
-    return Sam(name, model, like, words if family.words else None)
+    tokenizer = _loaded(name, AutoTokenizer.from_pretrained, name)
+    return WordFinder(_model(name, words, device), tokenizer, like)
 
 
-def input_side(model: PreTrainedModel) -> int:
-    """Side of the square that the model sees, as its prompt encoder has it."""
-    return int(model.config.prompt_encoder_config.image_size)
+def _tracker(name: str, model: str, session: str, like: Input, device: str) -> Tracker:
+    return Tracker(_model(name, model, device), _class(name, session), like)
 
 
 def _model(name: str, class_name: str, device: str) -> PreTrainedModel:
-    import transformers
-
-    model_class = getattr(transformers, class_name, None)
-    if model_class is None:
+    load = _class(name, class_name).from_pretrained
+    loaded, report = _loaded(name, load, name, dtype=torch.float32, output_loading_info=True)
+    missing = sorted(report["missing_keys"])
+    if missing:  # transformers draws them at random, with a warning only
         raise ValueError(
-            f"{brief(name)}: expected a transformers that has {class_name}, got {transformers.__version__}"
+            f"{brief(name)}: expected all weights of {class_name}, got none for {len(missing)} ({brief(missing[0])})"
         )
-    loaded = _loaded(name, model_class.from_pretrained, name, dtype=torch.float32)
     try:
         return loaded.to(device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"device: expected 'auto' or a device that is here, got {device!r} ({brief(str(error))})"
         ) from None
+
+
+def _class(name: str, class_name: str) -> Any:
+    import transformers
+
+    found = getattr(transformers, class_name, None)
+    if found is None:
+        raise ValueError(
+            f"{brief(name)}: expected a transformers that has {class_name}, got {transformers.__version__}"
+        )
+    return found
 
 
 def _loaded(name: str, load: Any, *arguments: Any, **options: Any) -> Any:

@@ -34,6 +34,11 @@ class Prompt:
     clicks: Clicks | None = None
     box: Box | None = None
 
+    @property
+    def is_click(self) -> bool:
+        """Whether it is one click and nothing else."""
+        return self.box is None and self.clicks is not None and len(self.clicks.points) == 1
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -131,6 +136,7 @@ def _boxes(boxes: Any) -> list[Box]:
 
 
 def read_text(text: Any) -> str:
+    """Without spaces around it."""
     if not isinstance(text, str) or not 1 <= len(text.strip()) <= MAX_WORDS:
         raise ValueError(f"text: expected 1 to {MAX_WORDS} characters, got {shown(text)}")
     return text.strip()
@@ -160,6 +166,7 @@ def picture_of(media: Media, frame: int | None) -> np.ndarray:
 
 
 def frame_of(video: Video, frame: int | None) -> int:
+    """A frame's number, checked."""
     if frame is None or not is_integer(frame) or not 0 <= frame < len(video):
         raise ValueError(f"frame: expected a number from 0 to {len(video) - 1}, got {shown(frame)}")
     return int(frame)
@@ -176,12 +183,12 @@ def objects_of_frames(masks: Iterator[tuple[int, int, np.ndarray]]) -> list[Regi
     Raises:
         ValueError: an object is seen in no frame.
     """
-    marks = [(at, frame, Bitmap.of(mask)) for at, frame, mask in masks]
+    marks = [(number, frame, Bitmap.of(mask)) for number, frame, mask in masks]
     regions = []
-    for at, own in groupby(sorted(marks, key=lambda mark: mark[:2]), key=lambda mark: mark[0]):
-        seen = tuple((frame, bitmap) for _, frame, bitmap in own if not bitmap.is_empty())
+    for number, own in groupby(sorted(marks, key=lambda mark: mark[:2]), key=lambda mark: mark[0]):
+        seen = tuple((frame, bitmap) for _, frame, bitmap in own if not bitmap.is_empty)
         if not seen:
-            raise ValueError(f"region {at}: expected a mask in at least one frame, the segmenter found none")
+            raise ValueError(f"object {number}: expected a mask in at least one frame, the segmenter found none")
         regions.append(Region(seen))
     return regions
 
