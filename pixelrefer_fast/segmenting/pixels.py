@@ -42,12 +42,16 @@ class Input:
         return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
     def pixels(self, picture: np.ndarray, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        """(H, W, 3) uint8 to (1, 3, side, side)."""
-        values = torch.from_numpy(np.ascontiguousarray(picture)).to(device).permute(2, 0, 1)[None].float() / 255
+        """(H, W, 3) uint8 to (1, 3, side, side).
+
+        Resized to whole values in host memory, as transformers' processors do, and the smaller square is uploaded.
+        """
+        values = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None]
         height, width = self.size(*picture.shape[:2])
         values = interpolate(values, (height, width), mode="bilinear", align_corners=False, antialias=True)
+        values = values.to(device).float()
         mean, std = (torch.tensor(own, device=device)[:, None, None] for own in (self.mean, self.std))
-        values = (values - mean) / std
+        values = (values / 255 - mean) / std
         return pad(values, (0, self.side - width, 0, self.side - height)).to(dtype)
 
     def masks(self, logits: torch.Tensor, height: int, width: int) -> np.ndarray:

@@ -228,12 +228,11 @@ def frames() -> np.ndarray:
 @torch.no_grad()
 def _draw(model: PreTrainedModel) -> None:
     """Weights large enough that masks have shapes, and objects that are mostly seen."""
-    generator = torch.Generator().manual_seed(5)
     for name, weight in model.named_parameters():
         if weight.ndim > 1:
-            weight.normal_(0, 1.5 / weight[0].numel() ** 0.5, generator=generator)
+            weight.normal_(0, 1.5 / weight[0].numel() ** 0.5)
         elif name.endswith("pred_obj_score_head.proj_out.bias"):
-            weight.fill_(2.0)
+            weight.fill_(4.0)
 
 
 MODELS = {"sam": sam, "sam2_video": sam2_video, "edgetam_video": edgetam_video, "sam3_video": sam3_video}
@@ -244,9 +243,10 @@ def save(kind: str, folder: Path) -> Path:
 
     The weights have the model's own names, as released ones do: `save_pretrained` renames some of SAM 3's.
     """
-    with repvit():
+    with repvit(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
         model = MODELS[kind]()
-    _draw(model)
+        _draw(model)
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
