@@ -138,7 +138,9 @@ class Network(nn.Module):
         Raises:
             ValueError: naming the region, what was expected and what came.
         """
-        marked = marked_by(self.segmenter, media, as_regions(regions), first_region)
+        marked = as_regions(regions)
+        names = [f"region {number}" for number, _ in enumerate(marked, first_region)]
+        marked = marked_by(self.segmenter, media, marked, names)
         frames = bind_regions(source, marked, first_region)
         self.check_frames(frames)
         return Request(source, marked, frames, self.whole_frames(media, options), first_region)

@@ -65,6 +65,14 @@ class Marks:
     scribbles: Annotated[
         list[str] | None, _mark("--scribble", '"X,Y X,Y:WIDTH"', "Line through points, WIDTH pixels thick.")
     ] = None
+    points: Annotated[
+        list[str] | None,
+        _mark(
+            "--point",
+            '"X,Y X,Y:0"',
+            "Points on an object, or with :0 beside it; a segmenter makes the mask, which is told on stderr.",
+        ),
+    ] = None
     region_files: Annotated[
         list[str] | None,
         _mark("--regions", "FILE.json", "One region or a list, each as Region.to_json writes it, an RLE, a box, ..."),
@@ -75,6 +83,15 @@ class Marks:
             "--frame", metavar="N", min=0, help="Video: the frame that the regions mark.", rich_help_panel=_REGIONS
         ),
     ] = None
+    segmenter: Annotated[
+        str,
+        typer.Option(
+            "--segmenter",
+            metavar="NAME|FOLDER|ID",
+            help="Makes masks of points: grabcut, or a SAM, SAM 2, SAM 3 or EdgeTAM in transformers' format.",
+            rich_help_panel=_REGIONS,
+        ),
+    ] = "grabcut"
 
 
 @dataclass(frozen=True)

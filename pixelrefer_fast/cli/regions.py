@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,14 +86,43 @@ def given_regions(ctx: typer.Context, media: np.ndarray | Video, marks: Marks) -
         marked += [Marked(f"{label} [{i}]" if numbered else label, region) for i, region in enumerate(regions)]
     if frame is not None and not isinstance(media, Video):
         raise ValueError(f"--frame {frame}: expected a video, got an image")
-    if not isinstance(media, Video):
-        height, width = media.shape[:2]
-        for one in marked:
-            if one.region.frames is not None:
-                raise ValueError(f"{one.given}: expected a region of an image, got one bound to frames of a video")
-            one.region.mask(height, width, name=one.given)
+    if isinstance(media, Video):
+        marked = [_in_video(one, media, frame) for one in marked]
+    elif bound := next((one for one in marked if one.region.frames is not None), None):
+        raise ValueError(f"{bound.given}: expected a region of an image, got one bound to frames of a video")
+    marked = _segmented(marked, media, marks.segmenter)
+    for one in marked:
+        for number in one.region.frames or (None,):
+            one.region.mask(*_size(media), number, name=one.given)
+    return marked
+
+
+def _size(media: np.ndarray | Video) -> tuple[int, int]:
+    from pixelrefer_fast.media.video import Video
+
+    return (media.height, media.width) if isinstance(media, Video) else media.shape[:2]
+
+
+def _segmented(marked: list[Marked], media: np.ndarray | Video, name: str) -> list[Marked]:
+    """With masks where there were points; each is told on stderr before it is used."""
+    if not any(one.region.has_points for one in marked):
         return marked
-    return [_in_video(one, media, frame) for one in marked]
+    import numpy as np
+
+    from pixelrefer_fast.segmenting import load_segmenter, marked_by
+
+    segmenter = load_segmenter(name)
+    made = marked_by(segmenter, media, [one.region for one in marked], [one.given for one in marked])
+    for one, region in zip(marked, made, strict=True):
+        if one.region.has_points:
+            for number in region.frames or (None,):
+                rows, columns = np.nonzero(region.mask(*_size(media), number, name=one.given))
+                print(
+                    f"{one.given}: {segmenter.name} marks {len(rows)} pixels from {columns.min()},{rows.min()} to "
+                    f"{columns.max()},{rows.max()}" + ("" if number is None else f" in frame {number}"),
+                    file=sys.stderr,
+                )
+    return [Marked(one.given, region) for one, region in zip(marked, made, strict=True)]
 
 
 def listed(regions: list[Marked], texts: list[str] | None = None) -> list[dict[str, Any]]:
@@ -122,7 +152,6 @@ def _in_video(one: Marked, video: Video, frame: int | None) -> Marked:
         if number >= len(video):
             last = len(video) - 1
             raise ValueError(f"{one.given}: expected a frame from 0 to {last} of this video, got {number}")
-        one.region.mask(video.height, video.width, frame=number, name=one.given)
     return one
 
 
@@ -168,6 +197,18 @@ def _scribble(text: str) -> list[Region]:
     if not colon:
         raise ValueError('expected "X,Y X,Y:WIDTH", got no ":WIDTH"')
     return [Region.from_scribble(_points(points, '"X,Y X,Y:WIDTH"'), _numbers(width, 1, "WIDTH")[0])]
+
+
+def _clicks(text: str) -> list[Region]:
+    from pixelrefer_fast.regions import Region
+
+    form = '"X,Y X,Y:0"'
+    pairs = [pair.partition(":") for pair in text.split()]
+    for *_, label in pairs:
+        if label not in ("", "0", "1"):
+            raise ValueError(f"expected {form} with :0 for a point beside the object, got :{label}")
+    points = [_numbers(pair, 2, form) for pair, *_ in pairs]
+    return [Region.from_points(points, [label != "0" for *_, label in pairs])]
 
 
 def _mask(path: str) -> list[Region]:
@@ -237,5 +278,6 @@ _READERS: dict[str, tuple[str, Callable[[str], Sequence[Any]]]] = {
     "rles": ("--rle", _rle),
     "polygons": ("--polygon", _polygon),
     "scribbles": ("--scribble", _scribble),
+    "points": ("--point", _clicks),
     "region_files": ("--regions", _region_file),
 }

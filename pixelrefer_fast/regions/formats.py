@@ -24,7 +24,7 @@ from pixelrefer_fast.regions.shapes import (
     image_size,
 )
 
-FORMS = "a mask, a COCO RLE, polygons, a box [x0, y0, x1, y1], a region's JSON, or any of these by frame number"
+FORMS = "a mask, a COCO RLE, polygons, a box [x0, y0, x1, y1], points, a region's JSON, or any of these by frame number"
 MAX_FRAME_DIGITS = 9
 MAX_BOXES = 2**14
 """Most boxes of one array; a list may hold more."""

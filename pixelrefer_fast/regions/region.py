@@ -30,7 +30,7 @@ from pixelrefer_fast.regions.formats import (
     shape_of,
     tracks,
 )
-from pixelrefer_fast.regions.shapes import Rle, Shape
+from pixelrefer_fast.regions.shapes import Clicks, Rle, Shape
 
 
 @dataclass(frozen=True)
@@ -211,6 +211,11 @@ class Region:
     def frames(self) -> tuple[int, ...] | None:
         """Numbers of the frames in which the object is marked, increasing; None for a region of an image."""
         return None if self.marks[0][0] is None else tuple(frame for frame, _ in self.marks if frame is not None)
+
+    @property
+    def has_points(self) -> bool:
+        """Whether a segmenter has yet to make a mask of points, in any frame."""
+        return any(isinstance(shape, Clicks) for _, shape in self.marks)
 
     def mask(self, height: int, width: int, frame: int | None = None, *, name: str = "region") -> np.ndarray:
         """The marked pixels as a new (height, width) uint8 array of 0 and 1.

@@ -132,9 +132,9 @@ def _cut(picture: np.ndarray, certain: np.ndarray) -> np.ndarray:
     if object_likely.any() and not object_likely.all():  # OpenCV wants samples of both
         certain = certain.copy()
         cv2.setRNGSeed(0)  # of this thread
-        models = np.zeros((1, 65)), np.zeros((1, 65))
+        behind, before = np.zeros((1, 65)), np.zeros((1, 65))  # its models of colours
         bgr = np.ascontiguousarray(picture[..., ::-1])
-        cv2.grabCut(bgr, certain, None, *models, ROUNDS, cv2.GC_INIT_WITH_MASK)
+        cv2.grabCut(bgr, certain, (0, 0, 1, 1), behind, before, ROUNDS, cv2.GC_INIT_WITH_MASK)  # no use of the box
         object_likely = (certain == cv2.GC_FGD) | (certain == cv2.GC_PR_FGD)
     return object_likely.astype(np.uint8)
 

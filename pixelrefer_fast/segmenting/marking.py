@@ -11,24 +11,26 @@ from pixelrefer_fast.regions.shapes import Clicks, Shape
 from pixelrefer_fast.segmenting.segmenter import OpenedMedia, Segmenter
 
 
-def marked_by(segmenter: Segmenter, media: Media, regions: Sequence[Region], first_region: int = 0) -> list[Region]:
+def marked_by(
+    segmenter: Segmenter, media: Media, regions: Sequence[Region], names: Sequence[str] | None = None
+) -> list[Region]:
     """The regions, those given as points with the segmenter's masks; in a video in the frame of the points.
 
     Args:
         segmenter: asked only where there are points.
         media: what `media.open_media` returned.
         regions: of it.
-        first_region: number of the first region in the caller's list, for messages.
+        names: of the regions in messages; default: "region 0" and so on.
 
     Raises:
         ValueError: naming the region.
     """
-    if not any(isinstance(shape, Clicks) for region in regions for _, shape in region.marks):
+    if not any(region.has_points for region in regions):
         return list(regions)
     opened = segmenter.open(media)
     marked = []
-    for number, region in enumerate(regions, first_region):
-        with labelled(f"region {number}"):
+    for number, region in enumerate(regions):
+        with labelled(f"region {number}" if names is None else names[number]):
             marked.append(Region(tuple((frame, _mask(opened, media, frame, shape)) for frame, shape in region.marks)))
     return marked
 

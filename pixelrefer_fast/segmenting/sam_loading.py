@@ -18,9 +18,6 @@ from pixelrefer_fast.segmenting.words import WordFinder
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_OF_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_HALVES = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-
 
 @dataclass(frozen=True)
 class Family:

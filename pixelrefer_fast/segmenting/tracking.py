@@ -82,9 +82,7 @@ class Tracker:
         self._session = session
         self._like = like
 
-    def follow(
-        self, video: Video, prompts: Sequence[Prompt], frame: int
-    ) -> Iterator[tuple[int, int, np.ndarray]]:
+    def follow(self, video: Video, prompts: Sequence[Prompt], frame: int) -> Iterator[tuple[int, int, np.ndarray]]:
         """The prompts' objects from `frame` to the end, then from there to the start.
 
         Returns:

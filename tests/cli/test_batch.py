@@ -85,6 +85,7 @@ def test_each_line_is_answered_as_by_itself(start: Run, lite: Any) -> None:
             {"id": [1, {"a": None}], "image": "2.png", "regions": [BOX, {"type": "box", "xyxy": BOX}], "question": two},
             {"image": "2.png", "rle": "rle.json", "scribble": {"points": [[9, 9], [30, 30]], "width": 4}},
             {"image": "2.png", "scribble": "9,9 30,30:4", "box": "5,5,40,40"},
+            {"image": "2.png", "point": "20,20 3,3:0", "regions": [{"points": [[20, 20]]}]},
             {"video": "clip", "frame": 1, "box": BOX},
             {"video": "clip", "regions": [{"0": BOX, "2": BOX}], "question": question},
         ]

@@ -48,6 +48,25 @@ def test_regions_keep_the_order_of_the_command_line(
     assert [entry["region"] for entry in json.loads(result.out)["regions"]] == list(range(12))
 
 
+def test_points_become_masks_that_are_told_before_they_are_used(
+    run: Callable[..., SimpleNamespace], model: FakeModel, tmp_path: Path
+) -> None:
+    pixels = np.full((HEIGHT, WIDTH, 3), (30, 140, 40), np.uint8)
+    pixels[20:40, 10:30] = (200, 30, 30)
+    Image.fromarray(pixels).save(tmp_path / "red.png")
+    points = tmp_path / "points.json"
+    points.write_text(json.dumps({"points": [[15, 30]]}))
+    result = run(
+        *("describe", str(tmp_path / "red.png"), "--box", "1,1,9,9", "--point", "20,25 60,50:0"),
+        *("--regions", str(points)),
+    )
+    assert result.code == 0, result.err
+    assert [marked(region) for region in model.calls[0]["regions"]] == [(1, 1, 9, 9), *[(10, 20, 30, 40)] * 2]
+    assert "--point 20,25 60,50:0: grabcut marks 400 pixels from 10,20 to 29,39" in result.err
+    failed = run("describe", str(tmp_path / "red.png"), "--point", "20,25", "--segmenter", str(tmp_path))
+    one_error_line(failed, "a SAM in transformers' format")
+
+
 @pytest.mark.parametrize("mode", ["L", "1", "RGB", "RGBA", "P"])
 def test_masks_of_any_kind_of_png(
     run: Callable[..., SimpleNamespace], model: FakeModel, image: str, tmp_path: Path, mode: str
@@ -69,6 +88,10 @@ def test_masks_of_any_kind_of_png(
         ("--polygon", "1,1 2,2 x", "numbers with commas"),
         ("--scribble", "1,1 2,2", 'no ":WIDTH"'),
         ("--scribble", "1,1 2,2:x", "WIDTH"),
+        ("--point", "1,1,2", 'expected "X,Y X,Y:0"'),
+        ("--point", "1,1 2,2:2", "with :0 for a point beside the object, got :2"),
+        ("--point", "1,1:0", "at least one point on the object"),
+        ("--point", "90,1", "expected x below 80 and y below 60"),
         ("--mask", "missing.png", "missing.png"),
         ("--rle", "missing.json", "missing.json"),
         ("--regions", "missing.json", "missing.json"),

@@ -174,10 +174,9 @@ class _Stages(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        channels = (3, 8, 16, 32, 64)
-        strides = (4, 2, 2, 2)
         self.stages = nn.ModuleList(
-            nn.Conv2d(*pair, stride, stride) for pair, stride in zip(zip(channels, channels[1:]), strides, strict=False)
+            nn.Conv2d(*channels, stride, stride)
+            for *channels, stride in ((3, 8, 4), (8, 16, 2), (16, 32, 2), (32, 64, 2))
         )
 
     def forward(self, pixels: torch.Tensor, **_: object) -> object:

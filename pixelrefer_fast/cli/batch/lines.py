@@ -16,7 +16,7 @@ from pixelrefer_fast.regions import Region, as_regions
 
 MAX_LINE = 1 << 26  # bytes; a mask of 89 megapixels as run lengths is far smaller
 MEDIA = ("image", "video")
-REGIONS = ("box", "xywh", "mask", "rle", "polygon", "scribble", "regions")
+REGIONS = ("box", "xywh", "mask", "rle", "polygon", "scribble", "point", "regions")
 OPTIONS = ("max_new_tokens", "temperature", "top_p", "seed", "fps", "max_frames", "frames")
 KEYS = ("id", *MEDIA, *REGIONS, "frame", "question", *OPTIONS)
 
@@ -152,6 +152,7 @@ _FORMS: dict[str, Callable[[Any], Region]] = {
     "xywh": lambda value: Region.from_box(xywh=value),
     "polygon": Region.from_polygon,
     "rle": Region.of,
+    "point": Region.from_points,
     "scribble": lambda value: Region.of({"type": "scribble", **_mapping(value)}),
 }
 
