@@ -85,27 +85,29 @@ def test_each_line_is_answered_as_by_itself(start: Run, lite: Any) -> None:
             {"id": [1, {"a": None}], "image": "2.png", "regions": [BOX, {"type": "box", "xyxy": BOX}], "question": two},
             {"image": "2.png", "rle": "rle.json", "scribble": {"points": [[9, 9], [30, 30]], "width": 4}},
             {"image": "2.png", "scribble": "9,9 30,30:4", "box": "5,5,40,40"},
-            {"image": "2.png", "point": "20,20 3,3:0", "regions": [{"points": [[20, 20]]}]},
             {"video": "clip", "frame": 1, "box": BOX},
             {"video": "clip", "regions": [{"0": BOX, "2": BOX}], "question": question},
+            {"image": "2.png", "point": "20,20 3,3:0", "regions": [{"points": [[20, 20]]}]},
         ]
     )
     result = start()
     assert result.code == 0, result.err
-    assert result.out.startswith("out.jsonl: 8 lines, 11 texts, ")
+    assert result.out.startswith("out.jsonl: 9 lines, 13 texts, ")
     found = records()
-    assert [r["line"] for r in found] == [1, 2, 4, 5, 6, 7, 8, 9]
-    assert [r.get("id") for r in found] == ["first", 2, None, [1, {"a": None}], None, None, None, None]
+    assert [r["line"] for r in found] == [1, 2, 4, 5, 6, 7, 8, 9, 10]
+    assert [r.get("id") for r in found] == ["first", 2, None, [1, {"a": None}], *[None] * 5]
     describe: dict[str, Any] = {"max_new_tokens": 3}
     assert found[0]["texts"] == lite.describe("0.png", [BOX], **describe)
     assert found[1]["texts"] == lite.describe("1.png", [BOX], question, **describe)
-    assert [len(r["texts"]) for r in found] == [1, 1, 2, 1, 2, 2, 1, 1]
+    assert [len(r["texts"]) for r in found] == [1, 1, 2, 1, 2, 2, 1, 1, 2]
     assert found[2]["tokens"] == [5, 5]
     assert found[3]["texts"] == [lite.ask("2.png", two, [BOX, BOX], **describe)]
     assert found[5]["texts"][0] == found[4]["texts"][1]
     assert found[5]["texts"][1] == lite.describe("2.png", [BOX], **describe)[0]
     assert found[6]["texts"] == lite.describe("clip", [{1: BOX}], **describe)
     assert found[7]["texts"] == lite.describe("clip", [{0: BOX, 2: BOX}], question, **describe)
+    points = [{"points": [[20, 20], [3, 3]], "labels": [1, 0]}, {"points": [20, 20]}]
+    assert found[8]["texts"] == lite.describe("2.png", points, **describe)
     assert set(found[0]["finish"]) <= {"stop", "length"}
 
 
