@@ -12,7 +12,7 @@ from pixelrefer_fast.decoding.cache import BlockPool
 from pixelrefer_fast.decoding.prefixes import Boundary, PrefixCache
 from pixelrefer_fast.decoding.qwen import LanguageModel, PrefillLayout
 from pixelrefer_fast.decoding.sequence import Sequence
-from pixelrefer_fast.decoding.slots import Entry, Kind, Slots
+from pixelrefer_fast.decoding.slots import Entry, Slots
 from pixelrefer_fast.device.transfers import upload
 
 
@@ -112,14 +112,14 @@ class Admission:
         while blocks > self._pool.free:
             self._prefixes.give_up()
 
-    def prefill(self, sequences: abc.Sequence[Sequence], slots: Slots, kind: Kind) -> None:
+    def prefill(self, sequences: abc.Sequence[Sequence], slots: Slots) -> None:
         """One packed pass over what is new in these sequences' prompts, and their first tokens, in slots of theirs."""
         parts = [self._embeds(sequence) for sequence in sequences]
         starts = [sequence.cached_tokens for sequence in sequences]
         ends = [start + len(part) for start, part in zip(starts, parts, strict=True)]
         logits = self._model.prefill(torch.cat(parts), self._layout(sequences, starts, ends), self._pool)
         slots.add([_entry(sequence, end) for sequence, end in zip(sequences, ends, strict=True)])
-        slots.begin(logits, kind)
+        slots.begin(logits)
         for sequence, row in zip(sequences, logits, strict=True):
             sequence.launched = len(sequence.tokens) + 1
             if sequence.keep_logits:
@@ -185,7 +185,6 @@ def _entry(sequence: Sequence, length: int) -> Entry:
         left=sequence.limit - len(sequence.tokens),
         blocks=sequence.blocks,
         said=sequence.tokens,
-        temperature=float(sequence.options.temperature),
-        top_p=float(sequence.options.top_p),
+        options=sequence.options,
         seed=sequence.seed,
     )

@@ -6,6 +6,7 @@ import os
 import secrets
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,11 +52,12 @@ class Decoder:
     Args:
         llm: a Qwen2ForCausalLM of transformers.
         tokenizer: its tokenizer.
-        generation_config: of its checkpoint: eos_token_id and repetition_penalty are used.
+        generation_config: of its checkpoint: eos_token_id is used, and repetition_penalty and top_k by requests that
+            do not say.
         backend: who computes the operations.
 
     Raises:
-        ValueError: the repetition_penalty is no number.
+        ValueError: the repetition_penalty or top_k is no number.
 
     Attributes:
         max_running: sequences at once; more wait.
@@ -91,6 +93,10 @@ class Decoder:
         if not isinstance(penalty, (int, float)):
             raise ValueError(f"repetition_penalty: expected a number, got {shown(penalty)}")
         self.repetition_penalty = float(penalty)
+        top_k = generation_config.get("top_k") or 0
+        if not isinstance(top_k, int):
+            raise ValueError(f"top_k: expected an integer, got {shown(top_k)}")
+        self.top_k = top_k
         self._detokenizer = Detokenizer(tokenizer)
         self._by_process: dict[int, _Own] = {}
 
@@ -130,8 +136,10 @@ class Decoder:
             keep_logits: whether `Sequence.steps` will be asked for.
 
         Raises:
-            ValueError: the prompt is no prompt, longer than the model's context, or than the cache.
+            ValueError: the prompt is no prompt, longer than the model's context, or than the cache; the options want
+                several answers, or name tokens that there are not.
         """
+        options = self._resolved(options)
         given = prompt if isinstance(prompt, PromptEmbeds) else PromptEmbeds(prompt)
         limit = self._limit(given, options)
         engine = self._running_engine()
@@ -142,7 +150,8 @@ class Decoder:
                 f"got {len(given)} and up to {limit}"
             )
         seed = secrets.randbits(63) if options.seed is None else signed(int(options.seed))
-        sequence = Sequence(given, options, limit, seed, self._detokenizer, self.advance, streamed, keep_logits)
+        ends = self.end_ids | frozenset(options.stop_token_ids)
+        sequence = Sequence(given, options, limit, seed, ends, self._detokenizer, self.advance, streamed, keep_logits)
         engine.submit(sequence)
         return sequence
 
@@ -219,6 +228,23 @@ class Decoder:
             raise ValueError(f"prompt: expected fewer than {self.context_length} tokens, got {len(prompt)}")
         return min(int(options.max_new_tokens), room)
 
+    def _resolved(self, options: Generation) -> Generation:
+        """Options of one answer, with what the checkpoint says where they leave it open."""
+        if options.n != 1:
+            raise ValueError(f"n: expected 1 for a single answer, got {options.n}; ask_batch gives several")
+        vocabulary = self.language_model.config.vocab_size
+        for name, tokens in (("logit_bias", options.logit_bias), ("stop_token_ids", options.stop_token_ids)):
+            largest = max(tokens, default=0)
+            if largest >= vocabulary:
+                raise ValueError(f"{name}: expected token ids below {vocabulary}, got {largest}")
+        return replace(
+            options,
+            top_k=self.top_k if options.top_k is None else options.top_k,
+            repetition_penalty=(
+                self.repetition_penalty if options.repetition_penalty is None else options.repetition_penalty
+            ),
+        )
+
     def _running_engine(self) -> Engine:
         own = self._own
         with own.lock:
@@ -244,7 +270,6 @@ class Decoder:
             width=pool.needed(self.context_length),
             vocabulary=model.config.vocab_size,
             ends=sorted(self.end_ids),
-            penalty=self.repetition_penalty,
         )
         graphs = StepGraphs(self.graph_bytes) if self.graph_bytes else None
         if graphs is not None and (reason := graphs.unusable(model.device)):
@@ -255,4 +280,4 @@ class Decoder:
             ahead=AHEAD[kind],
             shared=self.shared_tokens,
         )
-        return Engine(model, pool, PrefixCache(pool, self.prefix_bytes), slots, schedule, self.end_ids, graphs)
+        return Engine(model, pool, PrefixCache(pool, self.prefix_bytes), slots, schedule, graphs)

@@ -19,7 +19,7 @@ from pixelrefer_fast.decoding.prefixes import PrefixCache
 from pixelrefer_fast.decoding.qwen import LanguageModel
 from pixelrefer_fast.decoding.readbacks import Readbacks
 from pixelrefer_fast.decoding.sequence import Sequence
-from pixelrefer_fast.decoding.slots import Kind, Slots
+from pixelrefer_fast.decoding.slots import Slots, power_of_two
 from pixelrefer_fast.decoding.step_graphs import StepGraphs
 from pixelrefer_fast.decoding.waiting import WaitingLine
 from pixelrefer_fast.device.stages import stage
@@ -54,7 +54,6 @@ class Engine:
         pool, prefixes: keys and values, and the prefixes that are kept.
         slots: state of what runs.
         schedule: how much runs at once, and when the host reads.
-        ends: tokens that end a sequence.
         graphs: captured steps, where they are wanted.
     """
 
@@ -65,13 +64,12 @@ class Engine:
         prefixes: PrefixCache,
         slots: Slots,
         schedule: Schedule,
-        ends: frozenset[int],
         graphs: StepGraphs | None,
     ) -> None:
         self.schedule = schedule
         self.graphs = graphs
         self.most = schedule.slots  # slots that may be taken, less after memory ran out
-        self._model, self._pool, self._prefixes, self._slots, self._ends = model, pool, prefixes, slots, ends
+        self._model, self._pool, self._prefixes, self._slots = model, pool, prefixes, slots
         self._admission = Admission(model, pool, prefixes, schedule.shared)
         self._lock = threading.RLock()
         self._waiting = WaitingLine()
@@ -204,7 +202,7 @@ class Engine:
                     placed.append(sequence)
             self._starting = [*placed, *later]
             if placed:
-                self._admission.prefill(placed, self._slots, _kind(placed))
+                self._admission.prefill(placed, self._slots)
             self._running += placed
             self._starting = later
             started += len(placed)
@@ -269,7 +267,7 @@ class Engine:
     def _run(self, admitted: bool) -> None:
         ahead = self.schedule.ahead
         if admitted:
-            self._readbacks.send(self._slots, self._running, _kind(self._running))
+            self._readbacks.send(self._slots, self._running)
             if not ahead:
                 self._read(0)  # first tokens at once, next ones in the next round
                 return
@@ -283,7 +281,7 @@ class Engine:
             self._yield_slots(error)
             return
         if stepped:
-            self._readbacks.send(self._slots, self._running, _kind(self._running))
+            self._readbacks.send(self._slots, self._running)
         self._read(1 if ahead and stepped else 0)
 
     def _extend(self) -> None:
@@ -323,15 +321,14 @@ class Engine:
         for sequence in running:
             sequence.launched = min(sequence.launched + 1, sequence.limit)
         longest = max(s.prompt_tokens + s.launched for s in running)
-        kind = _kind(running)
         slots, width = len(running), self._pool.needed(longest)
         if self.graphs is None or keep_logits:
-            logits = self._slots.step(slots, width, kind)
+            logits = self._slots.step(slots, width)
         else:
-            slots, width = min(_bucket(slots), self._slots.size), min(_bucket(width), self._slots.width)
+            slots, width = min(power_of_two(slots), self._slots.size), min(power_of_two(width), self._slots.width)
             logits = self.graphs.run(
-                (slots, width, kind, self._pool.version),
-                lambda: self._slots.step(slots, width, kind),
+                (slots, width, self._slots.kind, self._pool.version, self._slots.version),
+                lambda: self._slots.step(slots, width),
                 self._slots.views(slots),
             )
         for slot, sequence in enumerate(running):
@@ -342,7 +339,7 @@ class Engine:
 
     def _yield_slots(self, error: torch.OutOfMemoryError) -> None:
         """A step has no memory: the later half begins again when there is room, from the tokens that it has."""
-        self._readbacks.send(self._slots, self._running, _kind(self._running))
+        self._readbacks.send(self._slots, self._running)
         self._read(0)
         half = len(self._running) // 2
         if len(self._running) == 1:
@@ -358,7 +355,7 @@ class Engine:
         while (readback := self._readbacks.next(left)) is not None:
             output = readback.output
             numbers = output.numbers.tolist()
-            logprobs = [None] * len(numbers) if output.logprobs is None else output.logprobs.tolist()
+            logprobs = [[]] * len(numbers) if output.logprobs is None else output.logprobs.tolist()
             done = [
                 s
                 for slot, s in enumerate(readback.sequences)
@@ -366,9 +363,9 @@ class Engine:
             ]
             self._leave(done)
 
-    def _hand_out(self, sequence: Sequence, numbers: list[int], logprob: float | None) -> bool:
+    def _hand_out(self, sequence: Sequence, numbers: list[int], logprobs: list[float]) -> bool:
         """A row of a readback to its sequence; whether that is done."""
-        token, count, failed, active = numbers
+        token, count, failed, active, *likely = numbers
         if not self._readbacks:  # nothing was launched since
             sequence.launched = count
         if failed:
@@ -381,13 +378,4 @@ class Engine:
         if count == len(sequence.tokens):  # sent for others' sake, or after a step that had no memory
             return False
         self._counts["tokens"] += 1
-        return sequence.take(token, logprob, bool(active), self._ends)
-
-
-def _kind(sequences: abc.Sequence[Sequence]) -> Kind:
-    return Kind(any(s.options.temperature > 0 for s in sequences), any(s.options.logprobs for s in sequences))
-
-
-def _bucket(count: int) -> int:
-    """The next power of two."""
-    return 1 << (count - 1).bit_length()
+        return sequence.take(token, logprobs, likely, bool(active))

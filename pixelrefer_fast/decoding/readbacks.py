@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from pixelrefer_fast.decoding.sequence import Sequence
-from pixelrefer_fast.decoding.slots import Kind, Slots, StepOutput
+from pixelrefer_fast.decoding.slots import Slots, StepOutput
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Readbacks:
     def __len__(self) -> int:
         return len(self._sent)
 
-    def send(self, slots: Slots, sequences: abc.Sequence[Sequence], kind: Kind) -> None:
+    def send(self, slots: Slots, sequences: abc.Sequence[Sequence]) -> None:
         """Copy the slots' output, which the next step writes over; nothing waits for the copy."""
-        output = slots.output(kind)
+        output = slots.output()
         on_device = output.numbers.is_cuda
         numbers, *logprobs = (
             _pinned(x) if on_device else x.clone() for x in (output.numbers, output.logprobs) if x is not None

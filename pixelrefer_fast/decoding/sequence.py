@@ -21,7 +21,8 @@ class Sequence:
     Whoever waits for it (`result`, `pieces`, `steps`) drives the decoder, for all sequences and from any thread.
 
     Attributes:
-        options, limit, seed, streamed, keep_logits: as submitted; `limit` is the most tokens that it may get.
+        options, limit, seed, ends, streamed, keep_logits: as submitted; `limit` is the most tokens that it may get,
+            `ends` are those that end it.
         prompt: what is decoded; None once the sequence is done.
         prompt_tokens: length of the prompt.
         arrival: how many were submitted before it.
@@ -42,6 +43,7 @@ class Sequence:
         options: Generation,
         limit: int,
         seed: int,
+        ends: frozenset[int],
         detokenizer: Detokenizer,
         advance: Callable[[], bool],
         streamed: bool,
@@ -51,6 +53,7 @@ class Sequence:
         self.options = options
         self.limit = limit
         self.seed = seed
+        self.ends = ends
         self.streamed = streamed
         self.keep_logits = keep_logits
         self.prompt: PromptEmbeds | None = prompt
@@ -69,6 +72,7 @@ class Sequence:
         self.error: BaseException | None = None
         self._steps: deque[Step] = deque()
         self._logprobs: list[float] = []
+        self._likely: list[tuple[tuple[int, float], ...]] = []
         self._detokenizer = detokenizer
         self._text = TextStream(detokenizer, options.stop) if streamed or options.stop else None
         self._pieces: deque[str] = deque()
@@ -131,41 +135,51 @@ class Sequence:
 
     # What the engine tells it
 
-    def take(self, token: int, logprob: float | None, goes_on: bool, ends: frozenset[int]) -> bool:
+    def take(self, token: int, logprobs: list[float], likely: list[int], goes_on: bool) -> bool:
         """The next token; whether the sequence is done with it.
 
         Args:
             token: its id.
-            logprob: of it, where asked for.
+            logprobs: of it and of the most likely tokens at its place, where asked for.
+            likely: those tokens.
             goes_on: whether the sequence can have more.
-            ends: tokens that end one.
         """
+        options = self.options
         self.tokens.append(token)
-        if logprob is not None and self.options.logprobs:
-            self._logprobs.append(logprob)
+        if options.logprobs:
+            self._logprobs.append(logprobs[0])
+        if options.top_logprobs:
+            self._likely.append(tuple(zip(likely, logprobs[1:], strict=True))[: options.top_logprobs])
         if self.keep_logits:
             self._steps.append(Step(token, self.logits.popleft()))
-        if self._text is not None:
-            self._give(self._text.feed(token))
+        if self._text is not None and token not in options.stop_token_ids:
+            self._give(self._text.feed(token, len(self.tokens) > options.min_new_tokens))
             if self._text.stopped:
                 self.finish("stop_string")
                 return True
         if goes_on:
             return False
-        self.finish("stop" if token in ends else "length")
+        self.finish("stop" if token in self.ends else "length")
         return True
 
     def finish(self, reason: FinishReason) -> None:
         if self._text is None:
-            text = self._detokenizer(self.tokens).strip()
+            text = self._detokenizer(t for t in self.tokens if t not in self.options.stop_token_ids).strip()
         else:
             self._give(self._text.finish())
             if self._text.stopped:
                 # what was held back may begin with one that the last character completes
                 reason = "stop_string"
             text = "".join(self._given)
-        logprobs = tuple(self._logprobs) if self.options.logprobs else None
-        self.decoded = Decoded(text, tuple(self.tokens), reason, logprobs, self.prompt_tokens, self.cached_tokens)
+        self.decoded = Decoded(
+            text=text,
+            tokens=tuple(self.tokens),
+            finish_reason=reason,
+            logprobs=tuple(self._logprobs) if self.options.logprobs else None,
+            top_logprobs=tuple(self._likely) if self.options.top_logprobs else None,
+            prompt_tokens=self.prompt_tokens,
+            cached_tokens=self.cached_tokens,
+        )
         self.prompt = None
 
     def fail(self, error: BaseException) -> None:

@@ -2,8 +2,7 @@
 
 Slots 0 to n - 1 are taken; a step computes that many, or a bucket of a few more whose slots lead to the trash block. A
 step decides by itself what each token is and which sequences end with it, and leaves both on the device as its output;
-the host copies that whenever it likes. Nothing in a step waits for the host, so that it can be captured
-and replayed.
+the host copies that whenever it likes. Nothing in a step waits for the host, so that it can be captured and replayed.
 """
 
 from __future__ import annotations
@@ -14,17 +13,37 @@ from dataclasses import dataclass
 import torch
 
 from pixelrefer_fast.decoding.cache import TRASH, BlockPool
+from pixelrefer_fast.decoding.options import ALTERNATIVES, Generation
 from pixelrefer_fast.decoding.qwen import LanguageModel
-from pixelrefer_fast.decoding.sampling import choose, penalised, uniform
+from pixelrefer_fast.decoding.sampling import Sampling, choose_among, choose_from_all, uniform
+from pixelrefer_fast.decoding.shaping import Shaping
 from pixelrefer_fast.device.transfers import upload
+
+VACANT = {"table": TRASH, "ends": -1, "temperature": 1, "top_k": 1, "top_p": 1, "repetition": 1}  # all others are 0
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What steps have to do besides decoding greedily."""
+    """What a step has to do besides decoding greedily.
 
-    sampled: bool = False
+    Attributes:
+        among, candidates: slots that sample one of their `top_k` tokens, and the largest `top_k`, both rounded up to
+            powers of two.
+        free: slots that sample from the whole vocabulary, rounded up in the same way.
+        nucleus: whether any of the latter has a `top_p` below 1.
+        penalised: whether tokens that were said are less likely in any slot.
+        biased: whether any slot has a bias or may not end yet.
+        logprobs, alternatives: whether log-probabilities of chosen and of the most likely tokens are wanted.
+    """
+
+    among: int = 0
+    candidates: int = 0
+    free: int = 0
+    nucleus: bool = False
+    penalised: bool = False
+    biased: bool = False
     logprobs: bool = False
+    alternatives: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,16 +55,29 @@ class Entry:
         left: tokens that it may still get.
         blocks: of the cache.
         said: tokens that it has.
-        temperature, top_p, seed: of the sampling.
+        options: as submitted, `top_k` and `repetition_penalty` being numbers.
+        seed: of the sampling.
     """
 
     length: int
     left: int
     blocks: abc.Sequence[int]
     said: abc.Sequence[int]
-    temperature: float
-    top_p: float
+    options: Generation
     seed: int
+
+    @property
+    def samples(self) -> bool:
+        return self.options.temperature > 0
+
+    @property
+    def penalised(self) -> bool:
+        options = self.options
+        return options.repetition_penalty != 1 or options.presence_penalty != 0 or options.frequency_penalty != 0
+
+    @property
+    def biased(self) -> bool:
+        return bool(self.options.logit_bias) or self.options.min_new_tokens > 0
 
 
 @dataclass(frozen=True)
@@ -53,8 +85,9 @@ class StepOutput:
     """What steps have left in the slots at one time, on the device or on its way to the host.
 
     Attributes:
-        numbers: (B, 4) int64: the last token, how many a sequence has, whether it failed, whether it goes on.
-        logprobs: (B,) float32 of that token, None where nobody asked.
+        numbers: (B, 4) int64: the last token, how many a sequence has, whether it failed, whether it goes on; and
+            (B, 4 + ALTERNATIVES) with the most likely tokens at its place, where anybody asked.
+        logprobs: (B, 1) float32 of that token, or (B, 1 + ALTERNATIVES) with those; None where nobody asked.
     """
 
     numbers: torch.Tensor
@@ -71,70 +104,94 @@ class Slots:
         width: blocks that a sequence may have.
         vocabulary: size of the logits.
         ends: tokens that end a sequence.
-        penalty: for repetition; 1 is none.
+
+    Attributes:
+        taken: slots with a sequence.
+        kind: what the next step has to do.
+        version: changes when tensors of the state are others.
     """
 
     def __init__(
-        self,
-        model: LanguageModel,
-        pool: BlockPool,
-        size: int,
-        width: int,
-        vocabulary: int,
-        ends: abc.Sequence[int],
-        penalty: float,
+        self, model: LanguageModel, pool: BlockPool, size: int, width: int, vocabulary: int, ends: abc.Sequence[int]
     ) -> None:
         self.size, self.width = size, width
         self.taken = 0
-        self._model, self._pool, self._penalty, self._vocabulary = model, pool, penalty, vocabulary
+        self.kind = Kind()
+        self.version = 0
+        self._model, self._pool = model, pool
+        self._ends = sorted(e for e in ends if 0 <= e < vocabulary)
+        self._alternatives = min(ALTERNATIVES, vocabulary)
+        self._entries: list[Entry] = []  # by slot
         device = model.device
 
-        def filled(value: float, dtype: torch.dtype, *shape: int) -> torch.Tensor:
-            return torch.full((size, *shape), value, dtype=dtype, device=device)
+        def vacant(name: str, dtype: torch.dtype, *shape: int) -> torch.Tensor:
+            return torch.full((size, *shape), VACANT.get(name, 0), dtype=dtype, device=device)
 
-        self.state = {
-            "tokens": filled(0, torch.int64),  # the last one, whose keys are not in the cache yet
-            "lengths": filled(0, torch.int32),  # tokens in the cache
-            "left": filled(0, torch.int64),  # tokens that may still come
-            "counts": filled(0, torch.int64),  # tokens so far
-            "active": filled(False, torch.bool),
-            "failed": filled(False, torch.bool),
-            "table": filled(TRASH, torch.int32, width),
-            "temperature": filled(0, torch.float64),
-            "top_p": filled(1, torch.float64),
-            "seeds": filled(0, torch.int64),
+        shapes: dict[str, tuple[torch.dtype] | tuple[torch.dtype, int]] = {
+            "tokens": (torch.int64,),  # the last one, whose keys are not in the cache yet
+            "lengths": (torch.int32,),  # tokens in the cache
+            "left": (torch.int64,),  # tokens that may still come
+            "counts": (torch.int64,),  # tokens so far
+            "active": (torch.bool,),
+            "failed": (torch.bool,),
+            "table": (torch.int32, width),
+            "seeds": (torch.int64,),
+            "temperature": (torch.float64,),
+            "top_k": (torch.int64,),
+            "top_p": (torch.float64,),
+            "min_p": (torch.float64,),
+            "repetition": (torch.float32,),
+            "presence": (torch.float32,),
+            "frequency": (torch.float32,),
+            "least": (torch.int64,),  # tokens before which it may not end
+            "ends": (torch.int64, len(self._ends)),  # tokens that end it; -1 where it has none
+            # for `Shaping`, as wide as the sequences that want it need
+            "said": (torch.int64, 1),
+            "biased": (torch.int64, 1),
+            "bias": (torch.float32, 1),
             # what the host reads: `StepOutput`
-            "numbers": filled(0, torch.int64, 4),
-            "logprobs": filled(0, torch.float32),
+            "numbers": (torch.int64, 4 + self._alternatives),
+            "logprobs": (torch.float32, 1 + self._alternatives),
         }
-        if penalty != 1.0:
-            self.state["said"] = filled(False, torch.bool, vocabulary)
-        self._vacant = {name: x[:1].clone() for name, x in self.state.items()}
-        self._ends = torch.tensor(sorted(e for e in ends if 0 <= e < vocabulary), device=device)
+        self.state = {name: vacant(name, *shape) for name, shape in shapes.items()}
+        # slots that sample; what is rounded up repeats the first of them
+        self._among, self._free = (torch.zeros(power_of_two(size), dtype=torch.int64, device=device) for _ in range(2))
 
     def add(self, entries: abc.Sequence[Entry]) -> None:
         """Take the next slots."""
         first, stop = self.taken, self.taken + len(entries)
-        width = self.state["table"].shape[1]
-        columns = {
+        ends = [self._ends_of(e) for e in entries]
+        columns: dict[str, abc.Sequence[object]] = {
             "lengths": [e.length for e in entries],
             "left": [e.left for e in entries],
             "counts": [len(e.said) for e in entries],
-            "table": [[*e.blocks, *[TRASH] * (width - len(e.blocks))] for e in entries],
-            "temperature": [e.temperature for e in entries],
-            "top_p": [e.top_p for e in entries],
+            "table": self._rows("table", [e.blocks for e in entries], TRASH),
             "seeds": [e.seed for e in entries],
+            "temperature": [float(e.options.temperature) if e.samples else 1.0 for e in entries],
+            "top_k": [e.options.top_k or 1 for e in entries],
+            "top_p": [float(e.options.top_p) for e in entries],
+            "min_p": [float(e.options.min_p) for e in entries],
+            "repetition": [float(e.options.repetition_penalty or 1) for e in entries],
+            "presence": [float(e.options.presence_penalty) for e in entries],
+            "frequency": [float(e.options.frequency_penalty) for e in entries],
+            "least": [e.options.min_new_tokens for e in entries],
+            "ends": self._rows("ends", ends, -1),
         }
+        if any(e.penalised for e in entries):
+            self._widen("said", max(len(e.said) + e.left for e in entries if e.penalised))
+            columns["said"] = self._rows("said", [e.said if e.penalised else () for e in entries], 0)
+        if any(e.options.logit_bias for e in entries):
+            bias = [e.options.logit_bias for e in entries]
+            columns["biased"] = self._rows("biased", [[*map(int, b)] for b in bias], 0)
+            columns["bias"] = self._rows("bias", [[*map(float, b.values())] for b in bias], 0)
         host = [torch.tensor(values, dtype=self.state[name].dtype) for name, values in columns.items()]
-        said = [(first + i) * self._vocabulary + t for i, e in enumerate(entries) for t in e.said]
-        *sent, marks = upload([*host, torch.tensor(said, dtype=torch.int64)], self._model.device)
-        for name, values in zip(columns, sent, strict=True):
+        for name, values in zip(columns, upload(host, self._model.device), strict=True):
             self.state[name][first:stop] = values
         self.state["active"][first:stop] = True
         self.state["failed"][first:stop] = False
-        if "said" in self.state:
-            self.state["said"].view(-1).index_fill_(0, marks, True)
         self.taken = stop
+        self._entries += entries
+        self._changed()
 
     def extend(self, blocks: abc.Sequence[tuple[int, int, int]]) -> None:
         """Further blocks of sequences: slot, place in its table, and block of each."""
@@ -144,67 +201,168 @@ class Slots:
 
     def reset(self) -> None:
         """Give up all slots, whatever state they are in."""
-        for name, x in self.state.items():
-            x[:] = self._vacant[name]
-        self.taken = 0
+        self._vacate(0, self.size)
+        self.taken, self._entries = 0, []
+        self._changed()
 
     def keep(self, slots: abc.Sequence[int]) -> None:
         """Give up all slots but these, which become the first ones in this order."""
-        (index,) = upload([torch.tensor(slots, dtype=torch.int64)], self._model.device)
-        for name, x in self.state.items():
-            x[: len(slots)] = x.index_select(0, index)
-            x[len(slots) : self.taken] = self._vacant[name]
-        self.taken = len(slots)
+        if len(slots) < self.taken and slots:
+            (index,) = upload([torch.tensor(slots, dtype=torch.int64)], self._model.device)
+            for x in self.state.values():
+                x[: len(slots)] = x.index_select(0, index)
+        self._vacate(len(slots), self.taken)
+        self.taken, self._entries = len(slots), [self._entries[slot] for slot in slots]
+        self._changed()
 
     def views(self, slots: int) -> dict[str, torch.Tensor]:
         """The state of the first slots: what a step reads and writes."""
         return {name: x[:slots] for name, x in self.state.items()}
 
-    def step(self, slots: int, width: int, kind: Kind) -> torch.Tensor:
+    def step(self, slots: int, width: int) -> torch.Tensor:
         """Decode one token in each of the first slots; the logits (slots, V).
 
         Args:
             slots: how many, those without a sequence included.
             width: blocks of the longest sequence, this token included.
-            kind: what has to be computed.
         """
-        views = self.views(slots)
+        views, kind = self.views(slots), self.kind
         logits = self._model.step(views["tokens"], views["lengths"], views["table"][:, :width], self._pool)
         written = views["active"].clone()
-        self._take(views, logits, kind)
+        self._take(views, logits, kind, self._among[: kind.among], self._free[: kind.free])
         views["lengths"] += written
         return logits
 
-    def begin(self, logits: torch.Tensor, kind: Kind) -> None:
+    def begin(self, logits: torch.Tensor) -> None:
         """Decode the first token of the sequences that were added last, from their prompts' logits (S, V)."""
         first = self.taken - len(logits)
-        self._take({name: x[first : self.taken] for name, x in self.state.items()}, logits, kind)
+        entries = self._entries[first:]
+        kind = kind_of(entries)
+        among, free = upload(_sampling_rows(entries, kind), self._model.device)
+        self._take({name: x[first : self.taken] for name, x in self.state.items()}, logits, kind, among, free)
 
-    def output(self, kind: Kind) -> StepOutput:
+    def output(self) -> StepOutput:
         """What the last step has left in the slots that are taken; the next one writes over it."""
-        views = self.views(self.taken)
-        return StepOutput(views["numbers"], views["logprobs"] if kind.logprobs else None)
+        views, more = self.views(self.taken), self._alternatives if self.kind.alternatives else 0
+        return StepOutput(
+            views["numbers"][:, : 4 + more], views["logprobs"][:, : 1 + more] if self.kind.logprobs else None
+        )
 
-    def _take(self, views: dict[str, torch.Tensor], logits: torch.Tensor, kind: Kind) -> None:
+    def _take(
+        self, views: dict[str, torch.Tensor], logits: torch.Tensor, kind: Kind, among: torch.Tensor, free: torch.Tensor
+    ) -> None:
         """Choose the next token of the slots of these views, and leave it in their output."""
         active, counts = views["active"], views["counts"]
-        finite = torch.isfinite(logits).all(-1)
-        scores = logits if self._penalty == 1.0 else penalised(logits, views["said"], self._penalty)
-        if kind.sampled:
-            draw = uniform(views["seeds"], counts)
-            tokens = choose(scores, views["temperature"], views["top_p"], draw)
-        else:
-            tokens = scores.argmax(-1)
+        low, high = logits.aminmax(dim=-1)  # what is not a number is both
+        finite = torch.isfinite(low) & torch.isfinite(high)
+        shaping = self._shaped(logits, views, kind)
+        tokens = logits.argmax(-1)
+        for rows, candidates in ((among, kind.candidates), (free, 0)):
+            if len(rows):
+                own = {name: views[name].index_select(0, rows) for name in (*Sampling._fields, "seeds", "counts")}
+                scores, sampling = logits.index_select(0, rows), Sampling(*(own[name] for name in Sampling._fields))
+                draw = uniform(own["seeds"], own["counts"])
+                found = (
+                    choose_among(scores, candidates, sampling, draw)
+                    if candidates
+                    else choose_from_all(scores, kind.nucleus, sampling, draw)
+                )
+                tokens.index_copy_(0, rows, found)
+        shaping.undo()
         good = active & finite
         if kind.logprobs:
-            views["logprobs"].copy_(logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0])
-        if self._penalty != 1.0:
+            every = logits.logsumexp(-1, keepdim=True)
+            views["logprobs"][:, :1] = logits.gather(1, tokens[:, None]) - every
+            if kind.alternatives:
+                most, likely = logits.topk(self._alternatives)
+                views["logprobs"][:, 1:] = most - every
+                views["numbers"][:, 4:] = likely
+        if kind.penalised:
             said = views["said"]
-            said.scatter_(1, tokens[:, None], said.gather(1, tokens[:, None]) | good[:, None])
+            place = counts.clamp(max=said.shape[1] - 1)[:, None]
+            said.scatter_(1, place, torch.where(good[:, None], tokens[:, None], said.gather(1, place)))
         views["failed"] |= active & ~finite
         counts += good
         views["left"] -= good.long()
         views["tokens"].copy_(torch.where(good, tokens, views["tokens"]))
-        ended = (tokens[:, None] == self._ends).any(-1)
+        ended = (tokens[:, None] == views["ends"]).any(-1)
         active &= finite & ~ended & (views["left"] > 0)
-        torch.stack([views["tokens"], counts, views["failed"], active], 1, out=views["numbers"])
+        views["numbers"][:, :4] = torch.stack([views["tokens"], counts, views["failed"], active], 1)
+
+    def _shaped(self, logits: torch.Tensor, views: dict[str, torch.Tensor], kind: Kind) -> Shaping:
+        shaping = Shaping(logits)
+        if kind.biased:
+            shaping.bias(views["biased"], views["bias"])
+            if views["ends"].shape[1]:
+                shaping.forbid(views["ends"], views["counts"] < views["least"])
+        if kind.penalised:
+            shaping.penalise(
+                *(views[name] for name in ("said", "counts", "repetition", "presence", "frequency")),
+            )
+        return shaping
+
+    def _ends_of(self, entry: Entry) -> list[int]:
+        """Tokens that end a sequence; one of them fills up the row."""
+        own = [*self._ends, *entry.options.stop_token_ids]
+        self._widen("ends", len(own))
+        return own + own[:1] * (self.state["ends"].shape[1] - len(own))
+
+    def _rows(self, name: str, rows: abc.Sequence[abc.Sequence[object]], filler: int) -> list[list[object]]:
+        """Rows as wide as those of the state, which grow where they have to."""
+        self._widen(name, max(map(len, rows)))
+        width = self.state[name].shape[1]
+        return [[*row, *[filler] * (width - len(row))] for row in rows]
+
+    def _widen(self, name: str, width: int) -> None:
+        held = self.state[name]
+        if width > held.shape[1]:
+            wide = power_of_two(width)
+            if name == "ends" and held.shape[1]:
+                wider = held[:, :1].repeat(1, wide)  # one of them again
+            else:
+                wider = held.new_full((self.size, wide), -1 if name == "ends" else 0)
+            wider[:, : held.shape[1]] = held
+            self.state[name] = wider
+            self.version += 1
+
+    def _vacate(self, first: int, stop: int) -> None:
+        for name, x in self.state.items():
+            x[first:stop] = VACANT.get(name, 0)
+
+    def _changed(self) -> None:
+        """Which slots there are has changed."""
+        kind = kind_of(self._entries)
+        if kind.among or kind.free:
+            among, free = upload(_sampling_rows(self._entries, kind), self._model.device)
+            self._among[: len(among)] = among
+            self._free[: len(free)] = free
+        self.kind = kind
+
+
+def kind_of(entries: abc.Sequence[Entry]) -> Kind:
+    """What a step of these sequences has to do."""
+    among, free = ([e.options for e in entries if e.samples and bool(e.options.top_k) == few] for few in (True, False))
+    return Kind(
+        among=power_of_two(len(among)),
+        candidates=power_of_two(max((o.top_k or 0 for o in among), default=0)),
+        free=power_of_two(len(free)),
+        nucleus=any(o.top_p < 1 for o in free),
+        penalised=any(e.penalised for e in entries),
+        biased=any(e.biased for e in entries),
+        logprobs=any(e.options.logprobs for e in entries),
+        alternatives=any(e.options.top_logprobs for e in entries),
+    )
+
+
+def power_of_two(count: int) -> int:
+    """The next one; 0 of 0."""
+    return 1 << (count - 1).bit_length() if count else 0
+
+
+def _sampling_rows(entries: abc.Sequence[Entry], kind: Kind) -> list[torch.Tensor]:
+    """Rows of those that sample, first among some tokens and then from all, as many as the kind says."""
+    rows = []
+    for few, count in ((True, kind.among), (False, kind.free)):
+        own = [row for row, e in enumerate(entries) if e.samples and bool(e.options.top_k) == few]
+        rows.append(torch.tensor(own + own[:1] * (count - len(own)), dtype=torch.int64))
+    return rows

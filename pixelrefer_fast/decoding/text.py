@@ -47,8 +47,8 @@ class TextStream:
         self._held = ""  # text that is not given out
         self._started = False
 
-    def feed(self, token: int) -> str:
-        """The piece that this token completes, "" for none."""
+    def feed(self, token: int, may_stop: bool = True) -> str:
+        """The piece that this token completes, "" for none; what may not stop is no part of a stop string."""
         if self.stopped:
             return ""
         self._pending.append(token)
@@ -56,7 +56,7 @@ class TextStream:
         if text.endswith(BROKEN):
             return ""
         self._pending.clear()
-        return self._give(text, final=False)
+        return self._give(text, final=False, may_stop=may_stop)
 
     def finish(self) -> str:
         """What was held back, once there are no more tokens."""
@@ -66,13 +66,13 @@ class TextStream:
         self._pending.clear()
         return self._give(text, final=True)
 
-    def _give(self, text: str, final: bool) -> str:
+    def _give(self, text: str, final: bool, may_stop: bool = True) -> str:
         self._held += text
-        found = [at for at in (self._held.find(s) for s in self._stop) if at >= 0]
+        found = [at for at in (self._held.find(s) for s in self._stop) if at >= 0 and may_stop]
         if found:
             self.stopped = final = True
             self._held = self._held[: min(found)]
-        safe = self._held if final else self._held[: len(self._held) - self._waiting()]
+        safe = self._held if final else self._held[: len(self._held) - self._waiting() * may_stop]
         piece = safe.rstrip()
         body = piece if self._started else piece.lstrip()
         if body:

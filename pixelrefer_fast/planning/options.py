@@ -62,6 +62,10 @@ def _check_known(options: Mapping[str, object], *kinds: type) -> None:
     known = {name for kind in kinds for name in _names(kind)}
     unknown = sorted(set(options) - known)
     if unknown:
+        for kind in kinds:
+            for name, where in getattr(kind, "elsewhere", {}).items():
+                if name in unknown:
+                    raise ValueError(f"{name}: no option of this engine; {where}")
         raise ValueError(f"options: expected some of {sorted(known)}, got {unknown}")
 
 
