@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
 import torch
 from torch import nn
 
-from pixelrefer_fast.batching.asks import Ask, BatchError
-from pixelrefer_fast.batching.calls import BatchCalls
+from pixelrefer_fast.batching.asks import Answer, Ask, BatchError
+from pixelrefer_fast.batching.calls import BatchCalls, text_of
 from pixelrefer_fast.batching.encoding import Prepared, embedded_prompt, encode_prepared
 from pixelrefer_fast.batching.preparing import DESCRIBE_IMAGE, DESCRIBE_VIDEO, Bound, MediaCache, prepare
 from pixelrefer_fast.checkpoint import save_checkpoint
 from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.checks.values import labelled
-from pixelrefer_fast.decoding import Decoder, Generation
+from pixelrefer_fast.decoding import Decoder, Event, Generation
 from pixelrefer_fast.decoding.prompt import check_question
 from pixelrefer_fast.encoding.objects import Objects
 from pixelrefer_fast.network import FullNetwork, LiteNetwork, Network
@@ -136,7 +138,25 @@ class _Model(BatchCalls, nn.Module):
             prepared = Prepared("", Generation(), request=request, plan=self.network.plan(request), encode=encode)
             return encode_prepared(self.network, [prepared])[0]
 
-    def ask(self, image_or_video: Any, question: str, regions: Any = None, **options: Any) -> str:
+    @overload
+    def ask(
+        self,
+        image_or_video: Any,
+        question: str,
+        regions: Any = None,
+        *,
+        details: Literal[False] = False,
+        **options: Any,
+    ) -> str: ...
+
+    @overload
+    def ask(
+        self, image_or_video: Any, question: str, regions: Any = None, *, details: Literal[True], **options: Any
+    ) -> Answer: ...
+
+    def ask(
+        self, image_or_video: Any, question: str, regions: Any = None, *, details: bool = False, **options: Any
+    ) -> str | Answer:
         """Answer a question about marked objects.
 
         Args:
@@ -144,24 +164,50 @@ class _Model(BatchCalls, nn.Module):
             question: with a `<region>` tag for each region, in order. About `Objects` it may have no tag at all:
                 they are then named before it.
             regions: what is marked; None with `Objects`.
+            details: return the whole `Answer`: besides its text how it ended, its tokens, log-probabilities and more.
             options: fields of `decoder.Generation` and `EncodeOptions`.
 
         Raises:
             ValueError: naming the input, what was expected and what came.
         """
-        return self._answer_one(_ask(image_or_video, question, regions, options), {})
+        answer = self._answer_one(_ask(image_or_video, question, regions, options))
+        return answer if details else answer.text or ""
 
-    def stream(self, image_or_video: Any, question: str, regions: Any = None, **options: Any) -> Iterator[str]:
-        """`ask` in pieces of text that join to the same answer; bad input raises before the first piece."""
+    @overload
+    def stream(
+        self, image_or_video: Any, question: str, regions: Any = None, *, events: Literal[False] = False, **options: Any
+    ) -> Iterator[str]: ...
+
+    @overload
+    def stream(
+        self, image_or_video: Any, question: str, regions: Any = None, *, events: Literal[True], **options: Any
+    ) -> Iterator[Event]: ...
+
+    def stream(
+        self, image_or_video: Any, question: str, regions: Any = None, *, events: bool = False, **options: Any
+    ) -> Iterator[str] | Iterator[Event]:
+        """`ask` in pieces of text that join to the same answer; bad input raises before the first piece.
+
+        With `events` it gives an `Event` for each token instead, and one for the end that tells how the answer ended.
+        """
         with self.requests.exclusive():
             prepared = prepare(
                 self.network, _ask(image_or_video, question, regions, options), MediaCache(), MediaCache()
             )
             (objects,) = encode_prepared(self.network, [prepared])
             prompt = embedded_prompt(self.network, prepared.question, objects)
-        return self.decoder.stream(prompt, prepared.generation)
+        give = self.decoder.events if events else self.decoder.stream
+        return give(prompt, prepared.generation)
 
-    def describe(self, image_or_video: Any, regions: Any, question: str | None = None, **options: Any) -> list[Any]:
+    def describe(
+        self,
+        image_or_video: Any,
+        regions: Any,
+        question: str | None = None,
+        *,
+        details: bool = False,
+        **options: Any,
+    ) -> list[Any]:
         """One text per region; each region is a request of its own, so its text does not depend on the others.
 
         Args:
@@ -169,6 +215,7 @@ class _Model(BatchCalls, nn.Module):
             regions: what is marked. With a list of images or videos: a list as long, of lists of regions. (A list of
                 images without that is a video of these frames, as everywhere.)
             question: asked of each region, with one `<region>` tag; default: describe it in detail.
+            details: return whole `Answer`s instead of texts.
             options: fields of `decoder.Generation` and `EncodeOptions`.
 
         Returns:
@@ -178,14 +225,53 @@ class _Model(BatchCalls, nn.Module):
             ValueError: naming the region, before anything is answered.
             BatchError: some requests of a list failed; its `answers` has what the others got.
         """
-        if question is not None:
-            check_question(question)
-            if question.count(REGION_TAG) != 1:
-                raise ValueError(f"question: expected one {REGION_TAG} tag, got {question.count(REGION_TAG)}")
+        _check_described(question)
         if _are_many(image_or_video, regions):
-            return self._describe_many(image_or_video, regions, question, options)
+            answers = self.ask_batch(_marked(image_or_video, regions, question, options), **options)
+            if not all(answer.ok for answer in answers):
+                raise BatchError(answers)
+            given = iter([answer if details else answer.text for answer in answers])
+            return [[next(given) for _ in as_regions(own)] for own in regions]
+        singles, count = self._singles(image_or_video, regions, question, options)
+        found = self._answer_all(singles, None, count)
+        return [answer if details else answer.text for answer in found]
+
+    async def describe_async(
+        self,
+        image_or_video: Any,
+        regions: Any,
+        question: str | None = None,
+        *,
+        details: bool = False,
+        **options: Any,
+    ) -> list[Any]:
+        """`describe` that lets the event loop go on; concurrent calls share batches.
+
+        Raises:
+            ValueError, BatchError: as `describe`.
+        """
+        _check_described(question)
+        if _are_many(image_or_video, regions):
+            marked = _marked(image_or_video, regions, question, options)
+            answers = [answer async for answer in self.ask_iter_async(marked, ordered=True, **options)]
+            if not all(answer.ok for answer in answers):
+                raise BatchError(answers)
+            given = iter([answer if details else answer.text for answer in answers])
+            return [[next(given) for _ in as_regions(own)] for own in regions]
+        singles, _ = await asyncio.to_thread(self._singles, image_or_video, regions, question, options)
+        found = []
+        async with contextlib.aclosing(self.ask_iter_async(singles, ordered=True)) as answered:
+            async for answer in answered:  # the first failure ends it
+                text = text_of(answer)
+                found.append(answer if details else text)
+        return found
+
+    def _singles(
+        self, media: Any, regions: Any, question: str | None, options: dict[str, Any]
+    ) -> tuple[Iterator[Bound], int]:
+        """The requests of `describe`, one for each region of an image or video, and how many they are."""
         encode, generation = split_options(options, EncodeOptions, Generation)
-        request = self._request(image_or_video, regions, encode)
+        request = self._request(media, regions, encode)
         if question is None:
             question = DESCRIBE_VIDEO if request.source.video else DESCRIBE_IMAGE
         given = encode.kmeans_start
@@ -205,29 +291,7 @@ class _Model(BatchCalls, nn.Module):
                 mark += single.num_marks
                 yield Bound(single, question, replace(encode, kmeans_start=own), generation)
 
-        return [a.text for a in self._answer_all(singles(), None, len(request.regions)) if a.text is not None]
-
-    def _describe_many(
-        self, media: Sequence[object], regions: Sequence[object], question: str | None, options: dict[str, Any]
-    ) -> list[list[str]]:
-        split_options(options, EncodeOptions, Generation)
-        marked = []
-        for i, own in enumerate(regions):
-            with labelled(f"image or video {i}"):
-                marked.append(as_regions(own))
-
-        def singles() -> Iterator[Ask]:
-            for one, own in zip(media, marked, strict=True):
-                for number, region in enumerate(own):
-                    ask = Ask(one, question, [region])
-                    ask.first_region = number
-                    yield ask
-
-        answers = self.ask_batch(singles(), **options)
-        if not all(answer.ok for answer in answers):
-            raise BatchError(answers)
-        texts = iter([answer.text or "" for answer in answers])
-        return [[next(texts) for _ in own] for own in marked]
+        return singles(), len(request.regions)
 
     def _request(self, image_or_video: Any, regions: Any, options: EncodeOptions) -> Request:
         opened = MediaCache().open(image_or_video)
@@ -260,3 +324,26 @@ def _are_many(media: Any, regions: Any) -> bool:
     if not isinstance(media, (list, tuple)) or not isinstance(regions, (list, tuple)) or len(media) != len(regions):
         return False
     return all(isinstance(own, (list, tuple)) for own in regions)
+
+
+def _check_described(question: str | None) -> None:
+    if question is not None:
+        check_question(question)
+        if question.count(REGION_TAG) != 1:
+            raise ValueError(f"question: expected one {REGION_TAG} tag, got {question.count(REGION_TAG)}")
+
+
+def _marked(
+    media: Sequence[object], regions: Sequence[object], question: str | None, options: dict[str, Any]
+) -> list[Ask]:
+    """The requests of `describe` about a list of images and videos."""
+    split_options(options, EncodeOptions, Generation)
+    asks = []
+    for i, (one, own) in enumerate(zip(media, regions, strict=True)):
+        with labelled(f"image or video {i}"):
+            marked = as_regions(own)
+        for number, region in enumerate(marked):
+            ask = Ask(one, question, [region])
+            ask.first_region = number
+            asks.append(ask)
+    return asks

@@ -47,9 +47,11 @@ class Answer:
             "stop_string", "error" or "cancelled".
         tokens: token ids of the answer, including the end token.
         logprobs: log-probability of each token, if requested (`logprobs=True`).
+        top_logprobs: the most likely tokens at each place with their log-probabilities, if requested.
         prompt_tokens: length of the prompt as the language model sees it.
         cached_tokens: number of prompt tokens taken from the KV cache.
         exception: the exception that `ask` would have raised.
+        others: the further answers to a request with `n` above 1.
     """
 
     index: int
@@ -58,13 +60,20 @@ class Answer:
     finish: Finish = "error"
     tokens: tuple[int, ...] = ()
     logprobs: tuple[float, ...] | None = None
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0
     exception: BaseException | None = field(default=None, repr=False, compare=False)
+    others: tuple[Answer, ...] = ()
 
     @property
     def ok(self) -> bool:
         return self.error is None
+
+    @property
+    def finish_reason(self) -> Finish:
+        """`finish`, by the name that `Decoded` and others have for it."""
+        return self.finish
 
 
 class BatchError(ValueError):

@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import heapq
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Sequence
+from typing import Literal, overload
 
 from pixelrefer_fast.batching.asks import Answer, Ask, BatchError
 from pixelrefer_fast.batching.memory import MAX_REQUESTS
 from pixelrefer_fast.batching.progress import batch_progress
 from pixelrefer_fast.batching.queue import Caller, RequestQueue
 from pixelrefer_fast.checks.values import is_integer, shown
+from pixelrefer_fast.decoding import Event
 from pixelrefer_fast.network import Network
 
 AHEAD = 2  # batches that are taken from the caller's requests before answers are fetched
@@ -159,7 +161,25 @@ class BatchCalls:
                 tick(len(answers), total)
         return sorted(answers, key=lambda answer: answer.index)
 
-    async def ask_async(self, media: object, question: str, regions: object = None, **options: object) -> str:
+    @overload
+    async def ask_async(
+        self,
+        media: object,
+        question: str,
+        regions: object = None,
+        *,
+        details: Literal[False] = False,
+        **options: object,
+    ) -> str: ...
+
+    @overload
+    async def ask_async(
+        self, media: object, question: str, regions: object = None, *, details: Literal[True], **options: object
+    ) -> Answer: ...
+
+    async def ask_async(
+        self, media: object, question: str, regions: object = None, *, details: bool = False, **options: object
+    ) -> str | Answer:
         """`ask` that lets the event loop go on; concurrent calls share batches.
 
         Raises:
@@ -167,8 +187,49 @@ class BatchCalls:
         """
         ask = Ask(media, question, regions)
         async for answer in self.ask_iter_async([ask], **options):  # type: ignore[arg-type]  # those of requests and its own
-            return text_of(answer)
+            text = text_of(answer)
+            return answer if details else text
         raise RuntimeError("a request was neither answered nor refused")  # pragma: no cover
+
+    @overload
+    def stream_async(
+        self, media: object, question: str, regions: object = None, *, events: Literal[False] = False, **options: object
+    ) -> AsyncGenerator[str, None]: ...
+
+    @overload
+    def stream_async(
+        self, media: object, question: str, regions: object = None, *, events: Literal[True], **options: object
+    ) -> AsyncGenerator[Event, None]: ...
+
+    async def stream_async(
+        self, media: object, question: str, regions: object = None, *, events: bool = False, **options: object
+    ) -> AsyncGenerator[str | Event, None]:
+        """`stream` that lets the event loop go on; concurrent calls share batches. Closing it cancels.
+
+        Raises:
+            ValueError: naming the input, what was expected and what came; before the first piece.
+        """
+        changed, notify = _wakes(asyncio.get_running_loop())
+        queue = self.requests
+        caller = Caller(options, None, notify)
+        caller.streams = True
+        queue.submit(caller, Ask(media, question, regions))
+        answer = None
+        try:
+            while answer is None:
+                changed.clear()
+                answer = queue.fetch(caller)
+                while caller.events:  # those before the answer are there by now
+                    event = caller.events.popleft()
+                    if events:
+                        yield event
+                    elif event.text:
+                        yield event.text
+                if answer is None:
+                    await changed.wait()
+            text_of(answer)
+        finally:
+            queue.cancel(caller)
 
     async def ask_iter_async(
         self,
@@ -177,15 +238,10 @@ class BatchCalls:
         ordered: bool = False,
         batch_size: int | None = None,
         **options: object,
-    ) -> AsyncIterator[Answer]:
+    ) -> AsyncGenerator[Answer, None]:
         """`ask_iter` for coroutines; `requests` may be asynchronous as well. Closing it cancels what is open."""
         _check_batch(requests, batch_size)
-        loop, changed = asyncio.get_running_loop(), asyncio.Event()
-
-        def notify() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                loop.call_soon_threadsafe(changed.set)
-
+        changed, notify = _wakes(asyncio.get_running_loop())
         queue = self.requests
         caller = Caller(options, batch_size, notify)
         ahead = AHEAD * (batch_size or queue.budget.requests)
@@ -223,10 +279,12 @@ class BatchCalls:
             feeder.cancel()
             queue.cancel(caller)
 
-    def _answer_one(self, value: object, options: dict[str, object]) -> str:
+    def _answer_one(self, value: object) -> Answer:
         """One request through the queue, driven by the caller's own thread if no other does."""
-        with Batch(self.requests, [value], options, None, ordered=True, tracebacks=True) as batch:
-            return text_of(next(batch))
+        with Batch(self.requests, [value], {}, None, ordered=True, tracebacks=True) as batch:
+            answer = next(batch)
+            text_of(answer)
+            return answer
 
     def _answer_all(self, values: Iterable[object], progress: bool | None, total: int | None) -> list[Answer]:
         """All requests, in order; the first failure ends it."""
@@ -238,6 +296,17 @@ class BatchCalls:
                 answers.append(answer)
                 tick(len(answers), total)
         return answers
+
+
+def _wakes(loop: asyncio.AbstractEventLoop) -> tuple[asyncio.Event, Callable[[], None]]:
+    """An event of the loop, and what sets it from any thread."""
+    changed = asyncio.Event()
+
+    def notify() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(changed.set)
+
+    return changed, notify
 
 
 def text_of(answer: Answer) -> str:

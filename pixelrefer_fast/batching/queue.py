@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from pixelrefer_fast.batching.asks import Answer, as_ask
 from pixelrefer_fast.batching.encoding import Prepared, SceneCache, embedded_prompt, encode_prepared
@@ -18,7 +19,7 @@ from pixelrefer_fast.batching.planner import BatchBuilder
 from pixelrefer_fast.batching.preparing import Bound, MediaCache, prepare
 from pixelrefer_fast.batching.session import Session
 from pixelrefer_fast.checks.printable import one_line
-from pixelrefer_fast.decoding import PromptEmbeds, Sequence
+from pixelrefer_fast.decoding import Event, PromptEmbeds, Sequence
 from pixelrefer_fast.network import Network
 
 PATIENCE = 1.0  # seconds after which a waiting thread looks whether the driving one is still there
@@ -28,7 +29,7 @@ CALM = 8  # batches without running out of memory after which larger ones are tr
 class Pending:
     """One request on its way."""
 
-    __slots__ = ("answered", "caller", "index", "prepared", "prompt", "value")
+    __slots__ = ("answered", "caller", "index", "prepared", "prompt", "told", "value")
 
     def __init__(self, caller: Caller, index: int, value: object) -> None:
         self.caller = caller
@@ -37,10 +38,11 @@ class Pending:
         self.prepared: Prepared | None = None
         self.prompt: PromptEmbeds | None = None
         self.answered = False
+        self.told = 0  # events that its caller has; an answer that is begun again tells them again
 
 
 class Caller:
-    """The requests of one caller, in order; `finished` fills as they are answered."""
+    """The requests of one caller, in order; `finished` fills as they are answered, `events` before if it streams."""
 
     def __init__(
         self,
@@ -56,6 +58,8 @@ class Caller:
         self.finished: deque[Answer] = deque()
         self.cancelled = False
         self.tracebacks = False  # whether errors keep theirs
+        self.streams = False
+        self.events: deque[Event] = deque()
         self.media = MediaCache()
         self.count = 0
 
@@ -283,7 +287,7 @@ class RequestQueue:
                 assert pending.prepared is not None
                 assert pending.prompt is not None
                 try:
-                    self._session.add(pending, pending.prompt, pending.prepared.generation)
+                    self._session.add(pending, pending.prompt, pending.prepared.generation, pending.caller.streams)
                 except ValueError as error:
                     self._deliver(pending, _failure(pending, error))
                     continue
@@ -297,17 +301,24 @@ class RequestQueue:
 
     def _decode(self) -> None:
         try:
-            done = self._session.step()
+            self._session.step()
         except Exception as error:  # the decoder makes do with less by itself where it can
             batch = list(self._active.values())
             self._active.clear()
             self._session.abandon()
             self._failed(batch, error)
             return
-        for pending, sequence in done:
+        for pending, number, event in self._session.events():
+            if number >= pending.told:
+                pending.told = number + 1
+                pending.caller.events.append(event)
+                if pending.caller.notify is not None:
+                    pending.caller.notify()
+        for pending, sequences in self._session.done():
             self._active.pop(id(pending), None)
             if not pending.answered:
-                self._deliver(pending, _answer(pending, sequence))
+                first, *others = (_answer(pending, sequence) for sequence in sequences)
+                self._deliver(pending, replace(first, others=tuple(others)))
 
     def _failed(self, batch: list[Pending], error: Exception) -> None:
         """A batch failed as a whole: smaller ones go on, until it is known who cannot be answered at all."""
@@ -388,6 +399,7 @@ def _answer(pending: Pending, sequence: Sequence) -> Answer:
         finish=given.finish_reason,
         tokens=given.tokens,
         logprobs=given.logprobs,
+        top_logprobs=given.top_logprobs,
         prompt_tokens=given.prompt_tokens,
         cached_tokens=given.cached_tokens,
     )

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from pixelrefer_fast.decoding import Decoder, Generation, PromptEmbeds, Sequence
+from pixelrefer_fast.decoding import Decoder, Event, Generation, PromptEmbeds, Sequence
 
 Request = TypeVar("Request")
+
+
+@dataclass
+class _Running(Generic[Request]):
+    """A request, its answers, and how many events of the first of them were handed out."""
+
+    request: Request
+    sequences: list[Sequence]
+    told: int = 0
 
 
 class Session(Generic[Request]):
@@ -15,7 +26,7 @@ class Session(Generic[Request]):
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
-        self._running: dict[int, tuple[Request, Sequence]] = {}  # by the id of the request
+        self._running: dict[int, _Running[Request]] = {}  # by the id of the request
 
     def widen(self, sequences: int) -> None:
         """Let so many be decoded at once, if nothing is being decoded."""
@@ -24,29 +35,46 @@ class Session(Generic[Request]):
                 self._decoder.clear()
                 self._decoder.max_running = sequences
 
-    def add(self, request: Request, prompt: PromptEmbeds, options: Generation) -> None:
-        """Queue a request.
+    def add(self, request: Request, prompt: PromptEmbeds, options: Generation, streamed: bool) -> None:
+        """Queue a request, whose events are kept for `events` if it is streamed.
 
         Raises:
-            ValueError: its prompt is longer than the cache.
+            ValueError: its prompt is longer than the cache, its options name tokens that there are not, or it is
+                streamed and wants several answers.
         """
-        self._running[id(request)] = request, self._decoder.submit(prompt, options)
+        if streamed:
+            sequences = [self._decoder.submit(prompt, options, streamed=True)]
+        else:
+            sequences = self._decoder.submit_each(prompt, options)
+        self._running[id(request)] = _Running(request, sequences)
 
     def cancel(self, request: Request) -> None:
         found = self._running.pop(id(request), None)
         if found is not None:
-            found[1].cancel()
+            for sequence in found.sequences:
+                sequence.cancel()
 
     def abandon(self) -> None:
         """Cancel all."""
-        for _, sequence in self._running.values():
-            sequence.cancel()
+        for running in self._running.values():
+            for sequence in running.sequences:
+                sequence.cancel()
         self._running.clear()
 
-    def step(self) -> list[tuple[Request, Sequence]]:
-        """One round of the decoder; the requests that are done."""
+    def step(self) -> None:
+        """One round of the decoder."""
         self._decoder.advance()
-        done = [entry for entry in self._running.values() if entry[1].done]
-        for request, _ in done:
-            del self._running[id(request)]
-        return done
+
+    def events(self) -> Iterator[tuple[Request, int, Event]]:
+        """New events of streamed requests, with their numbers."""
+        for running in self._running.values():
+            for event in running.sequences[0].new_events():
+                yield running.request, running.told, event
+                running.told += 1
+
+    def done(self) -> list[tuple[Request, list[Sequence]]]:
+        """Requests that are done, which leave."""
+        done = [own for own in self._running.values() if all(s.done for s in own.sequences)]
+        for own in done:
+            del self._running[id(own.request)]
+        return [(own.request, own.sequences) for own in done]

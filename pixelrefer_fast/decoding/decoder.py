@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,11 +14,11 @@ import torch
 from pixelrefer_fast.checks.values import is_integer, shown
 from pixelrefer_fast.decoding.cache import default_limit
 from pixelrefer_fast.decoding.engine import Engine, Schedule
-from pixelrefer_fast.decoding.options import Generation, Step
-from pixelrefer_fast.decoding.prefixes import PrefixCache, PromptEmbeds
+from pixelrefer_fast.decoding.options import Event, Generation, Step
+from pixelrefer_fast.decoding.prefixes import Boundary, PrefixCache, PromptEmbeds
 from pixelrefer_fast.decoding.qwen import LanguageModel
 from pixelrefer_fast.decoding.sampling import signed
-from pixelrefer_fast.decoding.sequence import Sequence
+from pixelrefer_fast.decoding.sequence import Sequence, texts
 from pixelrefer_fast.decoding.slots import Slots
 from pixelrefer_fast.decoding.step_graphs import StepGraphs
 from pixelrefer_fast.decoding.text import Detokenizer
@@ -155,6 +155,19 @@ class Decoder:
         engine.submit(sequence)
         return sequence
 
+    def submit_each(self, prompt: PromptEmbeds, options: Generation) -> list[Sequence]:
+        """Queue the `n` answers to a prompt, which is computed once; their seeds follow each other.
+
+        Raises:
+            ValueError: as `submit`.
+        """
+        if options.n > 1:
+            # all but the last token, whose logits each of them needs
+            everything = Boundary(len(prompt) - 1, secrets.token_bytes(32))
+            prompt = replace(prompt, boundaries=(*prompt.boundaries, everything))
+        seeds = [None if options.seed is None else (int(options.seed) + i) % 2**64 for i in range(options.n)]
+        return [self.submit(prompt, replace(options, n=1, seed=seed)) for seed in seeds]
+
     def advance(self) -> bool:
         """One round of everything that is submitted; False when there is nothing to do.
 
@@ -183,8 +196,17 @@ class Decoder:
         Raises:
             As `submit`, at once; as `Sequence.pieces` on the way.
         """
+        return texts(self.events(prompt, options))
+
+    def events(self, prompt: PromptEmbeds | torch.Tensor, options: Generation) -> Generator[Event, None, None]:
+        """An event for each token, and one for the end.
+
+        Raises:
+            As `stream`.
+        """
         given = prompt if isinstance(prompt, PromptEmbeds) else PromptEmbeds(prompt)
         self._limit(given, options)
+        self._resolved(options)
         return self._streamed(given, options)
 
     def text(self, tokens: Iterable[int]) -> str:
@@ -215,8 +237,8 @@ class Decoder:
                     raise RuntimeError("decoder: expected nothing to be decoded, got sequences that are not done")
             own.engine = None
 
-    def _streamed(self, prompt: PromptEmbeds, options: Generation) -> Iterator[str]:
-        yield from self.submit(prompt, options, streamed=True).pieces()
+    def _streamed(self, prompt: PromptEmbeds, options: Generation) -> Generator[Event, None, None]:
+        yield from self.submit(prompt, options, streamed=True).events()
 
     def _limit(self, prompt: PromptEmbeds, options: Generation) -> int:
         """Tokens that the answer may have."""

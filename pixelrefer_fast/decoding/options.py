@@ -170,3 +170,33 @@ class Decoded:
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None
     prompt_tokens: int
     cached_tokens: int
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one answer: of its prompt, how many of these were in the cache already, and of the answer itself."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a stream tells: one for each token and one for the end.
+
+    Attributes:
+        text: what the token completes, "" where a character or a stop string is not whole yet; all join to the answer.
+        token: its id; None at the end.
+        logprob: of the token, where asked for.
+        top_logprobs: the most likely tokens at its place with theirs, where asked for.
+        finish_reason: None before the end.
+        usage: None before the end.
+    """
+
+    text: str
+    token: int | None = None
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] | None = None
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TypeVar
 
 import torch
 
-from pixelrefer_fast.decoding.options import Decoded, FinishReason, Generation, Step
+from pixelrefer_fast.decoding.options import Decoded, Event, FinishReason, Generation, Step, Usage
 from pixelrefer_fast.decoding.prefixes import PromptEmbeds
 from pixelrefer_fast.decoding.text import Detokenizer, TextStream
 
-Item = TypeVar("Item", str, Step)
+Item = TypeVar("Item", Event, Step)
+
+
+def texts(events: Generator[Event, None, None]) -> Iterator[str]:
+    """The pieces of text of events; closing it closes them."""
+    with contextlib.closing(events):
+        for event in events:
+            if event.text:
+                yield event.text
 
 
 class Sequence:
@@ -75,7 +84,7 @@ class Sequence:
         self._likely: list[tuple[tuple[int, float], ...]] = []
         self._detokenizer = detokenizer
         self._text = TextStream(detokenizer, options.stop) if streamed or options.stop else None
-        self._pieces: deque[str] = deque()
+        self._events: deque[Event] = deque()
         self._given: list[str] = []
         self._advance = advance
 
@@ -108,15 +117,27 @@ class Sequence:
             RuntimeError: the sequence is not one for streaming.
             FloatingPointError, torch.OutOfMemoryError: as `result`, after the pieces before.
         """
+        return texts(self.events())
+
+    def events(self) -> Generator[Event, None, None]:
+        """An event for each token as it comes, and one for the end. Closing the iterator cancels.
+
+        Raises:
+            As `pieces`.
+        """
         if not self.streamed:
             raise RuntimeError("sequence: expected one submitted with streamed=True")
-        return self._iterate(self._pieces)
+        return self._iterate(self._events)
+
+    def new_events(self) -> list[Event]:
+        """Those that came since the last call; for whoever drives the decoder himself."""
+        return [self._events.popleft() for _ in range(len(self._events))]
 
     def steps(self) -> Iterator[Step]:
         """Tokens with their logits as they come, of a sequence that keeps them."""
         return self._iterate(self._steps)
 
-    def _iterate(self, items: deque[Item]) -> Iterator[Item]:
+    def _iterate(self, items: deque[Item]) -> Generator[Item, None, None]:
         try:
             while True:
                 while items:
@@ -146,31 +167,41 @@ class Sequence:
         """
         options = self.options
         self.tokens.append(token)
-        if options.logprobs:
-            self._logprobs.append(logprobs[0])
-        if options.top_logprobs:
-            self._likely.append(tuple(zip(likely, logprobs[1:], strict=True))[: options.top_logprobs])
+        logprob = logprobs[0] if options.logprobs else None
+        if logprob is not None:
+            self._logprobs.append(logprob)
+        most = tuple(zip(likely, logprobs[1:], strict=True))[: options.top_logprobs] if options.top_logprobs else None
+        if most is not None:
+            self._likely.append(most)
         if self.keep_logits:
             self._steps.append(Step(token, self.logits.popleft()))
+        piece = ""
         if self._text is not None and token not in options.stop_token_ids:
-            self._give(self._text.feed(token, len(self.tokens) > options.min_new_tokens))
-            if self._text.stopped:
-                self.finish("stop_string")
-                return True
+            piece = self._text.feed(token, len(self.tokens) > options.min_new_tokens)
+            self._given.append(piece)
+        if self.streamed:
+            self._events.append(Event(piece, token, logprob, most))
+        if self._text is not None and self._text.stopped:
+            self.finish("stop_string")
+            return True
         if goes_on:
             return False
         self.finish("stop" if token in self.ends else "length")
         return True
 
     def finish(self, reason: FinishReason) -> None:
+        rest = ""
         if self._text is None:
             text = self._detokenizer(t for t in self.tokens if t not in self.options.stop_token_ids).strip()
         else:
-            self._give(self._text.finish())
+            rest = self._text.finish()
             if self._text.stopped:
                 # what was held back may begin with one that the last character completes
                 reason = "stop_string"
-            text = "".join(self._given)
+            text = "".join(self._given) + rest
+        if self.streamed:
+            usage = Usage(self.prompt_tokens, self.cached_tokens, len(self.tokens))
+            self._events.append(Event(rest, finish_reason=reason, usage=usage))
         self.decoded = Decoded(
             text=text,
             tokens=tuple(self.tokens),
@@ -185,9 +216,3 @@ class Sequence:
     def fail(self, error: BaseException) -> None:
         self.error = error
         self.prompt = None
-
-    def _give(self, piece: str) -> None:
-        if piece:
-            self._given.append(piece)
-            if self.streamed:
-                self._pieces.append(piece)
