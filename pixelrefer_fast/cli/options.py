@@ -108,10 +108,35 @@ class Writing:
         float | None, typer.Option("--top-p", metavar="P", min=0.0, max=1.0, help="Sample from this share of the mass.")
     ] = None
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of the sampling.")] = None
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            "--top-k",
+            metavar="N",
+            min=0,
+            help="Sample from the N most likely tokens; 0 is all; default: as the checkpoint says.",
+        ),
+    ] = None
+    min_p: Annotated[
+        float | None,
+        typer.Option(
+            "--min-p", metavar="P", min=0.0, max=1.0, help="Sample tokens of at least this part of the likeliest."
+        ),
+    ] = None
+    repetition_penalty: Annotated[
+        float | None,
+        typer.Option("--repetition-penalty", metavar="X", help="1 is none; default: as the checkpoint says."),
+    ] = None
+    min_new_tokens: Annotated[
+        int | None, typer.Option("--min-new-tokens", metavar="N", min=0, help="Shortest answer.")
+    ] = None
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", metavar="TEXT", help="End an answer before this text; repeatable.")
+    ] = None
 
     def given(self) -> dict[str, Any]:
         """Keyword arguments of the model's methods, those that were given."""
-        return _given(vars(self))
+        return _given(vars(self) | {"stop": self.stop or None})
 
 
 @dataclass(frozen=True)

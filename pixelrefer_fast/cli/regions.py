@@ -17,6 +17,7 @@ from pixelrefer_fast.cli.options import Marks, SeenFrames
 if TYPE_CHECKING:
     import numpy as np
 
+    from pixelrefer_fast.batching.asks import Answer
     from pixelrefer_fast.media.video import Video
     from pixelrefer_fast.regions import Region
 
@@ -125,14 +126,14 @@ def _segmented(marked: list[Marked], media: np.ndarray | Video, name: str) -> li
     return [Marked(one.given, region) for one, region in zip(marked, made, strict=True)]
 
 
-def listed(regions: list[Marked], texts: list[str] | None = None) -> list[dict[str, Any]]:
-    """Regions as --json shows them, each with its text."""
+def listed(regions: list[Marked], answers: Sequence[Answer] | None = None) -> list[dict[str, Any]]:
+    """Regions as --json shows them, each with its text and how that ended."""
     found: list[dict[str, Any]] = []
     for i, one in enumerate(regions):
         frames = one.region.frames
         found.append({"region": i, "given": one.given, "frames": None if frames is None else list(frames)})
-        if texts is not None:
-            found[-1]["text"] = texts[i]
+        if answers is not None:
+            found[-1] |= {"text": answers[i].text, "finish_reason": answers[i].finish_reason}
     return found
 
 

@@ -36,7 +36,8 @@ def test_json_is_one_document(
     target = tmp_path / "out.png"
     result = run("describe", image, "--box", "1,1,9,9", "--json", "--save", str(target))
     document = json.loads(result.out)
-    assert document["regions"] == [{"region": 0, "given": "--box 1,1,9,9", "frames": None, "text": "text 0\x1b[31m"}]
+    marked = {"region": 0, "given": "--box 1,1,9,9", "frames": None}
+    assert document["regions"] == [marked | {"text": "text 0\x1b[31m", "finish_reason": "stop"}]
     assert document["model"] == "some/model"
     assert document["saved"] == str(target)
     assert set(document["seconds"]) == {"load", "describe"}
@@ -60,10 +61,29 @@ def test_ask_and_stream(run: Callable[..., SimpleNamespace], model: FakeModel, i
     assert [len(call["regions"]) for call in model.calls] == [2, 2]
     document = json.loads(run(*arguments, "--json").out)
     assert document["answer"] == "an answer\x07"
+    assert document["finish_reason"] == "stop"
     assert document["model"] == "some/model"
     assert len(document["regions"]) == 2
     one_error_line(run(*arguments, "--stream", "--json"), "--stream")
     one_error_line(run("ask", image), "QUESTION")
+
+
+def test_an_answer_that_was_cut_is_marked(run: Callable[..., SimpleNamespace], model: FakeModel, image: str) -> None:
+    model.finish = "length"
+    arguments = ("ask", image, "What is <region>?", "--box", "1,1,9,9")
+    assert run(*arguments).out == run(*arguments, "--stream").out == "an answer\\x07 [...]\n"
+    assert json.loads(run(*arguments, "--json").out)["finish_reason"] == "length"
+    described = ("describe", image, "--box", "1,1,9,9")
+    assert run(*described).out == "0: text 0\\x1b[31m [...]\n"
+    assert json.loads(run(*described, "--json").out)["regions"][0]["finish_reason"] == "length"
+
+
+def test_how_to_write(run: Callable[..., SimpleNamespace], model: FakeModel, image: str) -> None:
+    options = ("--top-k", "9", "--min-p", "0.1", "--repetition-penalty", "1.2", "--min-new-tokens", "3")
+    arguments = ("ask", image, "What is <region>?", "--box", "1,1,9,9", *options, "--stop", ".", "--stop", "!")
+    assert run(*arguments).code == 0
+    wanted = {"top_k": 9, "min_p": 0.1, "repetition_penalty": 1.2, "min_new_tokens": 3, "stop": [".", "!"]}
+    assert model.calls[0]["options"] == wanted
 
 
 def test_objects_bring_their_own_regions(

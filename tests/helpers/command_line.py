@@ -6,13 +6,14 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
 import pixelrefer_fast
-from pixelrefer_fast import Region
+from pixelrefer_fast import Answer, Region
+from pixelrefer_fast.decoding import Event
 
 ASSETS = Path(pixelrefer_fast.__file__).parent / "assets"
 HEIGHT, WIDTH = 60, 80
@@ -25,23 +26,31 @@ def default_signals() -> None:
 
 
 class FakeModel:
-    """Answers at once and remembers what it was asked."""
+    """Answers at once, in the way that `finish` tells, and remembers what it was asked."""
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
+        self.finish: Literal["stop", "length"] = "stop"
 
-    def describe(self, media: Any, regions: list[Region], question: str | None = None, **options: Any) -> list[str]:
+    def describe(
+        self, media: Any, regions: list[Region], question: str | None = None, *, details: bool, **options: Any
+    ) -> list[Answer]:
+        assert details
         self.calls.append({"media": media, "regions": regions, "question": question, "options": options})
         print("a library says hello")
-        return [f"text {i}\x1b[31m" for i in range(len(regions))]
+        return [Answer(i, f"text {i}\x1b[31m", finish=self.finish) for i in range(len(regions))]
 
-    def ask(self, media: Any, question: str, regions: Any = None, **options: Any) -> str:
+    def ask(self, media: Any, question: str, regions: Any = None, *, details: bool, **options: Any) -> Answer:
+        assert details
         self.calls.append({"media": media, "regions": regions, "question": question, "options": options})
-        return "an answer\x07"
+        return Answer(0, "an answer\x07", finish=self.finish)
 
-    def stream(self, media: Any, question: str, regions: Any = None, **options: Any) -> Iterator[str]:
+    def stream(
+        self, media: Any, question: str, regions: Any = None, *, events: bool, **options: Any
+    ) -> Iterator[Event]:
+        assert events
         self.calls.append({"media": media, "regions": regions, "question": question, "options": options})
-        yield from ("an ", "ans", "wer\x07")
+        yield from (Event("an ", 1), Event("ans", 2), Event("", 3), Event("wer\x07", finish_reason=self.finish))
 
 
 def mask_file(path: Path, x0: int, y0: int, x1: int, y1: int, mode: str = "L") -> str:

@@ -17,7 +17,11 @@ from pixelrefer_fast.regions import Region, as_regions
 MAX_LINE = 1 << 26  # bytes; a mask of 89 megapixels as run lengths is far smaller
 MEDIA = ("image", "video")
 REGIONS = ("box", "xywh", "mask", "rle", "polygon", "scribble", "point", "regions")
-OPTIONS = ("max_new_tokens", "temperature", "top_p", "seed", "fps", "max_frames", "frames")
+OPTIONS = (
+    *("max_new_tokens", "min_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty", "stop", "stop_token_ids"),
+    *("fps", "max_frames", "frames"),
+)
 KEYS = ("id", *MEDIA, *REGIONS, "frame", "question", *OPTIONS)
 
 

@@ -16,7 +16,8 @@ _PARAGRAPHS = (
     f"A line of requests.jsonl: {_LINE}",
     "Its keys: image or video (a path); box, xywh, polygon, scribble, rle, mask (a path) or regions (a list), as the "
     "options or as JSON; frame; question, with one <region> for each region in turn or one for every region; id; "
-    "max_new_tokens, temperature, top_p, seed, fps, max_frames, frames.",
+    "max_new_tokens, min_new_tokens, temperature, top_k, top_p, min_p, seed, repetition_penalty, presence_penalty, "
+    "frequency_penalty, stop, stop_token_ids, fps, max_frames, frames.",
     "A line of answers.jsonl has line, id, texts, finish and tokens, or error, in the order of the requests.",
     "The same command goes on after an interruption. Exit code 2: some lines were bad, 1: some failed for another "
     "reason; answers.jsonl says why.",

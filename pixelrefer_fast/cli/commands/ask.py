@@ -10,7 +10,7 @@ import typer
 from pixelrefer_fast.checks.printable import safe_text, write_json
 from pixelrefer_fast.cli.models import chosen_model
 from pixelrefer_fast.cli.options import AsJson, Computing, Marks, Model, SeenFrames, Writing, examples
-from pixelrefer_fast.cli.output import reserved_stdout
+from pixelrefer_fast.cli.output import end_mark, reserved_stdout
 from pixelrefer_fast.cli.regions import listed, marked_media
 
 if TYPE_CHECKING:
@@ -57,19 +57,19 @@ def ask(
         marked = None if regions is None else [one.region for one in regions]
         start = time.perf_counter()
         if stream:
-            for piece in loaded.stream(media, question, marked, **options):
-                print(safe_text(piece), end="", file=out, flush=True)
-            print(file=out)
+            for event in loaded.stream(media, question, marked, events=True, **options):
+                print(safe_text(event.text), end="", file=out, flush=True)
+            print(end_mark(event.finish_reason), file=out)
             return
-        answer = loaded.ask(media, question, marked, **options)
+        answer = loaded.ask(media, question, marked, details=True, **options)
         answering = time.perf_counter() - start
         if as_json:
             document: dict[str, Any] = {"source": source, "model": name}
-            document |= {"question": question, "answer": answer}
+            document |= {"question": question, "answer": answer.text, "finish_reason": answer.finish_reason}
             document |= {"regions": None if regions is None else listed(regions)}
             write_json(document | {"seconds": {"load": loading, "ask": answering}}, out)
         else:
-            print(safe_text(answer), file=out)
+            print(safe_text(answer.text or "") + end_mark(answer.finish_reason), file=out)
 
 
 def _encoded(source: str, marks: Marks, seen: SeenFrames) -> Objects:

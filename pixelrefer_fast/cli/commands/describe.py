@@ -11,7 +11,7 @@ from pixelrefer_fast.checks.printable import write_json
 from pixelrefer_fast.cli.batch.options import BATCH_HELP, BatchFiles, batch_paths
 from pixelrefer_fast.cli.models import chosen_model
 from pixelrefer_fast.cli.options import AsJson, Computing, Marks, Model, SeenFrames, Writing, examples
-from pixelrefer_fast.cli.output import print_texts, reserved_stdout
+from pixelrefer_fast.cli.output import end_mark, print_texts, reserved_stdout
 from pixelrefer_fast.cli.regions import listed, marked_media
 from pixelrefer_fast.cli.targets import check_target
 
@@ -72,8 +72,9 @@ def describe(
         options = writing.given() | seen.given()
         loaded, loading = computing.load(name)
         start = time.perf_counter()
-        texts = loaded.describe(media, [one.region for one in regions], question, **options)
+        found = loaded.describe(media, [one.region for one in regions], question, details=True, **options)
         answering = time.perf_counter() - start
+        texts = [answer.text for answer in found]
         if save is not None:
             from pixelrefer_fast.pictures import answers
 
@@ -81,7 +82,7 @@ def describe(
         if as_json:
             document: dict[str, Any] = {"source": source, "model": name}
             document |= {"question": question}
-            document |= {"regions": listed(regions, texts)}
+            document |= {"regions": listed(regions, found)}
             write_json(document | {"saved": save, "seconds": {"load": loading, "describe": answering}}, out)
         else:
-            print_texts(texts, out)
+            print_texts([answer.text + end_mark(answer.finish_reason) for answer in found], out)
