@@ -75,7 +75,7 @@ def ask(
 def _encoded(source: str, marks: Marks, seen: SeenFrames) -> Objects:
     from pixelrefer_fast.encoding.objects import Objects
 
-    if any(value for option, value in vars(marks).items() if option != "frame"):
+    if any(value for option, value in vars(marks).items() if option not in ("frame", "segmenter")):
         raise ValueError(f"{source}: holds its own regions, expected none on the command line")
     if marks.frame is not None:
         raise ValueError("--frame: expected a video, got encoded objects")
