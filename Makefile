@@ -4,8 +4,8 @@ BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-interpret test-slow test-oldest compile-check cuda-check extension lint format bench bench-ops bench-suite \
-	gpu-check mini mini-pages clean
+.PHONY: demo test test-interpret test-slow test-oldest compile-check cuda-check emulate emulate-all extension lint \
+	format bench bench-ops bench-suite gpu-check mini mini-pages clean
 
 demo: $(VENV)/.ready
 	$(BIN)/pixelrefer-fast demo --out out/demo
@@ -38,6 +38,15 @@ extension: $(VENV)/.ready
 # every CUDA source of csrc/ for sm_80, sm_90 and sm_100, without a device: no spills, no local memory
 cuda-check: $(VENV)/.ready
 	$(BIN)/python tools/cuda_check.py $(if $(UPDATE),--update)
+
+# the kernels' tests on what compilers make of them for sm_80 and sm_90, in the emulator of emulator/, and the same for
+# csrc/ where nvcc is; no device is needed, and minutes on two cores
+emulate: $(VENV)/.ready
+	$(BIN)/python tools/emulate.py
+
+# all shapes, orders of warps and permitted roundings: hours; an interrupted run is gone on with
+emulate-all: $(VENV)/.ready
+	$(BIN)/python tools/emulate.py --all
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

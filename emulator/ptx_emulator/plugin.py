@@ -2,13 +2,16 @@
 
 Environment variables: EMULATE, the architecture; EMULATE_SCHEDULE (lockstep, forward, reverse, random); EMULATE_SEED;
 EMULATE_ACCUMULATION (exact, truncating); EMULATE_FUSION (written, never, always); EMULATE_APPROXIMATE (-1, 0, 1);
-EMULATE_WRAPS=1 looks for addresses that wrapped.
+EMULATE_WRAPS=1 looks for addresses that wrapped; EMULATE_REPORT, a file that is told what was run, as JSON.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import pytest
 
@@ -65,3 +68,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for kernel, seconds in sorted(_seconds.items(), key=lambda item: -item[1]):
         count, steps = _launches[kernel], max(_steps[kernel], 1)
         write(f"  {kernel}: {count} launches, {seconds:.1f} s, {1e6 * seconds / steps:.0f} µs an instruction")
+    if file := os.environ.get("EMULATE_REPORT"):
+        Path(file).write_text(json.dumps(_report(terminalreporter.stats), indent=1), encoding="utf-8")
+
+
+def _report(stats: dict[str, list]) -> dict[str, object]:
+    """How many tests passed, failed and were skipped why, and what each kernel was launched for."""
+    # of a skip the report holds file, line and "Skipped: reason"
+    reasons = Counter(re.sub("^Skipped: ", "", str(report.longrepr[2])) for report in stats.get("skipped", []))
+    return {
+        "passed": len(stats.get("passed", [])),
+        "failed": sorted(report.nodeid for outcome in ("failed", "error") for report in stats.get(outcome, [])),
+        "skipped": dict(sorted(reasons.items())),
+        "kernels": {name: {"launches": _launches[name], "instructions": _steps[name]} for name in sorted(_launches)},
+    }

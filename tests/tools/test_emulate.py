@@ -1,0 +1,77 @@
+"""The gate of `make emulate`: a failing run fails it, what passed is not run again, and the page says what was run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TOOL = Path(__file__).parents[2] / "tools" / "emulate.py"
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch) -> Any:
+    spec = importlib.util.spec_from_file_location("emulate", TOOL)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "emulate", module)  # dataclasses look it up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def emulate(tool: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The tool, with no job but one in each form, whose test is `tmp_path/test_it.py`."""
+    for name in ("quick", "every"):
+        jobs = [tool.Job("csrc", [str(tmp_path / "test_it.py")], "")]
+        monkeypatch.setattr(tool, name, lambda jobs=jobs: jobs)
+    monkeypatch.setattr(tool, "PAGE", tmp_path / "page.md")
+    return tool
+
+
+def test_every_architecture_and_mode_is_a_job_of_its_own(tool: Any) -> None:
+    assert [job.name for job in tool.quick()] == ["sm_80, lockstep", "sm_90, lockstep", "csrc"]
+    jobs = list(tool.every())
+    assert len({job.stem for job in jobs}) == len(jobs) == 2 * len(tool.MODES) + 1
+    assert {job.environment["EMULATE"] for job in jobs if job.arch} == {"sm_80", "sm_90"}
+    assert all((TOOL.parents[1] / path).exists() for job in jobs for path in job.tests)
+
+
+def test_a_failing_run_fails(emulate: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    test = tmp_path / "test_it.py"
+    test.write_text("def test_it(): assert 1 + 1 == 3\n")
+    assert emulate.main(["--out", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr().out
+    assert "FAILED: csrc" in printed
+    assert "assert (1 + 1) == 3" in printed
+    test.write_text("def test_it(): assert 1 + 1 == 2\n")
+    assert emulate.main(["--out", str(tmp_path / "out")]) == 0
+    assert not emulate.PAGE.exists()
+
+
+def test_an_interrupted_long_form_is_gone_on_with(emulate: Any, tmp_path: Path) -> None:
+    test = tmp_path / "test_it.py"
+    count = tmp_path / "count"
+    test.write_text(f"def test_it(): open({str(count)!r}, 'a').write('x')\n")
+    arguments = ["--all", "--out", str(tmp_path / "out")]
+    assert emulate.main(arguments) == emulate.main(arguments) == 0
+    assert count.read_text() == "x"
+    kept = tmp_path / "out" / "csrc.json"
+    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"sources": "others"}))
+    assert emulate.main(arguments) == 0
+    assert count.read_text() == "xx"
+    assert "csrc, as nvcc compiles it: passed." in emulate.PAGE.read_text()
+
+
+def test_the_page_names_what_failed_and_why_tests_were_skipped(tool: Any) -> None:
+    kernels = {"gram": {"launches": 2, "instructions": 1500}, "pool": {"launches": 1, "instructions": 20}}
+    run = {"name": "sm_80, forward", "arch": "sm_80", "mode": "forward", "ok": False, "passed": 7, "kernels": kernels}
+    text = tool.page([run | {"failed": ["tests/ops/test_x_kernel.py::test_y"], "skipped": {"no digits": 2}}])
+    assert "| sm_80 | forward | 7 passed, 1 failed | 2 | 3 | 1,520 |" in text
+    assert "* tests/ops/test_x_kernel.py::test_y" in text
+    assert "* no digits" in text

@@ -1,0 +1,207 @@
+#!/usr/bin/env python
+"""The tests of the kernels on what compilers make of them, in the emulator of emulator/: no device is needed.
+
+    python tools/emulate.py         what `make emulate` runs: sm_80 and sm_90 side by side
+    python tools/emulate.py --all   every shape, schedule and rounding (hours); writes docs/kernels/emulated.md
+
+A run of the tests for one architecture in one mode is a job; its log and its result lie in OUT. `--all` goes on where
+it was interrupted: a job is run again only after a change of what it tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "kernels" / "emulated.md"
+ARCHITECTURES = ("sm_80", "sm_90")
+# on compiled Triton kernels; `kernel` marks what launches one
+KERNEL_TESTS = (
+    *sorted(f"tests/ops/{p.name}" for p in (ROOT / "tests" / "ops").glob("test_*_kernel.py")),
+    "tests/emulator",
+)
+# on what nvcc makes of csrc/, for both architectures at once; without nvcc they say so and are skipped
+CUDA_TESTS = ("tests/emulator/test_csrc.py", "tests/emulator/test_cuda_program.py")
+SOURCES = ("csrc", "emulator", "kernels", "pixelrefer_fast/ops", "tests/emulator", "tests/helpers", "tests/ops")
+
+# the variables of emulator/ptx_emulator/plugin.py
+MODES: dict[str, dict[str, str]] = {
+    "lockstep": {},
+    "forward": {"EMULATE_SCHEDULE": "forward"},
+    "reverse": {"EMULATE_SCHEDULE": "reverse"},
+    "random order 1": {"EMULATE_SCHEDULE": "random", "EMULATE_SEED": "1"},
+    "random order 2": {"EMULATE_SCHEDULE": "random", "EMULATE_SEED": "2"},
+    "addresses that wrap": {"EMULATE_WRAPS": "1"},
+    "tensor cores cut off": {"EMULATE_ACCUMULATION": "truncating"},
+    "nothing fused": {"EMULATE_FUSION": "never"},
+    "all fused that may be": {"EMULATE_FUSION": "always"},
+    "approximate functions low": {"EMULATE_APPROXIMATE": "-1"},
+    "approximate functions high": {"EMULATE_APPROXIMATE": "1"},
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of pytest.
+
+    Attributes:
+        name: for people, and of its files.
+        tests: paths.
+        marks: pytest's `-m`.
+        arch, mode: of the emulator, None where tests choose themselves.
+    """
+
+    name: str
+    tests: Sequence[str]
+    marks: str
+    arch: str | None = None
+    mode: str | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def stem(self) -> str:
+        return self.name.replace(" ", "_").replace(",", "")
+
+
+def quick() -> Iterator[Job]:
+    """What `make emulate` runs."""
+    for arch in ARCHITECTURES:
+        yield _of_kernels(arch, "lockstep", "kernel and not gpu and not slow and not thorough")
+    yield Job("csrc", CUDA_TESTS, "not slow")
+
+
+def every() -> Iterator[Job]:
+    """What `make emulate-all` runs."""
+    for mode in MODES:
+        for arch in ARCHITECTURES:
+            yield _of_kernels(arch, mode, "kernel and not gpu")
+    yield Job("csrc", CUDA_TESTS, "")
+
+
+def _of_kernels(arch: str, mode: str, marks: str) -> Job:
+    return Job(f"{arch}, {mode}", KERNEL_TESTS, marks, arch, mode, {"EMULATE": arch, **MODES[mode]})
+
+
+def sources() -> str:
+    """A hash of all that results depend on."""
+    digest = hashlib.sha256()
+    for folder in SOURCES:
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.is_file() and path.suffix in (".py", ".json", ".cu", ".cuh", ".cpp", ".h"):
+                digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def run(job: Job, out: Path, digest: str) -> dict[str, Any]:
+    """Run a job, and keep its log and its result."""
+    report = out / f"{job.stem}.report.json"
+    report.unlink(missing_ok=True)
+    command = [
+        str(Path(sys.executable).with_name("pytest")),
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *job.tests,
+        "-m",
+        job.marks,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **job.environment}
+    if job.arch is not None:
+        command += ["-p", "ptx_emulator.plugin"]
+        environment["EMULATE_REPORT"] = str(report)
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, ["emulator", os.environ.get("PYTHONPATH", "")]))
+    began = time.perf_counter()
+    log = out / f"{job.stem}.log"
+    with log.open("w", encoding="utf-8") as written:
+        code = subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=written, stderr=subprocess.STDOUT, check=False
+        ).returncode
+    result = {"name": job.name, "arch": job.arch, "mode": job.mode, "sources": digest, "ok": code == 0}
+    result["marks"] = job.marks
+    result["seconds"] = round(time.perf_counter() - began)
+    if report.is_file():
+        result |= json.loads(report.read_text(encoding="utf-8"))
+        report.unlink()
+    _kept(out, job).write_text(json.dumps(result, indent=1), encoding="utf-8")
+    print(f"{'passed' if code == 0 else 'FAILED'}: {job.name}, {result['seconds']} s", flush=True)
+    if code:
+        print("\n".join(log.read_text(encoding="utf-8").splitlines()[-40:]), flush=True)
+    return result
+
+
+def _kept(out: Path, job: Job) -> Path:
+    return out / f"{job.stem}.json"
+
+
+def known(job: Job, out: Path, digest: str) -> dict[str, Any] | None:
+    """The result of a job that passed and would be no other one today."""
+    kept = _kept(out, job)
+    if not kept.is_file():
+        return None
+    result: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+    same = result["sources"] == digest and result["marks"] == job.marks
+    return result if result["ok"] and same else None
+
+
+def page(results: Sequence[dict[str, Any]]) -> str:
+    """docs/kernels/emulated.md."""
+    lines = [
+        "# Kernels in the emulator",
+        "",
+        "Made by `make emulate-all`; do not edit. Each line is a run of the kernels' tests",
+        "(`tests/ops/test_*_kernel.py`, `tests/emulator`) on the PTX that Triton makes of them, emulated on a CPU",
+        "(`emulator/README.md`). What may be claimed: the compiler's PTX for sm_80 and sm_90 gives the defined results",
+        "under a checked memory model.",
+        "",
+        "| for | order of warps, or permitted rounding | tests | skipped | launches | instructions |",
+        "| :--- | :--- | ---: | ---: | ---: | ---: |",
+    ]
+    emulated = [r for r in results if "kernels" in r]
+    for r in emulated:
+        launches, instructions = (sum(k[n] for k in r["kernels"].values()) for n in ("launches", "instructions"))
+        tests = f"{r['passed']} passed" + (f", {len(r['failed'])} failed" if r["failed"] else "")
+        skipped = sum(r["skipped"].values())
+        lines.append(f"| {r['arch']} | {r['mode']} | {tests} | {skipped} | {launches:,} | {instructions:,} |")
+    lines += [
+        "",
+        *(f"{r['name']}, as nvcc compiles it: {'passed' if r['ok'] else 'failed'}." for r in results if not r["arch"]),
+    ]
+    failed = sorted({test for r in emulated for test in r["failed"]})
+    lines += ["", "## Failed", "", *(f"* {test}" for test in failed)] if failed else []
+    reasons = sorted({reason for r in emulated for reason in r["skipped"]})
+    lines += ["", "## Skipped, and why", "", *(f"* {reason}" for reason in reasons)] if reasons else []
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--all", action="store_true", help="the long form; writes docs/kernels/emulated.md")
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "emulate", help="logs and results")
+    options = parser.parse_args(arguments)
+    out: Path = options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    jobs = list(every() if options.all else quick())
+    digest = sources()
+    found = {job.name: known(job, out, digest) if options.all else None for job in jobs}
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        results = list(pool.map(lambda job: found[job.name] or run(job, out, digest), jobs))
+    if options.all:
+        PAGE.write_text(page(results), encoding="utf-8")
+    bad = [result["name"] for result in results if not result["ok"]]
+    print(f"emulate: {len(results)} runs, {len(bad)} failed{': ' + '; '.join(bad) if bad else ''}; logs in {out}")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
