@@ -108,6 +108,8 @@ def _scores(
 ):
     INNER: tl.constexpr = WIDTH if FOLDED else WIDTH // HEADS
     STRIDE: tl.constexpr = WIDTH if FOLDED else 2 * WIDTH
+    # one chain of as many float32 sums as features are wide has twice the error of a library's product
+    BY_BLOCKS: tl.constexpr = FOLDED and queries.dtype.element_ty == tl.float32
     group, head, any_line, heads, query, valid = _lines(groups, n, line_blocks, HEADS, FOLDED, BLOCK_M)
     length = tl.load(groups + group * 4 + 3)
     first_key = tl.program_id(1) * BLOCK_N
@@ -130,7 +132,11 @@ def _scores(
         column = k + tl.arange(0, BLOCK_K)  # [K]
         a = tl.load(own[:, None] + column[None, :], mask=valid[:, None] & (column < INNER)[None, :], other=0.0)
         b = tl.load(shared[None, :] + column[:, None], mask=known[None, :] & (column < INNER)[:, None], other=0.0)
-        accumulator = tl.dot(a, b, accumulator, input_precision="ieee")  # [M, N]
+        if BY_BLOCKS:
+            # no plain sum, which the compiler makes a chain again
+            accumulator = tl.fma(tl.dot(a, b, input_precision="ieee"), 1.0, accumulator)  # [M, N]
+        else:
+            accumulator = tl.dot(a, b, accumulator, input_precision="ieee")  # [M, N]
     cells = (heads * total + first_place * n + query)[:, None] * (pitches * 16) + key[None, :]
     tl.store(scores + cells, accumulator * scale, mask=valid[:, None] & known[None, :])
 
