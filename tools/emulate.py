@@ -127,7 +127,7 @@ def run(job: Job, out: Path, digest: str) -> dict[str, Any]:
         code = subprocess.run(
             command, cwd=ROOT, env=environment, stdout=written, stderr=subprocess.STDOUT, check=False
         ).returncode
-    result = {"name": job.name, "arch": job.arch, "mode": job.mode, "sources": digest, "ok": code == 0}
+    result: dict[str, Any] = {"name": job.name, "arch": job.arch, "mode": job.mode, "sources": digest, "ok": code == 0}
     result["marks"] = job.marks
     result["seconds"] = round(time.perf_counter() - began)
     if report.is_file():
