@@ -17,6 +17,7 @@ LEAST_PATCHES = 1 << 12
 MOST_PATCHES = 1 << 17
 LEAST_TOKENS = 1 << 12
 MOST_TOKENS = 1 << 22
+DEFECTS = 20  # unexplained failures in a row: then the machine is to blame
 _WORDS = (
     "out of memory",
     "not enough memory",  # PyTorch's allocator of a CPU
@@ -62,6 +63,11 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
+
+
+def unexplained(error: BaseException) -> bool:
+    """Whether neither the request nor a lack of memory accounts for an error."""
+    return not isinstance(error, (ValueError, FloatingPointError)) and not out_of_memory(error)
 
 
 def give_back(device: torch.device) -> None:

@@ -102,22 +102,27 @@ def read_json(path: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
 
 
 def parse_json(data: bytes, source: str) -> dict[str, Any]:
-    """The JSON object in the UTF-8 text `data`.
-
-    Raises:
-        ValueError: not JSON, not an object, a key twice in one object, NaN or a number out of float64's range,
-            nested deeper than 32 levels. The message starts with `source`.
-    """
-    try:
-        _check_depth(data)
-        value = json.loads(
-            data.decode("utf-8-sig"), object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite
-        )
-    except ValueError as error:
-        raise ValueError(f"{source}: expected a JSON object, got something else ({error})") from error
+    """The JSON object in the UTF-8 text `data`. Raises like `parse_json_value`, and where it is no object."""
+    value = parse_json_value(data, source, "a JSON object")
     if not isinstance(value, dict):
         raise ValueError(f"{source}: expected a JSON object, got {brief(value)}")
     return value
+
+
+def parse_json_value(data: bytes, source: str, expected: str = "JSON") -> Any:
+    """What the UTF-8 text `data` says; `expected` names it in messages.
+
+    Raises:
+        ValueError: not JSON, a key twice in one object, NaN or a number out of float64's range, nested deeper than 32
+            levels. The message starts with `source`.
+    """
+    try:
+        _check_depth(data)
+        return json.loads(
+            data.decode("utf-8-sig"), object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite
+        )
+    except ValueError as error:
+        raise ValueError(f"{source}: expected {expected}, got something else ({error})") from error
 
 
 def _check_depth(data: bytes) -> None:

@@ -11,13 +11,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pixelrefer_fast.batching import Answer
-from pixelrefer_fast.batching.memory import out_of_memory
+from pixelrefer_fast.batching.memory import DEFECTS, unexplained
 from pixelrefer_fast.cli.batch.lines import BadLine, Line, parse_line, read_lines
 from pixelrefer_fast.cli.batch.output import Counts, ResultFile
 from pixelrefer_fast.cli.interrupts import clean_end
 
 REPORT_SECONDS = 30.0  # between two lines about the progress where stderr is no terminal
-DEFECTS = 20  # requests in a row that fail for no reason of theirs or of memory's: then the machine is to blame
 
 
 @dataclass
@@ -48,11 +47,7 @@ class _Pending:
     @property
     def defect(self) -> BaseException | None:
         """An exception that neither the input nor memory explains."""
-        for answer in self.answers:
-            error = answer.exception
-            if error is not None and not isinstance(error, (ValueError, FloatingPointError)):
-                return None if out_of_memory(error) else error
-        return None
+        return next((a.exception for a in self.answers if a.exception is not None and unexplained(a.exception)), None)
 
 
 def run_batch(

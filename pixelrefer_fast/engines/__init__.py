@@ -1,0 +1,1 @@
+"""Engines of others that carry this package's models further: Ray Data, over many GPUs and machines."""
