@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Make a virtual environment with this package, editable, and its test tools.
-#   tools/make_venv.sh FOLDER [REQUIREMENT ...]
-# Requirements pin something else than the newest (test-oldest does). On a machine without an NVIDIA GPU torch is taken
-# as a CPU build wherever one can be had: the default build brings gigabytes of CUDA packages.
+#   [EXTRAS=test] tools/make_venv.sh FOLDER [REQUIREMENT ...]
+# Requirements pin something else than the newest (test-oldest does), EXTRAS names other extras (test-ray does). On a
+# machine without an NVIDIA GPU torch is taken as a CPU build wherever one can be had: the default build brings gigabytes
+# of CUDA packages.
 set -euo pipefail
 
 folder=$1
@@ -42,7 +43,7 @@ if "$folder/bin/python" -W ignore -c 'import sys, torch; sys.exit(torch.version.
   case " ${pins[*]} " in *" triton=="*) ;; *) pins+=(triton==3.6.0) ;; esac
 fi
 have=$("$folder/bin/python" -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))')
-"${pip[@]}" install "$have" "${pins[@]}" -e ".[test]"
+"${pip[@]}" install "$have" "${pins[@]}" -e ".[${EXTRAS:-test}]"
 # pip keeps to itself what the build said of the extension
 "$folder/bin/python" - <<'PY'
 from pixelrefer_fast.ops.extension import load

@@ -9,8 +9,10 @@ describe_dataset(rows, model="Alibaba-DAMO-Academy/PixelRefer-Lite-2B").write_pa
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +24,7 @@ from pixelrefer_fast.checks.values import is_integer, shown
 from pixelrefer_fast.decoding import Generation
 from pixelrefer_fast.decoding.prompt import check_question
 from pixelrefer_fast.engines.rows import ANSWERS, Columns, RowReader, answer_columns, rows_of
-from pixelrefer_fast.engines.urls import Urls
+from pixelrefer_fast.engines.urls import Urls, is_url
 from pixelrefer_fast.loading import load
 from pixelrefer_fast.planning.options import EncodeOptions, split_options
 
@@ -156,6 +158,32 @@ def describe_dataset(
         num_gpus=each,
         max_task_retries=TASK_RETRIES,
     )
+
+
+@contextlib.contextmanager
+def checkpoints(folder: str | Path, id_column: str = "id", *, keep: bool = False) -> Iterator[None]:
+    """Inside, datasets that are read and written go on where a run with the same folder broke off.
+
+    A row is answered at least once and written once. What a block of the input becomes is noted when it is written, so
+    smaller blocks (`override_num_blocks` of a reader) lose less.
+
+    Args:
+        folder: of the notes; a path that all machines see, or an URL such as s3://bucket/notes.
+        id_column: whose values are the rows' own; it must be among the columns that are kept.
+        keep: whether the notes stay when a run is complete, so that the same run again does nothing.
+    """
+    from ray.data import DataContext
+    from ray.data.checkpoint import CheckpointConfig
+
+    context = DataContext.get_current()
+    before = context.checkpoint_config, context.target_min_block_size
+    place = str(folder) if is_url(str(folder)) else str(Path(folder).absolute())
+    context.checkpoint_config = CheckpointConfig(id_column, place, delete_checkpoint_on_success=not keep)
+    context.target_min_block_size = 1  # answers are short: a block of Ray's own least size would hold thousands
+    try:
+        yield
+    finally:
+        context.checkpoint_config, context.target_min_block_size = before
 
 
 def _gpus() -> float:

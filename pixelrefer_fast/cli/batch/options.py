@@ -49,6 +49,17 @@ class BatchFiles:
             show_default=False,
         ),
     ] = None
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Workers of Ray answer, --batch is a file or folder of .parquet, .jsonl or .tar, --out a folder of "
+            "parquet; local starts Ray here, auto or HOST:PORT is a cluster.",
+            rich_help_panel=_PANEL,
+            show_default=False,
+        ),
+    ] = None
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -84,7 +95,7 @@ def batch_paths(ctx: typer.Context, files: BatchFiles) -> tuple[str, str] | None
         ValueError: options that do not go together, or files that cannot be read or written.
     """
     if files.batch is None:
-        for option, value in (("--out", files.out_file), ("--batch-size", files.batch_size)):
+        for option, value in (("--out", files.out_file), ("--ray", files.ray), ("--batch-size", files.batch_size)):
             if value is not None:
                 raise ValueError(f"{option}: expected with --batch FILE.jsonl only")
         return None
@@ -93,6 +104,8 @@ def batch_paths(ctx: typer.Context, files: BatchFiles) -> tuple[str, str] | None
             raise ValueError(f"{option}: expected on the lines of --batch, got it on the command line")
     if files.out_file is None:
         raise ValueError("--batch: expected --out OUT.jsonl as well")
+    if files.ray is not None:
+        return files.batch, files.out_file
     from pixelrefer_fast.media.images import regular_file
 
     try:

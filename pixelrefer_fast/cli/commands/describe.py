@@ -51,14 +51,20 @@ def describe(
     """Describe each marked region: a text per region. With --batch: those of each line of a file."""
     with reserved_stdout() as out:
         if (paths := batch_paths(ctx, files)) is not None:
-            from pixelrefer_fast.cli.batch.run import answer_file
-
             name, options = chosen_model(model), writing.given() | seen.given()
-            loaded, loading = computing.load(name)
-            report, line, code = answer_file(loaded, *paths, files.batch_size, question, options)
+            if files.ray is not None:
+                from pixelrefer_fast.cli.batch.cluster import ClusterRun
+
+                run = ClusterRun(files.ray, *paths, name, question, options, vars(computing), files.batch_size)
+                report, line, code = run.answer()
+            else:
+                from pixelrefer_fast.cli.batch.run import answer_file
+
+                loaded, loading = computing.load(name)
+                report, line, code = answer_file(loaded, *paths, files.batch_size, question, options)
+                report["seconds"] |= {"load": loading}
             if as_json:
                 report |= {"model": name}
-                report["seconds"] |= {"load": loading}
                 write_json(report, out)
             else:
                 print(line, file=out)
