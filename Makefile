@@ -2,10 +2,11 @@
 VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
+RAY := .venv-ray
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-interpret test-slow test-oldest compile-check cuda-check emulate emulate-all extension lint \
-	format bench bench-ops bench-suite gpu-check mini mini-pages clean
+.PHONY: demo test test-interpret test-slow test-oldest test-ray compile-check cuda-check emulate emulate-all extension \
+	lint format bench bench-ops bench-suite gpu-check mini mini-pages clean
 
 demo: $(VENV)/.ready
 	$(BIN)/pixelrefer-fast demo --out out/demo
@@ -26,6 +27,14 @@ test-slow: $(VENV)/.ready
 test-oldest:
 	tools/make_venv.sh $(OLDEST) torch==2.11.0 triton==3.6.0 transformers==5.17.0
 	$(OLDEST)/bin/pytest -m "not slow and not gpu"
+
+# Ray Data in a cluster of one machine, in an environment of its own, which is kept; five minutes at most
+test-ray: $(RAY)/.ready
+	timeout 300 $(RAY)/bin/pytest tests/engines tests/cli/test_batch_tables.py tests/cli/test_cluster.py
+
+$(RAY)/.ready: pyproject.toml tools/make_venv.sh
+	EXTRAS=ray PIXELREFER_FAST_BUILD_CUDA=0 tools/make_venv.sh $(RAY) "pytest>=8.3"
+	@touch $@
 
 # every kernel in every shipped configuration, compiled without a device; UPDATE=1 writes the tables of docs/kernels/
 compile-check: $(VENV)/.ready
@@ -94,7 +103,7 @@ mini-pages: $(VENV)/.ready
 	$(BIN)/python training/model_card.py
 
 clean:
-	rm -rf $(VENV) $(OLDEST) build *.egg-info out pixelrefer_fast/*.so
+	rm -rf $(VENV) $(OLDEST) $(RAY) build *.egg-info out pixelrefer_fast/*.so
 
 # the extension is part of it, so what it is built from counts
 $(VENV)/.ready: pyproject.toml setup.py tools/make_venv.sh $(shell find csrc -name '*.cpp' -o -name '*.cu*' -o -name '*.h')

@@ -1,4 +1,4 @@
-"""The sizing table of docs/scaling.md, from the cost model alone: objects a second, and cards for a million masks an hour.
+"""The sizing table of docs/scaling.md, by the cost model: objects a second, and cards for a million masks an hour.
 
 python benchmarks/sizing.py            # prints it
 python benchmarks/sizing.py --write    # puts it into docs/scaling.md
