@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pixelrefer_fast.batching import Ask
-from pixelrefer_fast.cli.batch.tables import _rows_of_lines, files_of, webdataset_row
+from pixelrefer_fast.cli.batch.tables import rows_of_lines, files_of, webdataset_row
 from pixelrefer_fast.engines.rows import RowReader
 from pixelrefer_fast.engines.urls import Urls
 
@@ -28,8 +28,8 @@ def test_files_of_one_kind(tmp_path: Path) -> None:
         files_of(str(tmp_path))
     with pytest.raises(ValueError, match=r"got \.txt"):
         files_of(str(tmp_path / "notes.txt"))
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="got none"):
-        (tmp_path / "empty").mkdir()
         files_of(str(tmp_path / "empty"))
     with pytest.raises(ValueError, match="got parquet"):
         files_of(str(tmp_path / "nowhere.parquet"))
@@ -46,7 +46,7 @@ def test_lines_become_rows_that_ask_the_same(tmp_path: Path, monkeypatch: pytest
     file = tmp_path / "in.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)) + "\n")
     bad: list[dict[str, Any]] = []
-    rows = list(_rows_of_lines([str(file)], None, bad))
+    rows = list(rows_of_lines([str(file)], None, bad))
     assert [row["row"] for row in rows] == ["0/1/0", "0/2/0", "0/2/1", "0/4/0"]
     assert [(row["line"], row["id"]) for row in rows] == [("1", "7"), ("2", "x"), ("2", "x"), ("4", "[1]")]
     assert [(one["row"], one["text"], one["finish_reason"]) for one in bad] == [("0/3", None, "error")]
@@ -67,7 +67,7 @@ def test_lines_become_rows_that_ask_the_same(tmp_path: Path, monkeypatch: pytest
 def test_rows_of_several_files_have_names_of_their_own(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"image": "a.png", "box": BOX}) + "\n")
-    rows = list(_rows_of_lines([str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")], None, []))
+    rows = list(rows_of_lines([str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")], None, []))
     assert [(row["row"], row["line"]) for row in rows] == [("0/a:1/0", "a:1"), ("1/b:1/0", "b:1")]
 
 

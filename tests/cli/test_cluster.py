@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,11 +14,12 @@ import numpy as np
 import pytest
 from command_line import one_error_line
 from PIL import Image
+from ray_cluster import local_cluster
 
 import pixelrefer_fast as pf
 from pixelrefer_fast.cli.batch.cluster import count_answers
 
-ray = pytest.importorskip("ray", reason="needs Ray: `make test-ray` installs it in an environment of its own")
+pytest.importorskip("ray", reason="needs Ray: `make test-ray` installs it in an environment of its own")
 pq = pytest.importorskip("pyarrow.parquet")
 
 QUESTION = "What is <region>?"
@@ -29,18 +29,8 @@ Run = Callable[..., SimpleNamespace]
 @pytest.fixture(scope="module", autouse=True)
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Ray, started with less than `--ray local` would take; the command finds it there."""
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-    ray.init(
-        num_cpus=6,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=200 * 2**20,
-        _temp_dir=str(tmp_path_factory.mktemp("r")),
-        _node_ip_address="127.0.0.1",
-    )
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    yield
-    ray.shutdown()
+    with local_cluster(tmp_path_factory.mktemp("r")):
+        yield
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ray_cluster import local_cluster
 
 import pixelrefer_fast as pf
 from pixelrefer_fast.engines.ray import checkpoints, describe_dataset
@@ -19,7 +20,6 @@ from pixelrefer_fast.engines.ray import checkpoints, describe_dataset
 ray = pytest.importorskip("ray", reason="needs Ray: `make test-ray` installs it in an environment of its own")
 pq = pytest.importorskip("pyarrow.parquet")
 
-CPUS = 6  # logical ones: Ray's own tasks and two workers
 IMAGES, ROWS, FILES = 50, 400, 10
 QUESTIONS = ("What is <region>?", "What color is <region>?")
 OPTIONS = {"max_new_tokens": 6}
@@ -28,18 +28,8 @@ LITE = str(Path(pf.__file__).parent / "assets" / "lite")
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-    ray.init(
-        num_cpus=CPUS,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=200 * 2**20,
-        _temp_dir=str(tmp_path_factory.mktemp("r")),  # its sockets' names have 107 characters at most
-        _node_ip_address="127.0.0.1",
-    )
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    yield
-    ray.shutdown()
+    with local_cluster(tmp_path_factory.mktemp("r")):
+        yield
 
 
 def row(number: int) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def write_lines_as_rows(
 
     rows, answers = _schemas()
     bad: list[Row] = []
-    requests = _rows_of_lines(files, question, bad)
+    requests = rows_of_lines(files, question, bad)
     for number, first in enumerate(requests):
         part = [first, *islice(requests, rows_a_file - 1)]
         write_table(Table.from_pylist(part, schema=rows), folder / f"{number:06}.parquet")
@@ -71,7 +71,8 @@ def write_lines_as_rows(
     return len(bad)
 
 
-def _rows_of_lines(files: list[str], question: str | None, bad: list[Row]) -> Iterator[Row]:
+def rows_of_lines(files: list[str], question: str | None, bad: list[Row]) -> Iterator[Row]:
+    """The rows of lines; the answers to those that hold no request are appended to `bad`."""
     for at, file in enumerate(files):
         prefix = f"{Path(file).stem}:" if len(files) > 1 else ""
         with open(file, "rb") as lines:
