@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pixelrefer_fast.batching import Ask
-from pixelrefer_fast.cli.batch.tables import rows_of_lines, files_of, webdataset_row
+from pixelrefer_fast.cli.batch.tables import files_of, rows_of_lines, webdataset_row
 from pixelrefer_fast.engines.rows import RowReader
 from pixelrefer_fast.engines.urls import Urls
 
