@@ -40,7 +40,7 @@ class Describer:
 
     A row has `image` or `video` (a path, bytes, an array, or a URL of an allowed scheme) and `regions` (what `ask`
     takes, or the same as JSON text); it may have `question`, and `options` (an object, or JSON text). It gets `text`,
-    `finish_reason`, `error` and `seconds`; a bad row has an `error` and no text, and disturbs no other.
+    `finish_reason`, `error` and `seconds`; a bad row has an `error`, "" else, and no text, and disturbs no other.
 
     Args:
         model: as `pf.load` takes it.

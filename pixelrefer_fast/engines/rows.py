@@ -87,13 +87,14 @@ def answer_columns(answers: Sequence[Answer], seconds: float) -> dict[str, np.nd
     """The columns that a batch of answers adds to its rows.
 
     Returns:
-        "text", "finish_reason" and "error", arrays (N,) of str or None, and "seconds", (N,) float64, the batch's time
-        divided by its rows: the sum over all rows is the time for which models have worked.
+        "text", "finish_reason" and "error", arrays (N,) of str, and "seconds", (N,) float64, the batch's time divided by
+        its rows: the sum over all rows is the time for which models have worked. What is not there is "": a column of
+        nothing but None has no type, and a folder with such a file and others cannot be read as one table.
     """
     return {
-        "text": _objects([answer.text for answer in answers]),
-        "finish_reason": _objects([answer.finish for answer in answers]),
-        "error": _objects([answer.error for answer in answers]),
+        "text": _texts([answer.text for answer in answers]),
+        "finish_reason": _texts([answer.finish for answer in answers]),
+        "error": _texts([answer.error for answer in answers]),
         "seconds": np.full(len(answers), seconds / max(len(answers), 1)),
     }
 
@@ -129,7 +130,7 @@ def _is_missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and np.isnan(value))
 
 
-def _objects(values: Sequence[str | None]) -> np.ndarray:
+def _texts(values: Sequence[str | None]) -> np.ndarray:
     column = np.empty(len(values), dtype=object)
-    column[:] = values
+    column[:] = [value or "" for value in values]
     return column

@@ -49,7 +49,7 @@ def test_lines_become_rows_that_ask_the_same(tmp_path: Path, monkeypatch: pytest
     rows = list(rows_of_lines([str(file)], None, bad))
     assert [row["row"] for row in rows] == ["0/1/0", "0/2/0", "0/2/1", "0/4/0"]
     assert [(row["line"], row["id"]) for row in rows] == [("1", "7"), ("2", "x"), ("2", "x"), ("4", "[1]")]
-    assert [(one["row"], one["text"], one["finish_reason"]) for one in bad] == [("0/3", None, "error")]
+    assert [(one["row"], one["text"], one["finish_reason"]) for one in bad] == [("0/3", "", "error")]
     assert "expected at least one region" in str(bad[0]["error"])
 
     reader = RowReader(None, Urls())

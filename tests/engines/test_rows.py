@@ -145,8 +145,8 @@ def test_columns_become_rows_and_answers_columns() -> None:
     assert rows_of({"id": np.array([1, 2]), "image": ["a", "b"]}) == [{"id": 1, "image": "a"}, {"id": 2, "image": "b"}]
     assert rows_of({}) == []
     columns = answer_columns([Answer(0, "red", None, "stop"), Answer(1, None, "row: bad")], 3.0)
-    assert columns["text"].tolist() == ["red", None]
+    assert columns["text"].tolist() == ["red", ""]
     assert columns["finish_reason"].tolist() == ["stop", "error"]
-    assert columns["error"].tolist() == [None, "row: bad"]
+    assert columns["error"].tolist() == ["", "row: bad"]
     assert columns["seconds"].tolist() == [1.5, 1.5]
     assert all(len(column) == 0 for column in answer_columns([], 1.0).values())

@@ -128,4 +128,4 @@ def count_answers(folder: Path) -> tuple[int, int]:
     if not files:
         return 0, 0
     answers = dataset.dataset(files)
-    return answers.count_rows(), answers.count_rows(filter=dataset.field("error").is_valid())
+    return answers.count_rows(), answers.count_rows(filter=dataset.field("finish_reason") == "error")

@@ -82,7 +82,7 @@ def rows_of_lines(files: list[str], question: str | None, bad: list[Row]) -> Ite
                     line = parse_line(number, data, question)
                 except BadLine as error:
                     own = _own_id(error.id)
-                    told = {"text": None, "finish_reason": "error", "error": str(error), "seconds": 0.0}
+                    told = {"text": "", "finish_reason": "error", "error": str(error), "seconds": 0.0}
                     bad.append({"row": f"{at}/{name}", "line": name, "id": own, **told})
                     continue
                 for turn, ask in enumerate(line.asks):
