@@ -87,9 +87,9 @@ def answer_columns(answers: Sequence[Answer], seconds: float) -> dict[str, np.nd
     """The columns that a batch of answers adds to its rows.
 
     Returns:
-        "text", "finish_reason" and "error", arrays (N,) of str, and "seconds", (N,) float64, the batch's time divided by
-        its rows: the sum over all rows is the time for which models have worked. What is not there is "": a column of
-        nothing but None has no type, and a folder with such a file and others cannot be read as one table.
+        "text", "finish_reason" and "error", arrays (N,) of str, and "seconds", (N,) float64, the batch's time divided
+        by its rows: the sum over all rows is the time for which models have worked. What is not there is "": a column
+        of nothing but None has no type, and a folder with such a file and others cannot be read as one table.
     """
     return {
         "text": _texts([answer.text for answer in answers]),

@@ -34,9 +34,9 @@ def test_cells_are_rates_and_cards() -> None:
 
 
 def test_a_model_that_does_not_fit_has_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sizing, "GPUS", ("A10",))
+    monkeypatch.setattr(sizing, "GPUS", ("L4",))
     monkeypatch.setattr(sizing, "MODELS", ("full-7b",))
-    monkeypatch.setattr(sizing, "WORKLOAD", Workload(batch=4, objects=8, each=True, answer=64))
+    monkeypatch.setattr(sizing, "WORKLOAD", Workload(batch=8, objects=8, each=True, answer=64))
     assert sizing.table().splitlines()[-1].endswith("| - |")
 
 
