@@ -126,7 +126,11 @@ def test_a_run_that_failed_goes_on(cluster: None, table: str, expected: dict[str
             answers = described(ray.data.read_parquet(table, override_num_blocks=FILES))
             if after is not None:
                 answers = answers.map_batches(
-                    _Fails, fn_constructor_args=(after,), batch_size=None, num_cpus=1, concurrency=1
+                    _Fails,
+                    fn_constructor_args=(after,),
+                    batch_size=None,
+                    num_cpus=1,
+                    compute=ray.data.ActorPoolStrategy(size=1),
                 )
             answers.write_parquet(str(out))
 
