@@ -27,7 +27,7 @@ def local_cluster(folder: Path) -> Iterator[None]:
     from ray.data.checkpoint import CheckpointConfig
 
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-    os.environ["RAY_worker_niceness"] = "0"  # else workers come last on a busy machine
+    os.environ |= {"RAY_worker_niceness": "0"}  # else workers come last on a busy machine
     ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--include-dashboard=false"]
     command += [f"--num-cpus={CPUS}", f"--object-store-memory={200 * 2**20}", f"--temp-dir={folder}"]
