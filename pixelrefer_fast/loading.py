@@ -92,11 +92,12 @@ def load(
     model = empty_model(checkpoint, backend)  # before sizes that only config.json claims take memory
     model.to(precision).to_empty(device=target)
     restore_buffers(model, target)
-    checkpoint.load_into(model.network.checkpoint_slots(), _optional(model))
+    digests = checkpoint.load_into(model.network.checkpoint_slots(), _optional(model))
     model.network.encoder.graphs = graphs
     if quantization is not None:
         quantise(model.network.llm, quantization)
         model.network.quantization = quantization
+    model.network.loaded(digests)
     return model
 
 

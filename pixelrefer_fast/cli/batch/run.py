@@ -157,6 +157,8 @@ def answer_file(
         "model": model.fingerprint,
         "kind": model.kind,
         "dtype": str(model.dtype).removeprefix("torch."),
+        "quantization": model.quantization,
+        "generation": model.network.generation,
         "question": question,
         "options": options,
     }
