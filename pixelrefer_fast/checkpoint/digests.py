@@ -14,7 +14,7 @@ import torch
 from pixelrefer_fast.checks.safe_files import name_of
 
 _THREADS = min(4, os.cpu_count() or 1)
-_CHUNK = 1 << 21  # values that are looked at together, so that no copy of a large tensor is made
+_CHUNK = 1 << 18  # values that are looked at together, so that no copy of a large tensor is made
 _LOW_HALF = (1 << 16) - 1  # the bits of a float32 that a bfloat16 lacks
 
 
@@ -24,18 +24,18 @@ def tensor_digest(tensor: torch.Tensor) -> str:
     Args:
         tensor: dense, of any device; float16, bfloat16, float32 or float64.
     """
-    values = tensor.detach().cpu().contiguous().flatten()
-    if values.dtype == torch.float16:
-        values = values.float()
-    parts = values.split(_CHUNK)
-    if values.dtype == torch.float32 and not any(
-        bool(torch.bitwise_and(part.view(torch.int32), _LOW_HALF).any()) for part in parts
-    ):
-        parts = tuple(part.bfloat16() for part in parts)  # what most checkpoints hold
-    digest = hashlib.sha256(f"{parts[0].dtype} {tuple(tensor.shape)}".encode())
+    parts = tensor.detach().cpu().contiguous().flatten().split(_CHUNK)
+    dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    if tensor.dtype == torch.bfloat16 or (dtype == torch.float32 and all(map(_fits_bfloat16, parts))):
+        dtype = torch.bfloat16  # what most checkpoints hold
+    digest = hashlib.sha256(f"{dtype} {tuple(tensor.shape)}".encode())
     for part in parts:
-        digest.update(part.view(torch.uint8).numpy().data)
+        digest.update(part.to(dtype).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _fits_bfloat16(part: torch.Tensor) -> bool:
+    return not bool(torch.bitwise_and(part.float().view(torch.int32), _LOW_HALF).any())
 
 
 def combined_digest(description: str, digests: Mapping[str, str]) -> str:

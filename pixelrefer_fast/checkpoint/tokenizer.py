@@ -65,7 +65,7 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> Any:
         _add_special_tokens(tokenizer, config)
         largest = max(tokenizer.get_vocab().values())
         end = tokenizer.eos_token_id
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # tokenizers raises PanicException, which is no Exception
         raise ValueError(f"{folder}: the tokenizer cannot be read: {brief(str(error))}") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from pixelrefer_fast._version import __version__
+from pixelrefer_fast.checks.new_files import new_file
 from pixelrefer_fast.planning.request import ObjectTokens
 
 FORMAT = "pixelrefer_fast.objects/1"
@@ -53,7 +53,8 @@ class Objects:
     def save(self, path: str | Path) -> None:
         """Write the objects to one safetensors file.
 
-        It is written under a temporary name and then renamed: an interrupted save leaves no incomplete file.
+        It is written under a temporary name and then renamed: an interrupted save leaves no incomplete file. Only a
+        regular file is ever replaced, never a device or pipe.
 
         Raises:
             ValueError: the file cannot be written.
@@ -71,17 +72,8 @@ class Objects:
             "scene_counts": None if self.scene is None else self.scene.counts,
             "provenance": self.provenance,
         }
-        path = _path(path)
-        if not path.parent.is_dir():
-            raise ValueError(f"{path}: expected an existing folder to write to, got {path.parent}")
-        part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
-        try:
+        with new_file(path) as part:
             write_safetensors(part, tensors, {"format": FORMAT, "version": __version__, "objects": json.dumps(header)})
-            part.replace(path)
-        except OSError as error:
-            raise ValueError(f"{path}: cannot be written: {error.strerror or error}") from error
-        finally:
-            part.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Objects:
@@ -93,7 +85,7 @@ class Objects:
         from pixelrefer_fast.checkpoint.safetensors_file import SafetensorsFile
 
         path = _path(path)
-        if not path.is_file():
+        if not os.path.isfile(path):  # false too for a name that cannot be
             raise ValueError(f"{path}: expected a file of encoded objects, found none")
         try:
             file = SafetensorsFile(path)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from pixelrefer_fast.checks.values import MAX_PIXELS, check_size, numpy_of
+from pixelrefer_fast.media.completeness import Incomplete, check_image_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -90,11 +91,17 @@ def open_pil(source: str | os.PathLike[str] | bytes | bytearray | memoryview, la
         raise NotAnImage(f"{label}: expected an image file ({', '.join(IMAGE_FORMATS)}), got something else") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # warnings may be errors
         raise ValueError(f"{label}: expected at most {MAX_PIXELS} pixels, its header claims more") from None
+    except MemoryError:  # says nothing about the file
+        raise
     except Exception as error:  # Pillow's readers raise many kinds on damaged headers
         raise NotAnImage(f"{label}: expected an image file, its header cannot be read: {error}") from None
     try:
         check_size(image.height, image.width, label)
-    except ValueError:
+        check_image_file(bytes(source) if isinstance(source, (bytearray, memoryview)) else source, str(image.format))
+    except Incomplete as error:
+        image.close()
+        raise ValueError(f"{label}: expected a complete image file, {error}") from None
+    except BaseException:
         image.close()
         raise
     return image
@@ -112,6 +119,8 @@ def rgb_of_pil(image: Image.Image, label: str) -> np.ndarray:
             pixels = np.asarray(upright)
         else:
             return np.array(upright.convert("RGB"), order="C")
+    except MemoryError:  # says nothing about the file
+        raise
     except Exception as error:  # Pillow's decoders raise many kinds on damaged data
         raise ValueError(f"{label}: expected a complete image file, its pixels cannot be decoded: {error}") from None
     if upright.mode == "I":  # Pillow's name for 16-bit PGM and for 32-bit TIFF alike
@@ -157,4 +166,8 @@ def to_uint8(pixels: np.ndarray, label: str) -> np.ndarray:
     limit = 1 if kind == "f" else 255
     if not (low >= 0 and high <= limit):  # also false for NaN
         raise ValueError(f"{label}: expected {pixels.dtype} values in 0..{limit}, got {low}..{high}")
-    return np.rint(pixels * 255).astype(np.uint8) if kind == "f" else pixels.astype(np.uint8)
+    if kind != "f":
+        return pixels.astype(np.uint8)
+    if pixels.dtype == np.float16:  # whose 11 bits cannot tell 255 n from its neighbours
+        pixels = pixels.astype(np.float32)
+    return np.rint(pixels * 255).astype(np.uint8)

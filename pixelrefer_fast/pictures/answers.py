@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import colorsys
 import os
-import secrets
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
+from pixelrefer_fast.checks.new_files import file_to_write, new_file
 from pixelrefer_fast.checks.printable import one_line
 from pixelrefer_fast.media.video import Video
 from pixelrefer_fast.pictures import captions as _captions
@@ -59,8 +59,7 @@ def check_writable(path: str | os.PathLike[str], suffixes: Sequence[str] = SUFFI
     target = Path(path)
     if target.suffix.lower() not in suffixes:
         raise ValueError(f"{target}: expected a file name ending in {', '.join(suffixes)}, got {target.suffix!r}")
-    if target.is_dir():
-        raise ValueError(f"{target}: expected the name of a file to write, got a folder")
+    file_to_write(target)
     if not target.parent.is_dir():
         raise ValueError(f"{target}: the folder {target.parent} does not exist")
     try:
@@ -75,13 +74,9 @@ def check_writable(path: str | os.PathLike[str], suffixes: Sequence[str] = SUFFI
 def save(picture: Image.Image, path: str | os.PathLike[str]) -> Path:
     """Write the picture under a temporary name, then rename it: no incomplete file ever has the name `path`."""
     target = check_writable(path)
-    beside = target.with_name(f".{target.stem[:100]}.{secrets.token_hex(4)}{target.suffix}")
     options: dict[str, Any] = {} if target.suffix.lower() == ".png" else {"quality": 92}
-    try:
+    with new_file(target) as beside:
         picture.save(beside, **options)
-        os.replace(beside, target)
-    finally:
-        beside.unlink(missing_ok=True)
     return target
 
 

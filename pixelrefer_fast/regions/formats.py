@@ -177,6 +177,8 @@ def as_array(value: Any) -> np.ndarray | torch.Tensor | None:
         )
     try:
         return np.asarray(value)
+    except MemoryError:  # says nothing about the file
+        raise
     except Exception as error:  # Pillow decodes now, and its decoders raise many kinds
         raise ValueError(f"mask: expected a complete image, it cannot be decoded: {error}") from None
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from pixelrefer_fast.bench.run.cases import Arguments, normal
+from pixelrefer_fast.checks.new_files import new_file
 from pixelrefer_fast.ops import registry
 from pixelrefer_fast.ops._registry import Op, listen
 
@@ -120,10 +121,8 @@ def save(calls: Sequence[Call], path: Path) -> None:
     listed = [{"name": c.name, "op": c.op, "arguments": c.arguments, "times": c.times} for c in calls]
     tensors = {f"{n}.{i}": t.contiguous() for n, call in enumerate(calls) for i, t in call.tensors.items()}
     content = packed(tensors, {"format": FORMAT, "calls": json.dumps(listed)})
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be written: {error.strerror or error}") from error
+    with new_file(path) as beside:
+        beside.write_bytes(content)
 
 
 def load(path: Path) -> list[Call]:

@@ -6,7 +6,8 @@ import contextlib
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -58,7 +59,7 @@ class _Pending:
 def run_batch(
     model: Any, source: str, results: ResultFile, question: str | None, options: dict[str, Any], batch_size: int | None
 ) -> Counts:
-    """Answer what is not answered yet and move the result to its place.
+    """Answer what is not answered yet, or failed for no reason of its own, and move the result to its place.
 
     Args:
         model: who answers.
@@ -74,43 +75,66 @@ def run_batch(
     Raises:
         Exception: requests that can be answered fail one after the other; what was answered before stays.
     """
-    pending: deque[_Pending] = deque()
-    defects: list[dict[str, Any]] = []  # written once it is known that others are answered
 
-    with open(source, "rb") as file, _progress(results) as tick:
+    def records(lines: Iterable[tuple[int, bytes | None]]) -> closing[Generator[dict[str, Any], None, None]]:
+        return closing(_records(model, lines, results, question, options, batch_size))
 
-        def requests() -> Iterator[Any]:
-            for number, data in read_lines(file, results.counts.last):
-                try:
-                    line = parse_line(number, data, question)
-                except BadLine as error:
-                    pending.append(_Pending(error))
-                    yield error
-                else:
-                    pending.append(_Pending(line))
-                    yield from line.asks
-
-        with clean_end(), model.ask_iter(requests(), ordered=True, batch_size=batch_size, **options) as answers:
-            for answer in answers:
-                first = pending[0]
-                first.answers.append(answer)
-                if len(first.answers) < first.wanted:
-                    continue
-                pending.popleft()
-                record = first.record()
-                if (defect := first.defect) is not None:
-                    defects.append(record)
-                    if len(defects) >= DEFECTS:
-                        raise defect
-                    continue
-                for own in (*defects, record):
-                    results.write(own)
-                defects.clear()
-                tick()
-        for own in defects:
-            results.write(own)
-    results.finish()
+    with open(source, "rb") as file, _progress(results) as tick, clean_end():
+        if failed := set(results.failed):
+            again = (line for line in read_lines(file) if line[0] in failed)
+            with records(again) as answered:
+                results.replace({record["line"]: record for record in answered})
+            file.seek(0)
+        if not results.complete:
+            with records(read_lines(file, results.counts.last)) as answered:
+                for record in answered:
+                    results.write(record)
+                    tick()
+            results.finish()
     return results.counts
+
+
+def _records(
+    model: Any,
+    lines: Iterable[tuple[int, bytes | None]],
+    results: ResultFile,
+    question: str | None,
+    options: dict[str, Any],
+    batch_size: int | None,
+) -> Generator[dict[str, Any], None, None]:
+    """The record of each line, in order."""
+    pending: deque[_Pending] = deque()
+    defects: list[dict[str, Any]] = []  # handed on once it is known that others are answered
+
+    def requests() -> Iterator[Any]:
+        for number, data in lines:
+            try:
+                line = parse_line(number, data, question)
+            except BadLine as error:
+                pending.append(_Pending(error))
+                yield error
+            else:
+                results.asked(number, line.files)
+                pending.append(_Pending(line))
+                yield from line.asks
+
+    with model.ask_iter(requests(), ordered=True, batch_size=batch_size, **options) as answers:
+        for answer in answers:
+            first = pending[0]
+            first.answers.append(answer)
+            if len(first.answers) < first.wanted:
+                continue
+            pending.popleft()
+            record = first.record()
+            if (defect := first.defect) is not None:
+                defects.append(record)
+                if len(defects) >= DEFECTS:
+                    raise defect
+                continue
+            yield from defects
+            defects.clear()
+            yield record
+    yield from defects
 
 
 @contextlib.contextmanager
@@ -163,7 +187,7 @@ def answer_file(
         "options": options,
     }
     with ResultFile(target, run, source) as results:
-        if not results.complete:
+        if results.failed or not results.complete:
             run_batch(model, source, results, question, options, size)
         counts, resumed = results.counts, results.resumed
     seconds = time.perf_counter() - start
