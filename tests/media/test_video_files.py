@@ -130,9 +130,7 @@ def test_mirrored_matrices_flip(tmp_path):
     assert len(seen) == 8
 
 
-@pytest.mark.parametrize(
-    "matrix", [(0, 0, 0, 0), (1, 0, 0, 0), (0, 0, 0, 1), (1, 1, 1, 1), (2, 4, 1, 2)]
-)
+@pytest.mark.parametrize("matrix", [(0, 0, 0, 0), (1, 0, 0, 0), (0, 0, 0, 1), (1, 1, 1, 1), (2, 4, 1, 2)])
 def test_matrices_that_lose_the_picture_are_ignored(tmp_path, matrix):
     plain = encode(tmp_path / "plain.mp4", 3, b_frames=0)
     (stored,), (frame,) = open_media(plain).read([1]), open_media(_with_matrix(plain, *matrix)).read([1])
