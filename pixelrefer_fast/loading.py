@@ -15,7 +15,7 @@ from pixelrefer_fast.checkpoint.folder import HEAD, shards, write_folder
 from pixelrefer_fast.checkpoint.new_folder import new_folder, vacant
 from pixelrefer_fast.checkpoint.quantization import check_kind, quantise
 from pixelrefer_fast.checkpoint.tokenizer import tokenizer_files
-from pixelrefer_fast.checks.values import is_integer
+from pixelrefer_fast.checks.values import is_integer, shortened, shown
 from pixelrefer_fast.device.graphs import GraphCache
 from pixelrefer_fast.model import PixelRefer, PixelReferLite
 
@@ -33,7 +33,9 @@ def auto_device(device: str | torch.device = "auto") -> torch.device:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"device: expected 'auto' or a device that is here, got {device!r} ({reason})") from None
+        raise ValueError(
+            f"device: expected 'auto' or a device that is here, got {shown(device)} ({shortened(reason)})"
+        ) from None
     if chosen.type == "meta":
         raise ValueError("device: expected 'auto' or a device that computes, got 'meta'")
     return chosen
@@ -51,7 +53,7 @@ def auto_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if bf16 else torch.float32
     chosen = names.get(dtype) if isinstance(dtype, str) else dtype
     if chosen is None or chosen not in names.values():
-        raise ValueError(f"dtype: expected 'auto' or one of {sorted(names)}, got {dtype!r}")
+        raise ValueError(f"dtype: expected 'auto' or one of {sorted(names)}, got {shown(dtype)}")
     return chosen
 
 
@@ -151,7 +153,7 @@ def convert(src: str | Path, dst: str | Path) -> dict[str, Any]:
 
 def _graphs(limit: int, device: torch.device) -> GraphCache | None:
     if not is_integer(limit) or limit < 0:
-        raise ValueError(f"graph_bytes: expected a number of bytes, 0 or more, got {limit!r}")
+        raise ValueError(f"graph_bytes: expected a number of bytes, 0 or more, got {shown(limit)}")
     if limit == 0:
         return None
     graphs = GraphCache(int(limit))

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from pixelrefer_fast.checks.values import is_integer, is_number, plain_list, shown
+from pixelrefer_fast.checks.values import is_integer, is_number, plain_list, reason_of, shown
 from pixelrefer_fast.media.completeness import Incomplete, count_gif_frames, declares_length, size_of
-from pixelrefer_fast.media.images import describe_source, load_image, open_pil, rgb_of_pil
+from pixelrefer_fast.media.images import describe_source, load_image, open_pil, rgb_of_pil, shown_path
 
 MAX_FRAMES = 1_000_000
 """Most frames of one video: nine hours at 30 frames per second."""
@@ -173,8 +173,8 @@ class Animation(Video):
                 room = max(MAX_ANIMATION_PIXELS, PIXELS_PER_BYTE * size_of(source))
                 if count * image.height * image.width > room:
                     raise ValueError(
-                        f"expected at most {room} pixels in all frames of a file of {size_of(source)} bytes, got {count} "
-                        f"frames of {image.height}x{image.width}"
+                        f"expected at most {room} pixels in all frames of a file of {size_of(source)} bytes, "
+                        f"got {count} frames of {image.height}x{image.width}"
                     )
                 for index in range(count):
                     image.seek(index)
@@ -186,7 +186,7 @@ class Animation(Video):
             except MemoryError:  # says nothing about the file
                 raise
             except Exception as error:  # Pillow's readers raise many kinds on damaged data
-                raise ValueError(f"{self.label}: its frames cannot be read: {error}") from None
+                raise ValueError(f"{self.label}: its frames cannot be read: {reason_of(error)}") from None
         self.times = [moment / 1000 for moment in milliseconds[:-1]]
         self.average_fps = 1000 * count / milliseconds[-1]
         self.height, self.width = next(self._frames([0])).shape[:2]
@@ -202,7 +202,7 @@ class Animation(Video):
                 except MemoryError:  # says nothing about the file
                     raise
                 except Exception as error:
-                    raise ValueError(f"{self.label}, frame {index}: cannot be decoded: {error}") from None
+                    raise ValueError(f"{self.label}, frame {index}: cannot be decoded: {reason_of(error)}") from None
                 yield rgb_of_pil(image, f"{self.label}, frame {index}")
 
 
@@ -244,7 +244,7 @@ def frame_files(folder: str | os.PathLike[str]) -> list[Path]:
     try:
         names = [name for name in os.listdir(folder) if not name.startswith(".")]
     except OSError as error:
-        raise ValueError(f"folder {os.fspath(folder)!r}: cannot be read: {error}") from None
+        raise ValueError(f"folder {shown_path(folder)}: cannot be read: {reason_of(error)}") from None
     names = [name for name in names if name.lower().endswith(FRAME_SUFFIXES)]
     return [Path(folder, name) for name in sorted(names, key=natural_key)]
 
