@@ -6,11 +6,12 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from fuzzing import limited
 from PIL import Image
 
 from pixelrefer_fast import Objects
@@ -66,8 +67,10 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Pat
 
 
 @pytest.fixture(autouse=True)
-def _inside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _inside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
+    with limited(30):  # a pipe that is opened waits for ever
+        yield
 
 
 def test_special_places_are_refused_and_stay(

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pixelrefer_fast.checks.safe_files import name_of
+from pixelrefer_fast.checks.values import reason_of
 
 
 def file_to_write(path: str | os.PathLike[str]) -> Path:
@@ -27,7 +28,7 @@ def file_to_write(path: str | os.PathLike[str]) -> Path:
     except FileNotFoundError:
         return target
     except (OSError, RuntimeError, ValueError) as error:  # name too long, a loop of links, a NUL in the name
-        raise ValueError(f"{shown}: expected the name of a file to write, got one that cannot be: {error}") from None
+        raise ValueError(f"{shown}: expected the name of a file to write, got one that cannot be: {reason_of(error)}") from None
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a device, pipe or socket"
         raise ValueError(f"{shown}: expected the name of a file to write, got {kind}")
@@ -47,7 +48,7 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = file_to_write(path)
     if not target.parent.is_dir():
-        raise ValueError(f"{name_of(str(path))}: expected an existing folder to write to, got {target.parent}")
+        raise ValueError(f"{name_of(str(path))}: expected an existing folder to write to, got {name_of(str(target.parent))}")
     beside = target.with_name(f".{secrets.token_hex(8)}.part{target.suffix[:20]}")
     try:
         yield beside

@@ -71,8 +71,10 @@ def plain_list(values: Any, label: str) -> list[Any]:
 
 def numpy_of(array: np.ndarray | torch.Tensor) -> np.ndarray:
     """A NumPy view (or copy, from another device or dtype) of an array or tensor."""
+    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+        raise ValueError("expected an array without missing values, got a masked array; pass array.filled(0)")
     if isinstance(array, np.ndarray):
-        return array
+        return np.asarray(array)  # of np.matrix and other subclasses only the values: they redefine operations
     try:
         # NumPy has no bfloat16 and no 8-bit floats
         if array.is_floating_point() and array.dtype not in (torch.float16, torch.float32, torch.float64):

@@ -15,6 +15,7 @@ import torch
 
 from pixelrefer_fast._version import __version__
 from pixelrefer_fast.checks.new_files import new_file
+from pixelrefer_fast.checks.safe_files import name_of
 from pixelrefer_fast.checks.values import shown
 from pixelrefer_fast.planning.request import ObjectTokens
 
@@ -92,7 +93,7 @@ class Objects:
 
         path = _path(path)
         if not os.path.isfile(path):  # false too for a name that cannot be
-            raise ValueError(f"{path}: expected a file of encoded objects, found none")
+            raise ValueError(f"{name_of(str(path))}: expected a file of encoded objects, found none")
         try:
             file = SafetensorsFile(path)
             if file.metadata.get("format") != FORMAT:

@@ -31,12 +31,18 @@ MAX_OUTLINE = 2**20
 
 @dataclass(frozen=True)
 class Box:
-    """Pixels that a rectangle touches: columns floor(x0) to ceil(x1) - 1 and rows likewise, within the image."""
+    """Pixels that a rectangle touches: columns floor(x0) to ceil(x1) - 1 and rows likewise, within the image.
+
+    Attributes:
+        x0, y0, x1, y1: in pixels.
+        normalized: they are shares of the image's width and height instead.
+    """
 
     x0: float
     y0: float
     x1: float
     y1: float
+    normalized: bool = False
     kind: ClassVar[str] = "box"
 
     def __post_init__(self) -> None:
@@ -45,13 +51,15 @@ class Box:
 
     def pixels(self, height: int, width: int, name: str) -> np.ndarray:
         mask = np.zeros((height, width), np.uint8)
-        left, top = max(math.floor(self.x0), 0), max(math.floor(self.y0), 0)
+        across, down = (width, height) if self.normalized else (1, 1)
+        left, top = max(math.floor(self.x0 * across), 0), max(math.floor(self.y0 * down), 0)
         # A negative end would count from the far side
-        mask[top : max(math.ceil(self.y1), 0), left : max(math.ceil(self.x1), 0)] = 1
+        mask[top : max(math.ceil(self.y1 * down), 0), left : max(math.ceil(self.x1 * across), 0)] = 1
         return mask
 
     def to_json(self) -> dict[str, Any]:
-        return {"type": "box", "xyxy": [self.x0, self.y0, self.x1, self.y1]}
+        value = {"type": "box", "xyxy": [self.x0, self.y0, self.x1, self.y1]}
+        return value | {"normalized": True} if self.normalized else value
 
 
 @dataclass(frozen=True)

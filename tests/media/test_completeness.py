@@ -31,7 +31,7 @@ VIDEOS = {
     "wmv": ("wmv2", True),
     "ivf": ("libvpx-vp9", True),
     "ts": ("libx264", False),
-    "mpg": ("mpeg2video", False),
+    "mpg": ("libx264", False),
     "h264": ("libx264", False),
 }
 

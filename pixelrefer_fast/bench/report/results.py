@@ -247,9 +247,10 @@ def append(path: Path, document: Mapping[str, Any]) -> None:
         problems = validate(document)
         if problems:
             raise ValueError(f"{path}: {'; '.join(problems[:5])}")
+    file_to_write(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _alone(path.parent):
-        documents = read(path) if path.exists() else []
+        documents = read(path) if file_to_write(path).exists() else []
         text = json.dumps([*documents, _plain(document)], indent=1, allow_nan=False) + "\n"
         with new_file(path) as beside:
             beside.write_text(text, encoding="utf-8")
