@@ -97,7 +97,7 @@ class ResultFile:
 
     def __init__(self, path: str, run: dict[str, Any], source: str) -> None:
         """`run` is what the records depend on, besides the content of `source`, the input file."""
-        self.path = Path(path).resolve() if os.path.islink(path) else Path(path)  # a link stays a link
+        self.path = file_to_write(path) if os.path.islink(path) else Path(path)  # a link stays a link
         self.part = self.path.with_name(f"{self.path.name}.part")
         self.state = self.path.with_name(f"{self.path.name}.run.json")
         self.stamps = self.path.with_name(f"{self.path.name}.stamps")
