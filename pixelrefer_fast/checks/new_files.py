@@ -21,17 +21,18 @@ def file_to_write(path: str | os.PathLike[str]) -> Path:
     """
     if not isinstance(path, (str, os.PathLike)):
         raise ValueError(f"path: expected a path, got {type(path).__name__}")
-    shown = name_of(os.fspath(path))
+    name = name_of(str(os.fspath(path)))
     try:
         target = Path(path).resolve()
         mode = os.stat(target).st_mode
     except FileNotFoundError:
         return target
     except (OSError, RuntimeError, ValueError) as error:  # name too long, a loop of links, a NUL in the name
-        raise ValueError(f"{shown}: expected the name of a file to write, got one that cannot be: {reason_of(error)}") from None
+        reason = reason_of(error)
+        raise ValueError(f"{name}: expected the name of a file to write, got one that cannot be: {reason}") from None
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a device, pipe or socket"
-        raise ValueError(f"{shown}: expected the name of a file to write, got {kind}")
+        raise ValueError(f"{name}: expected the name of a file to write, got {kind}")
     return target
 
 
@@ -46,18 +47,18 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         ValueError: there is something else than a regular file at `path`, its folder does not exist, or the system
             refuses to write.
     """
-    target = file_to_write(path)
+    target, name = file_to_write(path), name_of(str(path))
     if not target.parent.is_dir():
-        raise ValueError(f"{name_of(str(path))}: expected an existing folder to write to, got {name_of(str(target.parent))}")
+        raise ValueError(f"{name}: expected an existing folder to write to, got {name_of(str(target.parent))}")
     beside = target.with_name(f".{secrets.token_hex(8)}.part{target.suffix[:20]}")
     try:
         yield beside
         if file_to_write(path) != target:
-            raise ValueError(f"{name_of(str(path))}: expected the place it was when writing began, got another")
+            raise ValueError(f"{name}: expected the place it was when writing began, got another")
         if target.exists():
             beside.chmod(stat.S_IMODE(target.stat().st_mode))
         beside.replace(target)
     except OSError as error:
-        raise ValueError(f"{name_of(str(path))}: cannot be written: {error.strerror or error}") from error
+        raise ValueError(f"{name}: cannot be written: {error.strerror or error}") from error
     finally:
         beside.unlink(missing_ok=True)

@@ -106,14 +106,15 @@ def box_of(xyxy: Any = None, xywh: Any = None, normalized: Any = False) -> Box:
     if not isinstance(numbers, (list, tuple)) or len(numbers) != 4:
         raise ValueError(f"box: expected 4 numbers, got {shown(numbers)}")
     x, y, right, bottom = coordinates([plain(number) for number in numbers], "box")
+    if xywh is not None:
+        right, bottom = coordinates((x + right, y + bottom), "box")
+    box = Box(x, y, right, bottom, normalized)
     if not normalized and look_normalized((x, y, right, bottom)):
         raise ValueError(
             f"box: expected pixels, got shares of an image's sides {shown((x, y, right, bottom))}; for those pass "
             "Region.from_box(..., normalized=True), or multiply by width and height"
         )
-    if xywh is not None:
-        right, bottom = coordinates((x + right, y + bottom), "box")
-    return Box(x, y, right, bottom, normalized)
+    return box
 
 
 def look_normalized(numbers: Sequence[float]) -> bool:
@@ -222,23 +223,7 @@ def bitmap_of(array: np.ndarray | torch.Tensor) -> Bitmap:
         shape = shape[:-1]
     if len(shape) < 2 or any(length != 1 for length in shape[:-2]):
         raise ValueError(f"mask: expected an array of shape (H, W), got {shape}")
-    mask = numpy_of(array).reshape(shape[-2:])
-    if is_label_map(mask):
-        raise ValueError(
-            "mask: expected one object, got integers of several values, as a label map has; pass "
-            "Region.from_labels(array) for a region of each label, or array == label for one"
-        )
-    return Bitmap.of(mask)
-
-
-def is_label_map(mask: np.ndarray) -> bool:
-    """Whether integers number objects rather than mark one: several values, and none that says white (255)."""
-    if mask.dtype.kind not in "iu" or mask.size == 0:
-        return False
-    if mask.dtype == np.uint8 and mask.max() == 255:  # a grey mask with soft edges
-        return False
-    values = mask[mask != 0]
-    return bool((values != values[:1]).any())
+    return Bitmap.of(numpy_of(array).reshape(shape[-2:]))
 
 
 def is_channels_last(array: np.ndarray | torch.Tensor) -> bool:

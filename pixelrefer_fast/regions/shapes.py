@@ -202,7 +202,8 @@ class Bitmap:
 
     @classmethod
     def of(cls, mask: np.ndarray) -> Bitmap:
-        """From a (H, W) array: bool; integers, where all but 0 is marked; finite floats, marked above 0.5."""
+        """From a (H, W) array: bool; integers of one value, or uint8 up to 255, where all but 0 is marked; finite
+        floats, marked above 0.5."""
         height, width = mask.shape
         check_size(height, width, "mask")
         if mask.dtype.kind == "f":
@@ -215,7 +216,14 @@ class Bitmap:
         if not len(rows):
             return cls(height, width, 0, 0, 0, 0, b"")
         top, left = int(rows[0]), int(columns[0])
-        marked = mask[top : rows[-1] + 1, left : columns[-1] + 1] != 0
+        mask = mask[top : rows[-1] + 1, left : columns[-1] + 1]
+        marked = mask != 0
+        if is_label_map(mask, marked):
+            raise ValueError(
+                "mask: expected one object, got integers of several values, as a label map has; pass "
+                "Region.from_labels(array) for a region of each label, or array == label for one"
+                + ("; for boxes pass [x0, y0, x1, y1] for each" if width == 4 else "")
+            )
         return cls(height, width, top, left, len(marked), len(marked[0]), np.packbits(marked).tobytes())
 
     @property
@@ -277,6 +285,15 @@ def check_made_for(made_height: int, made_width: int, height: int, width: int, n
             f"{name}: expected a mask of {height}x{width} (the image's height x width), "
             f"got {made_height}x{made_width}{hint}"
         )
+
+
+def is_label_map(mask: np.ndarray, marked: np.ndarray) -> bool:
+    """Whether integers number objects rather than mark one: several values, and not those of a grey mask, whose edges
+    are soft and whose white is 255."""
+    if mask.dtype.kind not in "iu":
+        return False
+    most = mask.max() or mask.min()
+    return not (mask.dtype == np.uint8 and most == 255) and bool((marked & (mask != most)).any())
 
 
 def image_size(size: Any, what: str) -> tuple[int, int]:

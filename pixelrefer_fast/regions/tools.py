@@ -92,11 +92,12 @@ def segment_shapes(labels: Any, infos: Any) -> Iterator[Bitmap]:
     if not isinstance(labels, (np.ndarray, torch.Tensor)) or labels.ndim != 2:
         raise ValueError(f"segmentation: expected a label map of shape (H, W), got {shape_text(labels)}")
     listed = infos if isinstance(infos, (list, tuple)) else [None]
-    if not all(isinstance(info, Mapping) and is_integer(info.get("id")) for info in listed):
+    ids = [info.get("id") if isinstance(info, Mapping) else None for info in listed]
+    if not all(map(is_integer, ids)):
         raise ValueError(f"segments_info: expected a list of segments with an integer id, got {shown(infos)}")
     values = numpy_of(labels)
-    for info in listed:
-        yield bitmap_of(values == info["id"])
+    for number in ids:
+        yield bitmap_of(values == number)
 
 
 def label_shapes(labels: Any) -> dict[int, Bitmap]:

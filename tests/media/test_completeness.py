@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import struct
 import time
 import warnings
@@ -58,11 +59,13 @@ def test_a_video_cut_anywhere_is_told(form: str, videos: dict[str, bytes]) -> No
             with pytest.raises(ValueError, match="expected"):
                 open_media(data[:end])
             continue
-        try:
-            with pytest.warns(UserWarning, match=r"does not say how long it is; it has \d+ frames"):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            try:
                 open_media(data[:end])
-        except ValueError:
-            pass  # nothing of it can be read
+            except ValueError:
+                continue  # nothing of it can be read
+        assert re.search(r"does not say how long it is; it has \d+ frames", str(said[0].message))
 
 
 def _animation(form: str, count: int = 5) -> bytes:
