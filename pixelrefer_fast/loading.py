@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 
 from pixelrefer_fast import ops
 from pixelrefer_fast.checkpoint import Checkpoint, open_checkpoint
-from pixelrefer_fast.checkpoint.embedded import EMBEDDED_LITE
+from pixelrefer_fast.checkpoint.embedded import EMBEDDED_LITE, LIMITS, TITLES
 from pixelrefer_fast.checkpoint.folder import HEAD, shards, write_folder
 from pixelrefer_fast.checkpoint.new_folder import new_folder, vacant
 from pixelrefer_fast.checkpoint.quantization import check_kind, quantise
@@ -58,7 +60,7 @@ def auto_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def load(
-    path_or_hub_id: str | Path = EMBEDDED_LITE,
+    path_or_hub_id: str | Path | None = None,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     backend: str = "auto",
@@ -69,8 +71,8 @@ def load(
 
     Args:
         path_or_hub_id: a folder, or an id on the Hugging Face hub such as Alibaba-DAMO-Academy/PixelRefer-Lite-2B.
-            "embedded:lite" (the default) and "embedded:full" are PixelRefer-Lite-mini and PixelRefer-mini, which know
-            only a synthetic world of plain shapes.
+            "embedded:lite" and "embedded:full" are PixelRefer-Lite-mini and PixelRefer-mini, which know only a
+            synthetic world of plain shapes. None is "embedded:lite", and a warning, once, that says so.
         device: "auto" (a CUDA device if there is one, else the CPU) or a device.
         dtype: "auto" (bfloat16 if the device supports it, else float32) or a dtype.
         backend: what computes the operations: "auto", or one of `ops.BACKENDS`, which then never falls back.
@@ -85,6 +87,9 @@ def load(
     Raises:
         ValueError: the checkpoint, device, dtype, backend or quantization cannot be used; one line that says why.
     """
+    if path_or_hub_id is None:
+        _say_default()
+        path_or_hub_id = EMBEDDED_LITE
     target = auto_device(device)
     precision = auto_dtype(dtype, target)
     ops.check_backend(backend)
@@ -101,6 +106,13 @@ def load(
         model.network.quantization = quantization
     model.network.loaded(digests)
     return model
+
+
+@cache
+def _say_default() -> None:
+    warnings.warn(
+        f"load: no model was named; this is {TITLES[EMBEDDED_LITE]}, which is embedded. {LIMITS}", stacklevel=3
+    )
 
 
 def empty_model(checkpoint: Checkpoint, backend: str = "auto") -> PixelRefer | PixelReferLite:

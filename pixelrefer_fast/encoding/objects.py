@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,16 @@ class Objects:
 
     def __len__(self) -> int:
         return len(self.objects)
+
+    def __repr__(self) -> str:
+        given = f", with {len(self.scene.tokens)} vision tokens" if self.scene is not None else ""
+        dtype = str(self.tokens.dtype).removeprefix("torch.")
+        return f"<Objects ({self.kind}): {len(self)} in {len(self.tokens)} tokens{given}, {dtype}>"
+
+    def _repr_html_(self) -> str:
+        """A row for each object, for notebooks."""
+        rows = "".join(f"<tr><td>{i}</td><td>{sum(o.counts)}</td></tr>" for i, o in enumerate(self.objects))
+        return f"<table><caption>{escape(repr(self))}</caption><tr><th>object</th><th>tokens</th></tr>{rows}</table>"
 
     def save(self, path: str | Path) -> None:
         """Write the objects to one safetensors file.

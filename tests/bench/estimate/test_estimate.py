@@ -337,7 +337,7 @@ def test_of_a_hub_id_the_configuration_alone_is_downloaded(monkeypatch: pytest.M
 
 def test_gpus_by_name() -> None:
     assert gpus.find("nvidia h200").name == gpus.find("H200").name == "H200"
-    assert gpus.find("rtx 4090") is gpus.find("GeForce RTX-4090")
+    assert gpus.find("rtx 4090") is gpus.find("GeForce RTX-4090") is gpus.find("4090")
     with pytest.raises(ValueError, match=r"--gpu: expected this or one of H200, .*, got 'H300'"):
         gpus.find("H300")
     h200 = gpus.find("H200")
