@@ -14,7 +14,7 @@ import torch
 from pixelrefer_fast.checks.safe_files import name_of
 
 _THREADS = min(4, os.cpu_count() or 1)
-_CHUNK = 1 << 18  # values that are looked at together, so that no copy of a large tensor is made
+_CHUNK = 1 << 17  # values that are looked at together, so that no copy of a large tensor is made
 _LOW_HALF = (1 << 16) - 1  # the bits of a float32 that a bfloat16 lacks
 
 
