@@ -472,6 +472,15 @@ def test_a_special_file_is_refused_and_stays(start: Run, name: str, kind: str) -
     assert os.path.samestat(os.lstat(name), before)
 
 
+@pytest.mark.parametrize("name", ["out.jsonl.part", "out.jsonl.run.json", "out.jsonl.stamps"])
+def test_a_link_to_another_file_is_not_written_through(start: Run, name: str) -> None:
+    write(many(2))
+    before = Path("in.jsonl").read_bytes()
+    Path(name).symlink_to("in.jsonl")
+    one_error_line(start(), f"{name}: expected a file of this command's own, got a link")
+    assert Path("in.jsonl").read_bytes() == before
+
+
 def test_what_a_kill_left_beside_goes(start: Run) -> None:
     write(many(2))
     for stray in (".out.jsonl.run.json.4711", ".out.jsonl.part.12"):

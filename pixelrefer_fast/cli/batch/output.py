@@ -115,6 +115,8 @@ class ResultFile:
     def __enter__(self) -> ResultFile:
         for path in (self.path, self.part, self.state, self.stamps):
             file_to_write(path)  # nothing here opens a pipe, which would wait
+            if path.is_symlink():  # but for OUT itself, which was followed: it may lead to a file of another
+                raise ValueError(f"{path}: expected a file of this command's own, got a link")
         mine, self.total = fingerprint(self._source)
         before = self._before()
         if self.path.exists():
