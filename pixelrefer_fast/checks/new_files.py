@@ -25,7 +25,7 @@ def file_to_write(path: str | os.PathLike[str]) -> Path:
     try:
         target = Path(path).resolve()
         mode = os.stat(target).st_mode
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return target
     except (OSError, RuntimeError, ValueError) as error:  # name too long, a loop of links, a NUL in the name
         reason = reason_of(error)
@@ -44,8 +44,7 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     mode.
 
     Raises:
-        ValueError: there is something else than a regular file at `path`, its folder does not exist, or the system
-            refuses to write.
+        ValueError: there is something else than a regular file at `path`, or its folder does not exist.
     """
     target, name = file_to_write(path), name_of(str(path))
     if not target.parent.is_dir():
@@ -58,7 +57,5 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         if target.exists():
             beside.chmod(stat.S_IMODE(target.stat().st_mode))
         beside.replace(target)
-    except OSError as error:
-        raise ValueError(f"{name}: cannot be written: {error.strerror or error}") from error
     finally:
         beside.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ import torch
 from pixelrefer_fast._version import __version__
 from pixelrefer_fast.checks.new_files import new_file
 from pixelrefer_fast.checks.safe_files import name_of
-from pixelrefer_fast.checks.values import shown
+from pixelrefer_fast.checks.values import reason_of, shown
 from pixelrefer_fast.planning.request import ObjectTokens
 
 FORMAT = "pixelrefer_fast.objects/2"
@@ -90,8 +90,11 @@ class Objects:
         }
         text = json.dumps(header)
         metadata = {"format": FORMAT, "version": __version__, "objects": text, "checksum": checksum(text, tensors)}
-        with new_file(path) as part:
-            write_safetensors(part, tensors, metadata)
+        try:
+            with new_file(path) as part:
+                write_safetensors(part, tensors, metadata)
+        except OSError as error:
+            raise ValueError(f"{name_of(str(path))}: cannot be written: {reason_of(error)}") from error
 
     @classmethod
     def load(cls, path: str | Path) -> Objects:

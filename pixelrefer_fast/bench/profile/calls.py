@@ -121,8 +121,11 @@ def save(calls: Sequence[Call], path: Path) -> None:
     listed = [{"name": c.name, "op": c.op, "arguments": c.arguments, "times": c.times} for c in calls]
     tensors = {f"{n}.{i}": t.contiguous() for n, call in enumerate(calls) for i, t in call.tensors.items()}
     content = packed(tensors, {"format": FORMAT, "calls": json.dumps(listed)})
-    with new_file(path) as beside:
-        beside.write_bytes(content)
+    try:
+        with new_file(path) as beside:
+            beside.write_bytes(content)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def load(path: Path) -> list[Call]:
