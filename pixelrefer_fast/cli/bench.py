@@ -128,35 +128,36 @@ def run_bench(plan: Plan, told: Callable[[str], Any]) -> dict[str, Any]:
     """
     from pixelrefer_fast.bench.measure import rates
     from pixelrefer_fast.bench.report import results
+    from pixelrefer_fast.bench.run import effort as efforts
     from pixelrefer_fast.bench.run import whole
     from pixelrefer_fast.bench.run.against import run_against_rival, run_pairs
 
-    effort = whole.QUICK_EFFORT if plan.quick else whole.FULL_EFFORT
+    effort = efforts.QUICK_EFFORT if plan.quick else efforts.FULL_EFFORT
     told("rates of this machine")
     measured = rates.measured(plan.device, [plan.dtype])
-    budget = whole.Budget(plan.seconds)
+    time_limit = efforts.TimeLimit(plan.seconds)
     rows = []
     with _loaded(plan, plan.model) as model:
         kind = model.kind
         if plan.pair is not None and plan.pair[kind == "full"] != plan.model:
             raise ValueError(f"--model {plan.model}: expected a Lite, to set a Full against it, got a {kind} model")
-        rows += whole.run_cases(model, plan.model, effort, budget, told)
-        rows += whole.run_stages(model, plan.model, effort, budget, told)
+        rows += whole.run_cases(model, plan.model, effort, time_limit, told)
+        rows += whole.run_stages(model, plan.model, effort, time_limit, told)
         if plan.pair is not None:
-            rows += run_pairs(model, plan.model, effort, budget, told)
+            rows += run_pairs(model, plan.model, effort, time_limit, told)
         if plan.reference is not None:
             rival, own = _rival(plan, model)
-            rows += run_against_rival(rival, own, plan.model, effort, budget, told)
+            rows += run_against_rival(rival, own, plan.model, effort, time_limit, told)
             del rival, own
     if plan.pair is not None:
         other = plan.pair[kind == "lite"]
         with _loaded(plan, other) as model:
             if model.kind == kind:
                 raise ValueError(f"--against {other}: expected the other kind than {plan.model}'s, got {kind} too")
-            rows += run_pairs(model, other, effort, budget, told)
+            rows += run_pairs(model, other, effort, time_limit, told)
     if plan.curves:
         with _loaded(plan, plan.model) as model:
-            rows += whole.run_curves(model, plan.model, effort, budget, told)
+            rows += whole.run_curves(model, plan.model, effort, time_limit, told)
     document = results.document(
         "bench",
         rows,
@@ -212,16 +213,17 @@ def _commit(folder: Path) -> str | None:
 
 def steps(plan: Plan) -> int:
     """How many times `told` is called."""
-    from pixelrefer_fast.bench.run import whole
+    from pixelrefer_fast.bench.run import effort as efforts
+    from pixelrefer_fast.bench.run import loads
     from pixelrefer_fast.bench.run.against import PAIRS
 
-    effort = whole.QUICK_EFFORT if plan.quick else whole.FULL_EFFORT
-    count = 2 + whole.CASES
+    effort = efforts.QUICK_EFFORT if plan.quick else efforts.FULL_EFFORT
+    count = 2 + loads.CASES
     if plan.curves:
         count += sum(map(len, effort.curves.values()))
     if plan.pair is not None:
         count += 2 * len(PAIRS)
-    return count + (whole.CASES if plan.reference is not None else 0)
+    return count + (loads.CASES if plan.reference is not None else 0)
 
 
 @contextlib.contextmanager

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pixelrefer_fast.bench.estimate import estimate_check, gpus
-from pixelrefer_fast.bench.estimate.estimate import ITEMS, Estimate, Workload, config_of, estimate, other_kind
+from pixelrefer_fast.bench.estimate.estimate import ITEMS, Estimate, config_of, estimate, other_kind
 from pixelrefer_fast.bench.estimate.estimate_check import Check, Quantity
+from pixelrefer_fast.bench.estimate.workload import Workload
 from pixelrefer_fast.checkpoint.config import KINDS, ModelConfig
 from pixelrefer_fast.checks.printable import write_json
 from pixelrefer_fast.device.stages import STAGES

@@ -14,7 +14,8 @@ import pytest
 from command_line import one_error_line
 
 from pixelrefer_fast.bench.estimate import estimate_check, gpus
-from pixelrefer_fast.bench.estimate.estimate import Workload, estimate
+from pixelrefer_fast.bench.estimate.estimate import estimate
+from pixelrefer_fast.bench.estimate.workload import Workload
 from pixelrefer_fast.bench.report import results
 
 Run = Callable[..., SimpleNamespace]

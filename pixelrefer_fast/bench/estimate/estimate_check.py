@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pixelrefer_fast.bench.estimate import costs
-from pixelrefer_fast.bench.estimate.estimate import ITEMS, Estimate, Workload, config_of, estimate
+from pixelrefer_fast.bench.estimate.estimate import ITEMS, Estimate, config_of, estimate
 from pixelrefer_fast.bench.estimate.gpus import THIS, Gpu, this_machine
+from pixelrefer_fast.bench.estimate.workload import Workload
 from pixelrefer_fast.bench.report import results
 from pixelrefer_fast.bench.report.results import Row
 from pixelrefer_fast.device.counters import Counts
