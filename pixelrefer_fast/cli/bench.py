@@ -30,7 +30,7 @@ TITLES = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchPlan:
     """What a run measures.
 
     Attributes:
@@ -67,7 +67,7 @@ def planned(
     curves: bool,
     seconds: float | None,
     folder: str,
-) -> Plan:
+) -> BenchPlan:
     """What the command line asks for, checked before anything is loaded.
 
     Raises:
@@ -90,7 +90,7 @@ def planned(
         raise ValueError(f"--graph-bytes: expected 0 on {chosen}, got {graph_bytes}: {reason}")
     target = Path(folder)
     results.check_path(target / RESULTS)
-    return Plan(
+    return BenchPlan(
         name,
         _pair(name, [what for what in wanted if what != REFERENCE]),
         None if reference is None else Path(reference),
@@ -120,7 +120,7 @@ def _pair(name: str, wanted: list[str]) -> tuple[str, str] | None:
     return pair
 
 
-def run_bench(plan: Plan, told: Callable[[str], Any]) -> dict[str, Any]:
+def run_bench(plan: BenchPlan, told: Callable[[str], Any]) -> dict[str, Any]:
     """The document of a run, which is appended to the folder's result file.
 
     Raises:
@@ -176,7 +176,7 @@ def run_bench(plan: Plan, told: Callable[[str], Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _loaded(plan: Plan, name: str) -> Iterator[Any]:
+def _loaded(plan: BenchPlan, name: str) -> Iterator[Any]:
     from pixelrefer_fast.bench.run import workloads
     from pixelrefer_fast.device.graphs import GraphCache
 
@@ -195,7 +195,7 @@ def _loaded(plan: Plan, name: str) -> Iterator[Any]:
             torch.cuda.empty_cache()
 
 
-def _rival(plan: Plan, model: Any) -> tuple[Any, Any]:
+def _rival(plan: BenchPlan, model: Any) -> tuple[Any, Any]:
     from pixelrefer_fast.bench.reference import Reference, with_released_views
 
     own = with_released_views(model)
@@ -211,7 +211,7 @@ def _commit(folder: Path) -> str | None:
     return git(folder, "rev-parse", "HEAD") or None
 
 
-def steps(plan: Plan) -> int:
+def steps(plan: BenchPlan) -> int:
     """How many times `told` is called."""
     from pixelrefer_fast.bench.run import effort as efforts
     from pixelrefer_fast.bench.run import loads
@@ -227,7 +227,7 @@ def steps(plan: Plan) -> int:
 
 
 @contextlib.contextmanager
-def telling(plan: Plan) -> Iterator[Callable[[str], Any]]:
+def telling(plan: BenchPlan) -> Iterator[Callable[[str], Any]]:
     """A bar on a terminal; elsewhere a line for each step."""
     with progress_bar("bench", steps(plan)) as progress:
         yield progress or (lambda name: print(f"bench: {name}", file=sys.stderr))
@@ -244,7 +244,7 @@ def draw(document: dict[str, Any], folder: Path) -> list[Path]:
         return []
 
 
-def print_bench(document: dict[str, Any], plan: Plan, pictures: Sequence[Path], file: TextIO) -> None:
+def print_bench(document: dict[str, Any], plan: BenchPlan, pictures: Sequence[Path], file: TextIO) -> None:
     """Tables, and where everything is."""
     from pixelrefer_fast.bench.report import tables
 

@@ -71,7 +71,7 @@ def test_a_wrong_answer_ends_with_1(
     run: Callable[..., SimpleNamespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(effort, "QUICK_EFFORT", replace(TINY, curves={"objects": (1,)}))
-    monkeypatch.setattr(whole, "check", lambda *_: askers.Check(0.5, 1e-4, 0, 1, False))
+    monkeypatch.setattr(whole, "check", lambda *_: askers.AnswerCheck(0.5, 1e-4, 0, 1, False))
     result = run("bench", "--quick", *LONG, *ALONE, "--out", str(tmp_path), "--json")
     assert result.code == 1
     assert "the check of whole: one object, " in result.err
@@ -155,7 +155,7 @@ def test_pairs_of_models() -> None:
     assert bench._pair("embedded:lite", ["none"]) is None
 
 
-def _silent(plan: bench.Plan) -> object:
+def _silent(plan: bench.BenchPlan) -> object:
     import contextlib
 
     return contextlib.nullcontext(lambda name: None)

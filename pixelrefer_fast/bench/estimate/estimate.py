@@ -20,7 +20,7 @@ ITEMS = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageEstimate:
     """One stage of a question.
 
     Attributes:
@@ -63,7 +63,7 @@ class Estimate:
     dtype: str
     workload: Workload
     tokens: dict[str, int]
-    stages: tuple[Stage, ...]
+    stages: tuple[StageEstimate, ...]
     paper_flops: int
     memory: dict[str, int]
     gpu: Gpu | None
@@ -100,7 +100,7 @@ class Estimate:
         """Whether the memory that is needed is there."""
         return None if self.gpu is None else self.memory["peak"] <= self.gpu.memory
 
-    def stage(self, name: str) -> Stage:
+    def stage(self, name: str) -> StageEstimate:
         return next(stage for stage in self.stages if stage.name == name)
 
     def to_json(self) -> dict[str, Any]:
@@ -240,14 +240,14 @@ def _paper_flops(config: ModelConfig, workload: Workload, tokens: dict[str, int]
     return prompts * paper_flops(config, tokens["object"] // prompts, tokens["vision"] // prompts, marks)
 
 
-def _stage(name: str, works: list[Work], sizes: Sizes, gpu: Gpu | None, dtype: str, graphs: bool) -> Stage:
+def _stage(name: str, works: list[Work], sizes: Sizes, gpu: Gpu | None, dtype: str, graphs: bool) -> StageEstimate:
     flops, moved, launches = (
         sum(work.flops * work.times for work in works),
         sum(work.moved * work.times for work in works),
         sum(work.launches * work.times for work in works),
     )
     if gpu is None:
-        return Stage(name, flops, moved, launches, None, None, tuple(works))
+        return StageEstimate(name, flops, moved, launches, None, None, tuple(works))
     computing = [work.times * work.flops * (1 - work.spared) / gpu.rate(dtype) for work in works]
     moving = [work.times * work.moved / gpu.copy for work in works]
     device = sum(map(max, computing, moving)) + launches * gpu.gap
@@ -257,4 +257,4 @@ def _stage(name: str, works: list[Work], sizes: Sizes, gpu: Gpu | None, dtype: s
     seconds = device + issue if gpu.kind == "cpu" else max(device + upload, issue)
     limits = {"matrix": sum(computing), "memory": sum(moving), "launches": launches * gpu.gap}
     limits |= {"host": issue, "upload": upload}
-    return Stage(name, flops, moved, launches, seconds, max(limits, key=lambda k: limits[k]), tuple(works))
+    return StageEstimate(name, flops, moved, launches, seconds, max(limits, key=lambda k: limits[k]), tuple(works))

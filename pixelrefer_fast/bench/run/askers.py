@@ -223,7 +223,7 @@ def add_counts(parts: Iterable[Counts]) -> Counts:
 
 
 @dataclass(frozen=True)
-class Check:
+class AnswerCheck:
     """How right a call was.
 
     Attributes:
@@ -244,7 +244,7 @@ class Check:
 
 def check(
     ours: Ours, requests: Sequence[BenchRequest], answers: Sequence[tuple[int, ...]], max_new_tokens: int
-) -> Check:
+) -> AnswerCheck:
     """Hold answers that were given together against the definitions, one question at a time."""
     model, first = ours.model, requests[0]
     got = _features(ours, first)
@@ -262,7 +262,7 @@ def check(
     error = relative_error(got, exact)
     equal = sum(answers[i] == tokens for i, tokens in zip(places, alone, strict=True))
     fine = error <= limit and (model.dtype != torch.float32 or equal == len(places))
-    return Check(error, limit, equal, len(places), fine)
+    return AnswerCheck(error, limit, equal, len(places), fine)
 
 
 def _features(ours: Ours, request: BenchRequest) -> torch.Tensor:

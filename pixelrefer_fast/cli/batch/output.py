@@ -24,7 +24,7 @@ CHUNK = 1 << 22
 
 
 @dataclass
-class Counts:
+class LineCounts:
     """Lines of a result file.
 
     Attributes:
@@ -81,7 +81,7 @@ class ResultFile:
         self.path = Path(path)
         self.part = self.path.with_name(f"{self.path.name}.part")
         self.state = self.path.with_name(f"{self.path.name}.run.json")
-        self.counts = Counts()
+        self.counts = LineCounts()
         self.complete = False
         self.resumed = 0
         self.total = 0  # lines of the input
