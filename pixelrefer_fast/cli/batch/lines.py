@@ -27,7 +27,7 @@ KEYS = ("id", *MEDIA, *REGIONS, "frame", "question", *OPTIONS)
 
 
 @dataclass(frozen=True)
-class Line:
+class RequestLine:
     """One line of the input that holds a request.
 
     Attributes:
@@ -69,7 +69,7 @@ def read_lines(file: BinaryIO, after: int = 0) -> Iterator[tuple[int, bytes | No
             yield number, None if long else data
 
 
-def parse_line(number: int, data: bytes | None, question: str | None = None) -> Line:
+def parse_line(number: int, data: bytes | None, question: str | None = None) -> RequestLine:
     """The requests of a line.
 
     Args:
@@ -86,7 +86,7 @@ def parse_line(number: int, data: bytes | None, question: str | None = None) -> 
             raise ValueError(f"expected at most {MAX_LINE} bytes in a line, got more")
         fields = parse_json(data, "line")
         own_id = fields.get("id")
-        return Line(number, own_id, _asks(fields, question), _files(fields))
+        return RequestLine(number, own_id, _asks(fields, question), _files(fields))
     except (ValueError, OverflowError, RecursionError) as error:
         raise BadLine(number, own_id, str(error)) from None
 

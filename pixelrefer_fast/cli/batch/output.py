@@ -30,7 +30,7 @@ _KEYS = {"line", "id", "texts", "finish", "tokens", "error", "failure"}
 
 
 @dataclass
-class Counts:
+class LineCounts:
     """Lines of a result file.
 
     Attributes:
@@ -60,7 +60,7 @@ class _Found:
     """What a result file holds: its counts, the lines that failed for no reason of theirs, where its last record ends,
     and the file's own end."""
 
-    counts: Counts = field(default_factory=Counts)
+    counts: LineCounts = field(default_factory=LineCounts)
     failed: list[int] = field(default_factory=list)
     end: int = 0
     size: int = 0
@@ -101,7 +101,7 @@ class ResultFile:
         self.part = self.path.with_name(f"{self.path.name}.part")
         self.state = self.path.with_name(f"{self.path.name}.run.json")
         self.stamps = self.path.with_name(f"{self.path.name}.stamps")
-        self.counts = Counts()
+        self.counts = LineCounts()
         self.failed: list[int] = []
         self.complete = False
         self.resumed = 0

@@ -13,8 +13,8 @@ from typing import Any
 
 from pixelrefer_fast.batching import Answer
 from pixelrefer_fast.batching.memory import out_of_memory
-from pixelrefer_fast.cli.batch.lines import BadLine, Line, parse_line, read_lines
-from pixelrefer_fast.cli.batch.output import Counts, ResultFile
+from pixelrefer_fast.cli.batch.lines import BadLine, RequestLine, parse_line, read_lines
+from pixelrefer_fast.cli.batch.output import LineCounts, ResultFile
 from pixelrefer_fast.cli.interrupts import clean_end
 
 REPORT_SECONDS = 30.0  # between two lines about the progress where stderr is no terminal
@@ -25,18 +25,18 @@ DEFECTS = 20  # requests in a row that fail for no reason of theirs or of memory
 class _Pending:
     """A line whose answers are on their way."""
 
-    line: Line | BadLine
+    line: RequestLine | BadLine
     answers: list[Answer] = field(default_factory=list)
 
     @property
     def wanted(self) -> int:
-        return len(self.line.asks) if isinstance(self.line, Line) else 1
+        return len(self.line.asks) if isinstance(self.line, RequestLine) else 1
 
     def record(self) -> dict[str, Any]:
         record: dict[str, Any] = {"line": self.line.number}
         if self.line.id is not None:
             record["id"] = self.line.id
-        if isinstance(self.line, Line):
+        if isinstance(self.line, RequestLine):
             record["texts"] = [answer.text for answer in self.answers]
             record["finish"] = [answer.finish for answer in self.answers]
             record["tokens"] = [len(answer.tokens) for answer in self.answers]
@@ -58,7 +58,7 @@ class _Pending:
 
 def run_batch(
     model: Any, source: str, results: ResultFile, question: str | None, options: dict[str, Any], batch_size: int | None
-) -> Counts:
+) -> LineCounts:
     """Answer what is not answered yet, or failed for no reason of its own, and move the result to its place.
 
     Args:
@@ -205,7 +205,7 @@ def answer_file(
     return report, line, 1 if counts.failed else 2 if counts.bad else 0
 
 
-def _words(counts: Counts) -> str:
+def _words(counts: LineCounts) -> str:
     words = [f"{counts.lines} lines", f"{counts.texts} texts"]
     if counts.bad:
         words.append(f"{counts.bad} bad lines")
