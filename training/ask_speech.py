@@ -1,0 +1,212 @@
+"""Do the embedded models understand how people ask? Wordings that no training has, against the plain ones.
+
+    python training/ask_speech.py lite full      # asks the shipped models: training/speech/*.json, docs/wordings.md
+    python training/ask_speech.py --page         # the page alone, from the files
+
+Every held-out wording of `world/spoken.py` is asked about the same objects as the plain wording of its kind, as it is
+written and once more respelt. It is understood where both get the same answer, whether or not that is the right one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from recipe.sizes import NAMES
+
+from pixelrefer_fast.batching import Ask
+from pixelrefer_fast.loading import load
+from pixelrefer_fast.model import PixelRefer, PixelReferLite
+from pixelrefer_fast.world import Question, Scene, ask_about, make_scene, normalise
+from pixelrefer_fast.world.evaluate import MAX_NEW_TOKENS
+from pixelrefer_fast.world.marked import scene_media, scene_region
+from pixelrefer_fast.world.questions import Speech
+from pixelrefer_fast.world.spelling import respell
+from pixelrefer_fast.world.spoken import HELD_OUT, PLAIN, SPOKEN
+from pixelrefer_fast.world.wordings import PLAIN as PLAIN_WORDINGS
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "training" / "speech"
+PAGE = ROOT / "docs" / "wordings.md"
+GOAL = 0.95
+IMAGES, VIDEOS = 8, 5  # scenes that each wording is asked about
+FIRST_SCENE = 3_000_000
+ROUNDS = max(map(len, HELD_OUT.values()))
+PLAINEST = {kind: (PLAIN.get(kind) or PLAIN_WORDINGS[kind][0],) for kind in SPOKEN if kind != "unknown"}
+
+
+@dataclass(frozen=True)
+class Said:
+    """A question as somebody says it beside the plain one about the same objects; None where there is no plain one."""
+
+    kind: str
+    wording: str
+    question: Question
+    plain: Question | None
+
+
+def draw(number: int) -> Iterator[tuple[Scene, list[Said]]]:
+    """Scenes with questions in the `number`-th held-out wording of every kind that has so many."""
+    words = {kind: (own[number],) for kind, own in HELD_OUT.items() if number < len(own)}
+    spoken = {**PLAINEST, "unknown": HELD_OUT["unknown"][:1], **words}
+    plain = {**PLAINEST, "unknown": spoken["unknown"]}
+    for i in range(IMAGES + VIDEOS):
+        seed = FIRST_SCENE + number * (IMAGES + VIDEOS) + i
+        scene = make_scene(seed, "heldout", i >= IMAGES)
+        asked = []
+        for kind in words:  # one kind at a time in the words of people, so that every draw is the same as in plain ones
+            said = ask_about(scene, seed, speech=Speech({**plain, kind: spoken[kind]}))
+            for question, beside in zip(said, ask_about(scene, seed, speech=Speech(plain)), strict=True):
+                if kind == "unknown" and question.kind == "unknown":
+                    asked.append(Said(kind, spoken[kind][0], question, None))
+                elif question.text != beside.text:
+                    asked.append(Said(kind, spoken[kind][0], question, beside))
+        yield scene, asked
+
+
+def ask(model: PixelRefer | PixelReferLite) -> list[dict[str, Any]]:
+    """One record for each question: kind, wording, text, respelt or not, its answer and that to the plain wording."""
+    records: list[dict[str, Any]] = []
+    asks: list[Ask] = []
+    for number in range(ROUNDS):
+        for scene, said in draw(number):
+            media = scene_media(scene)
+            for one in said:
+                typed = respell(one.question.text, np.random.default_rng([scene.seed, len(asks)]))
+                for text, spelling in ((one.question.text, "as written"), (typed, "respelt")):
+                    marked = [scene_region(scene, i, model.kind) for i in one.question.objects]
+                    records.append(
+                        {"kind": one.kind, "wording": one.wording, "spelling": spelling, "right": one.question.answer}
+                    )
+                    asks.append(Ask(media, text, marked))
+                if one.plain is not None:
+                    marked = [scene_region(scene, i, model.kind) for i in one.plain.objects]
+                    records.append({"spelling": "plain"})
+                    asks.append(Ask(media, one.plain.text, marked))
+    texts = [""] * len(asks)
+    for answer in model.ask_iter(asks, max_new_tokens=MAX_NEW_TOKENS):
+        if not answer.ok:
+            raise RuntimeError(f"question {answer.index}: {answer.error}")
+        texts[answer.index] = answer.text
+    return list(_beside_plain(records, texts))
+
+
+def _beside_plain(records: Sequence[dict[str, Any]], texts: Sequence[str]) -> Iterator[dict[str, Any]]:
+    waiting: list[dict[str, Any]] = []
+    for record, text in zip(records, texts, strict=True):
+        if record["spelling"] != "plain":
+            waiting.append(record | {"answer": text})
+            if record["kind"] == "unknown" and record["spelling"] == "respelt":
+                yield from waiting
+                waiting = []
+            continue
+        yield from (one | {"plain": text} for one in waiting)
+        waiting = []
+
+
+def summarise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Shares of questions that are understood, by spelling, by kind and by wording; and of those that get no answer."""
+
+    def understood(one: dict[str, Any]) -> bool:
+        if "plain" not in one:
+            return bool(one["answer"].strip())
+        return normalise(one["answer"]) == normalise(one["plain"])
+
+    def share(own: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return {"n": len(own), "understood": sum(map(understood, own)) / len(own)}
+
+    known = [one for one in records if one["kind"] != "unknown"]
+    unknown = [one for one in records if one["kind"] == "unknown"]
+    kinds: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    wordings: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for one in known:
+        kinds[one["kind"]].append(one)
+        wordings[one["kind"], one["wording"]].append(one)
+    return {
+        "as_written": share([one for one in known if one["spelling"] == "as written"]),
+        "respelt": share([one for one in known if one["spelling"] == "respelt"]),
+        "empty": sum(not one["answer"].strip() for one in records),
+        "unknown": {
+            "n": len(unknown),
+            "said": sum(one["answer"] == "unknown" for one in unknown) / len(unknown),
+        },
+        "kinds": {kind: share(own) for kind, own in kinds.items()},
+        "wordings": [{"kind": kind, "wording": text, **share(own)} for (kind, text), own in wordings.items()],
+    }
+
+
+def page(found: dict[str, dict[str, Any]]) -> str:
+    """docs/wordings.md from the summaries by kind of model."""
+    total, held = sum(map(len, SPOKEN.values())), sum(map(len, HELD_OUT.values()))
+    kinds = list(found)
+    lines = [
+        "# How people ask the embedded models",
+        "",
+        "Made by `training/ask_speech.py`; do not edit.",
+        "",
+        f"`pixelrefer_fast/world/spoken.py` has {total} wordings of {len(SPOKEN)} kinds of questions, written down",
+        f"before the training that `training/recipe/speaking.py` describes. {held} of them, every third of a kind, are",
+        "in no training. Each of these is asked about objects of held-out scenes, as it is written and once more respelt,",
+        "and counts as understood where the answer is that to the plain wording of its kind about the same objects.",
+        "",
+        "| percent understood | " + " | ".join(NAMES[kind] for kind in kinds) + " |",
+        "|---|" + "---|" * len(kinds),
+        *(
+            f"| {name.replace('_', ' ')} | "
+            + " | ".join(f"{100 * found[k][name]['understood']:.1f} (of {found[k][name]['n']})" for k in kinds)
+            + " |"
+            for name in ("as_written", "respelt")
+        ),
+        *(
+            f"| {kind} | " + " | ".join(f"{100 * found[k]['kinds'][kind]['understood']:.1f}" for k in kinds) + " |"
+            for kind in found[kinds[0]]["kinds"]
+        ),
+        "",
+        "| of all questions | " + " | ".join(NAMES[kind] for kind in kinds) + " |",
+        "|---|" + "---|" * len(kinds),
+        "| without any answer | " + " | ".join(str(found[k]["empty"]) for k in kinds) + " |",
+        '| nobody can know, answered "unknown" (the others get what is true of the object or not) | '
+        + " | ".join(f"{100 * found[k]['unknown']['said']:.1f} %" for k in kinds)
+        + " |",
+        "",
+        f"## Wordings that are understood in less than {100 * GOAL:.0f} percent",
+        "",
+        "| model | kind | wording | percent |",
+        "|---|---|---|---|",
+        *(
+            f"| {kind} | {one['kind']} | `{one['wording']}` | {100 * one['understood']:.0f} (of {one['n']}) |"
+            for kind in kinds
+            for one in sorted(found[kind]["wordings"], key=lambda one: float(one["understood"]))
+            if one["understood"] < GOAL
+        ),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kinds", nargs="*", choices=(*NAMES, []))
+    parser.add_argument("--page", action="store_true", help="the page alone")
+    parser.add_argument("--model", type=Path, help="a folder, in place of the shipped model")
+    options = parser.parse_args()
+    RESULTS.mkdir(exist_ok=True)
+    for kind in options.kinds:
+        model = load(options.model or f"embedded:{kind}", device="cpu", dtype="float32")
+        found = summarise(ask(model))
+        (RESULTS / f"{kind}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        print(kind, found["as_written"], found["respelt"], found["empty"], found["unknown"])
+    files = {kind: RESULTS / f"{kind}.json" for kind in NAMES}
+    read = {kind: json.loads(path.read_text(encoding="utf-8")) for kind, path in files.items() if path.is_file()}
+    if read:
+        PAGE.write_text(page(read), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
