@@ -152,7 +152,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
         "",
         f"`pixelrefer_fast/world/spoken.py` has {total} wordings of {len(SPOKEN)} kinds of questions, written down",
         f"before the training that `training/recipe/speaking.py` describes. {held} of them, every third of a kind, are",
-        "in no training. Each of these is asked about objects of held-out scenes, as it is written and once more respelt,",
+        "in no training. Each of these is asked about objects of held-out scenes, as it is written and once respelt,",
         "and counts as understood where the answer is that to the plain wording of its kind about the same objects.",
         "",
         "| percent understood | " + " | ".join(NAMES[kind] for kind in kinds) + " |",
