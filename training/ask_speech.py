@@ -3,8 +3,10 @@
     python training/ask_speech.py lite full      # asks the shipped models: training/speech/*.json, docs/wordings.md
     python training/ask_speech.py --page         # the page alone, from the files
 
-Every held-out wording of `world/spoken.py` is asked about the same objects as the plain wording of its kind, as it is
-written and once more respelt. It is understood where both get the same answer, whether or not that is the right one.
+Two sets: the held-out wordings of `world/spoken.py`, and training/speech/others.json, written by somebody who had seen
+no wording of this repository, after the first training and before the last; of these, what the training has is left
+out. Each is asked about the same objects as the plain wording of its kind, as it is written and once more respelt. It
+is understood where both get the same answer, whether or not that is the right one.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,12 @@ from pixelrefer_fast.batching import Ask
 from pixelrefer_fast.loading import load
 from pixelrefer_fast.model import PixelRefer, PixelReferLite
 from pixelrefer_fast.world import Question, Scene, ask_about, make_scene, normalise
+from pixelrefer_fast.world.composed import COMPOSED
 from pixelrefer_fast.world.evaluate import MAX_NEW_TOKENS
 from pixelrefer_fast.world.marked import scene_media, scene_region
 from pixelrefer_fast.world.questions import Speech
 from pixelrefer_fast.world.spelling import respell
-from pixelrefer_fast.world.spoken import HELD_OUT, PLAIN, SPOKEN
+from pixelrefer_fast.world.spoken import HELD_OUT, PLAIN, SPOKEN, TRAINED, bare
 from pixelrefer_fast.world.wordings import PLAIN as PLAIN_WORDINGS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,7 +40,7 @@ PAGE = ROOT / "docs" / "wordings.md"
 GOAL = 0.95
 IMAGES, VIDEOS = 8, 5  # scenes that each wording is asked about
 FIRST_SCENE = 3_000_000
-ROUNDS = max(map(len, HELD_OUT.values()))
+Words = Mapping[str, Sequence[str]]
 PLAINEST = {kind: (PLAIN.get(kind) or PLAIN_WORDINGS[kind][0],) for kind in SPOKEN if kind != "unknown"}
 
 
@@ -51,31 +54,43 @@ class Said:
     plain: Question | None
 
 
-def draw(number: int) -> Iterator[tuple[Scene, list[Said]]]:
-    """Scenes with questions in the `number`-th held-out wording of every kind that has so many."""
-    words = {kind: (own[number],) for kind, own in HELD_OUT.items() if number < len(own)}
-    spoken = {**PLAINEST, "unknown": HELD_OUT["unknown"][:1], **words}
+def sets() -> dict[str, Words]:
+    """The wordings that are asked, by name of the set: none of them is in the training."""
+    others = json.loads((RESULTS / "others.json").read_text(encoding="utf-8"))
+    return {"held out": HELD_OUT, "of others": {kind: _unlearnt(kind, own) for kind, own in others.items()}}
+
+
+def _unlearnt(kind: str, wordings: Sequence[str]) -> list[str]:
+    own = (PLAIN_WORDINGS.get(kind, ()), TRAINED[kind], COMPOSED.get(kind, ()))
+    learnt = {bare(wording) for texts in own for wording in texts}
+    return [wording for wording in wordings if bare(wording) not in learnt]
+
+
+def draw(asked: Words, number: int) -> Iterator[tuple[Scene, list[Said]]]:
+    """Scenes with questions in the `number`-th of the wordings of every kind that has so many."""
+    words = {kind: (own[number],) for kind, own in asked.items() if number < len(own)}
+    spoken = {**PLAINEST, "unknown": asked["unknown"][:1], **words}
     plain = {**PLAINEST, "unknown": spoken["unknown"]}
     for i in range(IMAGES + VIDEOS):
         seed = FIRST_SCENE + number * (IMAGES + VIDEOS) + i
         scene = make_scene(seed, "heldout", i >= IMAGES)
-        asked = []
+        found = []
         for kind in words:  # one kind at a time in the words of people, so that every draw is the same as in plain ones
             said = ask_about(scene, seed, speech=Speech({**plain, kind: spoken[kind]}))
             for question, beside in zip(said, ask_about(scene, seed, speech=Speech(plain)), strict=True):
                 if kind == "unknown" and question.kind == "unknown":
-                    asked.append(Said(kind, spoken[kind][0], question, None))
+                    found.append(Said(kind, spoken[kind][0], question, None))
                 elif question.text != beside.text:
-                    asked.append(Said(kind, spoken[kind][0], question, beside))
-        yield scene, asked
+                    found.append(Said(kind, spoken[kind][0], question, beside))
+        yield scene, found
 
 
-def ask(model: PixelRefer | PixelReferLite) -> list[dict[str, Any]]:
+def ask(model: PixelRefer | PixelReferLite, words: Words) -> list[dict[str, Any]]:
     """One record for each question: kind, wording, text, respelt or not, its answer and that to the plain wording."""
     records: list[dict[str, Any]] = []
     asks: list[Ask] = []
-    for number in range(ROUNDS):
-        for scene, said in draw(number):
+    for number in range(max(map(len, words.values()))):
+        for scene, said in draw(words, number):
             media = scene_media(scene)
             for one in said:
                 typed = respell(one.question.text, np.random.default_rng([scene.seed, len(asks)]))
@@ -141,48 +156,54 @@ def summarise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def page(found: dict[str, dict[str, Any]]) -> str:
-    """docs/wordings.md from the summaries by kind of model."""
-    total, held = sum(map(len, SPOKEN.values())), sum(map(len, HELD_OUT.values()))
-    kinds = list(found)
+def page(found: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """docs/wordings.md from the summaries by kind of model and set of wordings."""
+    columns = [(kind, name) for kind, own in found.items() for name in own]
+    counts = {name: sum(map(len, own.values())) for name, own in sets().items()}
+    composed = sum(map(len, COMPOSED.values()))
+
+    def row(title: str, of: Callable[[dict[str, Any]], str]) -> str:
+        return f"| {title} | " + " | ".join(of(found[kind][name]) for kind, name in columns) + " |"
+
+    def percent(share: dict[str, Any] | None) -> str:
+        return "" if share is None else f"{100 * share['understood']:.1f} ({share['n']})"
+
+    kinds = dict.fromkeys(kind for own in found.values() for one in own.values() for kind in one["kinds"])
     lines = [
         "# How people ask the embedded models",
         "",
         "Made by `training/ask_speech.py`; do not edit.",
         "",
-        f"`pixelrefer_fast/world/spoken.py` has {total} wordings of {len(SPOKEN)} kinds of questions, written down",
-        f"before the training that `training/recipe/speaking.py` describes. {held} of them, every third of a kind, are",
-        "in no training. Each of these is asked about objects of held-out scenes, as it is written and once respelt,",
-        "and counts as understood where the answer is that to the plain wording of its kind about the same objects.",
+        f"`pixelrefer_fast/world/spoken.py` has {sum(map(len, SPOKEN.values()))} wordings of {len(SPOKEN)} kinds of",
+        "questions, written down before any training. The language models learn from two thirds of them, then from these",
+        f"and {composed:,} that `world/composed.py` puts together (training/recipe/speaking.py).",
         "",
-        "| percent understood | " + " | ".join(NAMES[kind] for kind in kinds) + " |",
-        "|---|" + "---|" * len(kinds),
-        *(
-            f"| {name.replace('_', ' ')} | "
-            + " | ".join(f"{100 * found[k][name]['understood']:.1f} (of {found[k][name]['n']})" for k in kinds)
-            + " |"
-            for name in ("as_written", "respelt")
-        ),
-        *(
-            f"| {kind} | " + " | ".join(f"{100 * found[k]['kinds'][kind]['understood']:.1f}" for k in kinds) + " |"
-            for kind in found[kinds[0]]["kinds"]
-        ),
+        f"- *held out*: the {counts['held out']} wordings of the last third that no training has, nor any that differs",
+        "  from them in capitals and marks alone. `composed.py` was written after a first measurement on them.",
+        f"- *of others*: {counts['of others']} of `training/speech/others.json`, by somebody who had seen none of ours, used",
+        "  for nothing but this page.",
         "",
-        "| of all questions | " + " | ".join(NAMES[kind] for kind in kinds) + " |",
-        "|---|" + "---|" * len(kinds),
-        "| without any answer | " + " | ".join(str(found[k]["empty"]) for k in kinds) + " |",
-        '| nobody can know, answered "unknown" (the others get what is true of the object or not) | '
-        + " | ".join(f"{100 * found[k]['unknown']['said']:.1f} %" for k in kinds)
-        + " |",
+        "Each is asked about objects of held-out scenes, as it is written and once respelt, and counts as understood",
+        "where the answer is that to the plain wording of its kind about the same objects. In percent (questions):",
+        "",
+        "| | " + " | ".join(f"{NAMES[kind]}, {name}" for kind, name in columns) + " |",
+        "|---|" + "---|" * len(columns),
+        row("as written", lambda own: percent(own["as_written"])),
+        row("respelt", lambda own: percent(own["respelt"])),
+        *(row(kind, lambda own, kind=kind: percent(own["kinds"].get(kind))) for kind in kinds),
+        row("without any answer", lambda own: str(own["empty"])),
+        row('nobody can know, and it says "unknown"', lambda own: f"{100 * own['unknown']['said']:.1f}"),
+        "",
+        "To what nobody can know, what is not called unknown gets the nearest thing that is known, or a wrong answer.",
         "",
         f"## Wordings that are understood in less than {100 * GOAL:.0f} percent",
         "",
-        "| model | kind | wording | percent |",
-        "|---|---|---|---|",
+        "| model | set | kind | wording | percent |",
+        "|---|---|---|---|---|",
         *(
-            f"| {kind} | {one['kind']} | `{one['wording']}` | {100 * one['understood']:.0f} (of {one['n']}) |"
-            for kind in kinds
-            for one in sorted(found[kind]["wordings"], key=lambda one: float(one["understood"]))
+            f"| {kind} | {name} | {one['kind']} | `{one['wording']}` | {100 * one['understood']:.0f} (of {one['n']}) |"
+            for kind, name in columns
+            for one in sorted(found[kind][name]["wordings"], key=lambda one: float(one["understood"]))
             if one["understood"] < GOAL
         ),
         "",
@@ -199,9 +220,10 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     for kind in options.kinds:
         model = load(options.model or f"embedded:{kind}", device="cpu", dtype="float32")
-        found = summarise(ask(model))
+        found = {name: summarise(ask(model, words)) for name, words in sets().items()}
         (RESULTS / f"{kind}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        print(kind, found["as_written"], found["respelt"], found["empty"], found["unknown"])
+        for name, own in found.items():
+            print(kind, name, own["as_written"], own["respelt"], own["empty"], own["unknown"])
     files = {kind: RESULTS / f"{kind}.json" for kind in NAMES}
     read = {kind: json.loads(path.read_text(encoding="utf-8")) for kind, path in files.items() if path.is_file()}
     if read:

@@ -139,7 +139,27 @@ REFINING: dict[str, Any] = {
     "first_seed": 3_500_000,
 }
 REFINING_STEPS = {"lite": 2600, "full": 3600}
-SPEAKING: dict[str, Any] = {"steps": 600, "learning_rate": 8e-4, "images": 4, "videos": 2, "rounds": 1}
+# how people ask: first what they said, then that and all that its parts can be put together to
+SPEAKING: dict[str, dict[str, Any]] = {
+    "spoken": {
+        "steps": 600,
+        "learning_rate": 8e-4,
+        "images": 4,
+        "videos": 2,
+        "plain": 12,
+        "rounds": 1,
+        "first_seed": 51_000_000,
+    },
+    "composed": {
+        "steps": 500,
+        "learning_rate": 7e-4,
+        "images": 3,
+        "videos": 2,
+        "plain": 8,
+        "rounds": 2,
+        "first_seed": 52_000_000,
+    },
+}
 SEEN = (SceneShare(World(MANY, 500_000_000, video=False), 5), SceneShare(World(MANY, 600_000_000, video=True), 3))
 
 
@@ -204,7 +224,7 @@ def make_refined(kind: str, out: Path) -> None:
 
 def make_spoken(kind: str, out: Path) -> None:
     """The settled model, whose language model has learnt how people ask."""
-    settled, folder = out / f"settled-{kind}", out / f"spoken-{kind}"
+    settled = out / f"settled-{kind}"
     start = settled / "model"
     if (settled / "1-settling" / "model").is_dir():
         start = settled / "mean"
@@ -212,11 +232,13 @@ def make_spoken(kind: str, out: Path) -> None:
         shutil.copytree(settled / "model", start)
         _average(start, settled / "1-settling" / "model")
     model = load(start, device="cpu", dtype="float32")
-    if not (folder / SPOKEN_FILE).is_file():
-        teach_speech(model, folder, seed=SEED, resume=_begun(folder), **SPEAKING)
-    load_refined(model, folder / SPOKEN_FILE)
-    shutil.rmtree(folder / "model", ignore_errors=True)
-    model.to(torch.bfloat16).save(folder / "model")
+    for part, settings in SPEAKING.items():
+        folder = out / f"{part}-{kind}"
+        if not (folder / SPOKEN_FILE).is_file():
+            teach_speech(model, folder, seed=SEED, resume=_begun(folder), **settings)
+        load_refined(model, folder / SPOKEN_FILE)
+    shutil.rmtree(out / f"final-{kind}", ignore_errors=True)
+    model.to(torch.bfloat16).save(out / f"final-{kind}")
 
 
 def make_model(kind: str, out: Path) -> None:
@@ -244,7 +266,7 @@ def make_model(kind: str, out: Path) -> None:
             *stages_of(instruction),
             pretraining_of(out / f"refined-{kind}" / LOG, "refining"),
             *stages_of(settling),
-            pretraining_of(out / f"spoken-{kind}" / LOG, "speaking"),
+            *(pretraining_of(out / f"{part}-{kind}" / LOG, part) for part in SPEAKING),
         ],
         "minutes_of_the_last_run": round((time.time() - began) / 60, 1),
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s)",
@@ -290,11 +312,11 @@ def ship(out: Path) -> None:
     for kind, name in NAMES.items():
         target = ASSETS / name
         shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(out / f"spoken-{kind}" / "model", target)
+        shutil.copytree(out / f"final-{kind}", target)
         shutil.copyfile(out / f"training-{kind}.json", target / "training.json")
         stages = ((out / f"{folder}-{kind}" / LOG).read_text(encoding="utf-8") for folder in ("out", "settled"))
         (ROOT / "training" / "logs" / f"log-{kind}.jsonl").write_text("".join(stages), encoding="utf-8")
-        for part, folder in (("refining", "refined"), ("vision", "vision"), ("speaking", "spoken")):
+        for part, folder in (("refining", "refined"), ("vision", "vision"), *((part, part) for part in SPEAKING)):
             log = out / f"{folder}-{kind}" / LOG
             shutil.copyfile(log, ROOT / "training" / "logs" / f"log-{part}-{kind}.jsonl")
     for part in LANGUAGE:

@@ -50,7 +50,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
         "ALIGNMENT": {kind: fewer(own) for kind, own in module.ALIGNMENT.items()},
         "SEEN": tuple(replace(share, scenes=1) for share in module.SEEN),
         "REFINING": module.REFINING | {"whole": 1, "crowds": 1},
-        "SPEAKING": module.SPEAKING | {"steps": STEPS, "images": 1, "videos": 1},
+        "SPEAKING": {part: own | {"steps": STEPS, "images": 1, "videos": 1} for part, own in module.SPEAKING.items()},
         "REFINING_STEPS": dict.fromkeys(module.REFINING_STEPS, STEPS),
     }
     for name, value in settings.items():
