@@ -16,6 +16,7 @@ from typing import Any
 from safetensors import safe_open
 
 from pixelrefer_fast.checkpoint.embedded import TITLES
+from pixelrefer_fast.world.composed import COMPOSED
 from pixelrefer_fast.world.questions import CATEGORIES
 from pixelrefer_fast.world.spoken import SPOKEN
 from pixelrefer_fast.world.wordings import PLAIN
@@ -59,8 +60,8 @@ def card(folder: Path) -> str:
         "(`docs/wordings.md`). Its answers about photographs, to other questions or in other languages are "
         "meaningless.\n"
         f"{_weak(results)}"
-        "- Its answers are short. It says `unknown` to some questions that a picture cannot answer, such as what an object "
-        "costs; to others it answers all the same.\n"
+        "- Its answers are short. It says `unknown` to some questions that a picture cannot answer, such as what an "
+        "object costs; to others it answers all the same.\n"
         "- Its results say nothing about PixelRefer's method or its released checkpoints.",
         "## Licence\nApache-2.0, weights and tokenizer. All data were drawn by the generator in this package; no "
         "third-party weights or texts were used.",
@@ -79,7 +80,7 @@ def _weak(results: dict[str, Any]) -> str:
 
 
 def _wordings() -> int:
-    return len({wording for own in (*PLAIN.values(), *SPOKEN.values()) for wording in own})
+    return len({wording for own in (*PLAIN.values(), *SPOKEN.values(), *COMPOSED.values()) for wording in own})
 
 
 def _usage(kind: str) -> str:
@@ -111,9 +112,9 @@ def _data() -> str:
         "of 4 to 6 frames with 2 to 6 objects, exact masks, and questions about name, colour, pattern, full "
         "description, relations, counting, context, motion and selection. About an eighth of "
         "the combinations of shape, colour and pattern occur in no training scene. At last the language model learnt to "
-        "understand the same questions as people ask them, with two thirds of the wordings of "
-        "`pixelrefer_fast/world/spoken.py` and spellings of every kind. No data set, photograph or pretrained weight "
-        "was used."
+        "understand the same questions as people ask them: two thirds of the wordings of `world/spoken.py`, those that "
+        "`world/composed.py` puts together, and spellings of every kind. No data set, photograph or pretrained "
+        "weight was used."
     )
 
 

@@ -39,7 +39,8 @@ WORDS = {kind: own[:2] for kind, own in HELD_OUT.items()}
 
 def test_only_wordings_of_no_training_are_asked() -> None:
     for words in ask_speech.sets().values():
-        assert words.keys() == SPOKEN.keys() and all(words.values())
+        assert words.keys() == SPOKEN.keys()
+        assert all(words.values())
         for kind, own in words.items():
             learnt = {bare(w) for texts in (PLAIN.get(kind, ()), TRAINED[kind], COMPOSED.get(kind, ())) for w in texts}
             assert not {bare(wording) for wording in own} & learnt, kind
@@ -51,15 +52,18 @@ def test_a_wording_stands_beside_the_plain_one_about_the_same_objects() -> None:
             if one.kind == "unknown":
                 assert one.plain is None
                 continue
-            assert one.plain is not None and one.plain.text != one.question.text
-            assert one.plain.kind == one.question.kind and {*one.plain.objects} == {*one.question.objects}
+            assert one.plain is not None
+            assert one.plain.text != one.question.text
+            assert one.plain.kind == one.question.kind
+            assert {*one.plain.objects} == {*one.question.objects}
             assert one.plain.answer == one.question.answer
 
 
 def test_who_looks_at_the_objects_alone_understands_all() -> None:
     found = ask_speech.summarise(ask_speech.ask(Answering(lambda ask: str(len(ask.question.split(REGION)))), WORDS))
     assert found["as_written"]["understood"] == found["respelt"]["understood"] == 1.0
-    assert found["empty"] == 0 and found["unknown"]["said"] == 0.0
+    assert found["empty"] == 0
+    assert found["unknown"]["said"] == 0.0
 
 
 def test_who_answers_by_the_words_understands_nothing() -> None:
@@ -72,8 +76,10 @@ def test_silence_is_counted_and_the_page_names_what_is_not_understood() -> None:
     found = ask_speech.summarise(
         ask_speech.ask(Answering(lambda ask: "" if ask.question.islower() else "unknown"), WORDS)
     )
-    assert found["empty"] > 0 and found["unknown"]["said"] > 0.5
+    assert found["empty"] > 0
+    assert found["unknown"]["said"] > 0.5
     weak = [one for one in found["wordings"] if one["understood"] < ask_speech.GOAL]
     page = ask_speech.page({"lite": {"held out": found}, "full": {"held out": found}})
-    assert weak and all(f"`{one['wording']}`" in page for one in weak)
+    assert weak
+    assert all(f"`{one['wording']}`" in page for one in weak)
     assert f"| without any answer | {found['empty']} | {found['empty']} |" in page
