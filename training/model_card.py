@@ -111,9 +111,9 @@ def _data() -> str:
         "## Data\nScenes and questions of `pixelrefer_fast.world`, drawn from seeds while training: images and videos "
         "of 4 to 6 frames with 2 to 6 objects, exact masks, and questions about name, colour, pattern, full "
         "description, relations, counting, context, motion and selection. About an eighth of "
-        "the combinations of shape, colour and pattern occur in no training scene. At last the language model learnt to "
-        "understand the same questions as people ask them: two thirds of the wordings of `world/spoken.py`, those that "
-        "`world/composed.py` puts together, and spellings of every kind. No data set, photograph or pretrained "
+        "the combinations of shape, colour and pattern occur in no training scene. At last the language model learnt "
+        "to understand the same questions as people ask them: two thirds of the wordings of `world/spoken.py`, those "
+        "that `world/composed.py` puts together, and spellings of every kind. No data set, photograph or pretrained "
         "weight was used."
     )
 
