@@ -151,10 +151,10 @@ SPEAKING: dict[str, dict[str, Any]] = {
         "first_seed": 51_000_000,
     },
     "composed": {
-        "steps": 500,
+        "steps": 320,
         "learning_rate": 7e-4,
-        "images": 3,
-        "videos": 2,
+        "images": 2,
+        "videos": 1,
         "plain": 8,
         "rounds": 2,
         "first_seed": 52_000_000,

@@ -158,8 +158,18 @@ class _Asker:
         if self.speech.respell is not None:
             asked = self.speech.respell(asked, self.rng)
         if self._chance(_NAMED):
-            asked = name_objects(asked, self.scene.times is not None)
+            asked, order = self._named(asked, order)
         return Question(category, asked, order, answer, kind or category)
+
+    def _named(self, asked: str, order: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+        """The question with its objects named, and now and then others among them."""
+        video = self.scene.times is not None
+        rest = [i for i in range(len(self.things)) if i not in order]
+        if not rest or self.speech.others == 0 or not self._chance(self.speech.others):
+            return name_objects(asked, video), order
+        named = [*order, *(int(i) for i in self.rng.permutation(rest)[: int(self.rng.integers(len(rest))) + 1])]
+        shown = tuple(named[i] for i in self.rng.permutation(len(named)))
+        return name_objects(asked, video, [shown.index(i) for i in order], len(shown)), shown
 
     def _pairs(self, among: Sequence[int]) -> list[tuple[int, int]]:
         """All ordered pairs, in random order."""

@@ -80,3 +80,22 @@ def test_another_spelling_keeps_regions_and_comes_from_the_generator() -> None:
     assert len(set(drawn)) > 20
     assert any("colour" in one for one in drawn)
     assert any(one == one.lower() for one in drawn)
+
+
+def test_named_objects_are_asked_about_by_their_names_among_others() -> None:
+    speech = Speech(PLAIN, others=1.0)
+    found = 0
+    for scene in SCENES:
+        for question in ask_about(scene, scene.seed, speech=speech):
+            first, _, rest = question.text.partition("\n")
+            if not rest or "There is one object" in first:
+                continue
+            assert re.findall(r"<object(\d+)><region>", first) == [str(i) for i in range(len(question.objects))]
+            asked = [question.objects[int(place)] for place in re.findall(r"<object(\d+)>", rest)]
+            assert len(set(asked)) == len(asked) >= 1
+            found += len(asked) < len(question.objects)
+            if question.kind == "color":
+                assert question.answer == scene.things[asked[0]].color
+            if question.kind == "name":
+                assert question.answer == scene.things[asked[0]].shape
+    assert found > 50

@@ -30,7 +30,8 @@ from recipe.pretraining import EndlessBatches, each_once, run_pretraining
 
 SPOKEN = "spoken.safetensors"
 NAMES = ("answers",)
-SPEECH = (Speech(TRAINED, respell), Speech({**TRAINED, **COMPOSED}, respell))
+OTHERS = 0.5
+SPEECH = (Speech(TRAINED, respell, OTHERS), Speech({**TRAINED, **COMPOSED}, respell, OTHERS))
 
 
 class SpeakingModel(nn.Module):
