@@ -23,6 +23,7 @@ import numpy as np
 from recipe.sizes import NAMES
 
 from pixelrefer_fast.batching import Ask
+from pixelrefer_fast.checkpoint.embedded import PREFIX, embedded_digest
 from pixelrefer_fast.loading import load
 from pixelrefer_fast.model import PixelRefer, PixelReferLite
 from pixelrefer_fast.world import Question, Scene, ask_about, make_scene, normalise
@@ -156,6 +157,14 @@ def summarise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def read() -> dict[str, dict[str, Any]]:
+    """What the last runs found, by kind of model and set of wordings."""
+    files = {kind: RESULTS / f"{kind}.json" for kind in NAMES}
+    return {
+        kind: json.loads(path.read_text(encoding="utf-8"))["sets"] for kind, path in files.items() if path.is_file()
+    }
+
+
 def page(found: dict[str, dict[str, dict[str, Any]]]) -> str:
     """docs/wordings.md from the summaries by kind of model and set of wordings."""
     columns = [(kind, name) for kind, own in found.items() for name in own]
@@ -215,19 +224,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="*", choices=(*NAMES, []))
     parser.add_argument("--page", action="store_true", help="the page alone")
-    parser.add_argument("--model", type=Path, help="a folder, in place of the shipped model")
     options = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     for kind in options.kinds:
-        model = load(options.model or f"embedded:{kind}", device="cpu", dtype="float32")
+        model = load(f"{PREFIX}{kind}", device="cpu", dtype="float32")
         found = {name: summarise(ask(model, words)) for name, words in sets().items()}
-        (RESULTS / f"{kind}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        document = {"weights": embedded_digest(f"{PREFIX}{kind}"), "sets": found}
+        (RESULTS / f"{kind}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         for name, own in found.items():
             print(kind, name, own["as_written"], own["respelt"], own["empty"], own["unknown"])
-    files = {kind: RESULTS / f"{kind}.json" for kind in NAMES}
-    read = {kind: json.loads(path.read_text(encoding="utf-8")) for kind, path in files.items() if path.is_file()}
-    if read:
-        PAGE.write_text(page(read), encoding="utf-8")
+    PAGE.write_text(page(read()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ from recipe.speaking import teach_speech
 from safetensors.torch import load_file, save_file
 
 from pixelrefer_fast._version import __version__
+from pixelrefer_fast.checkpoint.embedded import PREFIX, embedded_digest
 from pixelrefer_fast.loading import load
 from pixelrefer_fast.model import PixelRefer, PixelReferLite
 from pixelrefer_fast.train.config import World, load_config
@@ -139,7 +140,7 @@ REFINING: dict[str, Any] = {
     "first_seed": 3_500_000,
 }
 REFINING_STEPS = {"lite": 2600, "full": 3600}
-# how people ask: first what they said, then that and all that its parts can be put together to
+# how people ask: what they said; that and all that its parts can be put together to; the same of objects by their names
 SPEAKING: dict[str, dict[str, Any]] = {
     "spoken": {
         "steps": 600,
@@ -148,6 +149,7 @@ SPEAKING: dict[str, dict[str, Any]] = {
         "videos": 2,
         "plain": 12,
         "rounds": 1,
+        "named": (0.15, 0.0),
         "first_seed": 51_000_000,
     },
     "composed": {
@@ -157,7 +159,18 @@ SPEAKING: dict[str, dict[str, Any]] = {
         "videos": 1,
         "plain": 8,
         "rounds": 2,
+        "named": (0.15, 0.5),
         "first_seed": 52_000_000,
+    },
+    "named": {
+        "steps": 320,
+        "learning_rate": 6e-4,
+        "images": 2,
+        "videos": 1,
+        "plain": 8,
+        "rounds": 2,
+        "named": (0.5, 0.75),
+        "first_seed": 53_000_000,
     },
 }
 SEEN = (SceneShare(World(MANY, 500_000_000, video=False), 5), SceneShare(World(MANY, 600_000_000, video=True), 3))
@@ -338,6 +351,7 @@ def ask(kind: str) -> None:
     found = evaluate(model, questions=QUESTIONS)
     document = {
         "model": NAMES[kind],
+        "weights": embedded_digest(f"{PREFIX}{kind}"),
         "split": "heldout",
         "questions": len(found.results),
         "accuracy": found.accuracy,

@@ -157,7 +157,7 @@ class _Asker:
         asked = text.format(*regions, list=listed, **words)
         if self.speech.respell is not None:
             asked = self.speech.respell(asked, self.rng)
-        if self._chance(_NAMED):
+        if self._chance(self.speech.named):
             asked, order = self._named(asked, order)
         return Question(category, asked, order, answer, kind or category)
 
@@ -449,7 +449,6 @@ _CHECKED = (("color", tuple(COLORS)), ("shape", SHAPES), ("pattern", PATTERNS))
 
 _UNKNOWN_ASKED = 0.3  # of the objects
 _NO_LEFT_OUT = 0.75  # where the scene has no pair for a yes
-_NAMED = 0.15  # of the questions name their objects first, as `ask` about encoded objects does
 _COUNT_WEIGHTS = (0.0, 0.6, 0.7, 1.6, 2.6, 2.6, 2.6)  # by count; the rare ones are asked where they can be
 _ONE_LEFT_OUT = 0.5
 _STILL_LEFT_OUT = 0.4  # of the objects that stay still, when asked about their motion

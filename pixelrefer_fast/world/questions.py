@@ -69,11 +69,13 @@ class Speech:
     Attributes:
         wordings: of each kind, as in `wordings.PLAIN`.
         respell: a question in another spelling, drawn by the generator; None: as the wording has it.
-        others: share of the questions which name objects that also name some that they do not ask about.
+        named: share of the questions that name their objects first, as `ask` about encoded objects does.
+        others: share of these that also name some that they do not ask about.
     """
 
     wordings: Mapping[str, Sequence[str]]
     respell: Callable[[str, np.random.Generator], str] | None = None
+    named: float = 0.15
     others: float = 0.0
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 
 import ask_speech
 import pytest
+from recipe.sizes import NAMES
 
 from pixelrefer_fast.batching import Ask
+from pixelrefer_fast.checkpoint.embedded import PREFIX, embedded_digest
 from pixelrefer_fast.world.composed import COMPOSED
 from pixelrefer_fast.world.questions import REGION
 from pixelrefer_fast.world.spoken import HELD_OUT, SPOKEN, TRAINED, bare
@@ -83,3 +86,15 @@ def test_silence_is_counted_and_the_page_names_what_is_not_understood() -> None:
     assert weak
     assert all(f"`{one['wording']}`" in page for one in weak)
     assert f"| without any answer | {found['empty']} | {found['empty']} |" in page
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_what_was_found_is_of_the_weights_that_ship(kind: str) -> None:
+    found = json.loads((ask_speech.RESULTS / f"{kind}.json").read_text(encoding="utf-8"))
+    assert found["weights"] == embedded_digest(f"{PREFIX}{kind}"), f"run: python training/ask_speech.py {kind}"
+    assert all(own["empty"] == 0 for own in found["sets"].values())
+
+
+def test_the_page_is_what_was_found() -> None:
+    page = ask_speech.PAGE.read_text(encoding="utf-8")
+    assert page == ask_speech.page(ask_speech.read()), "run: python training/ask_speech.py --page"

@@ -83,7 +83,7 @@ def test_another_spelling_keeps_regions_and_comes_from_the_generator() -> None:
 
 
 def test_named_objects_are_asked_about_by_their_names_among_others() -> None:
-    speech = Speech(PLAIN, others=1.0)
+    speech = Speech(PLAIN, named=0.3, others=1.0)
     found = 0
     for scene in SCENES:
         for question in ask_about(scene, scene.seed, speech=speech):

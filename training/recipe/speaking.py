@@ -30,8 +30,6 @@ from recipe.pretraining import EndlessBatches, each_once, run_pretraining
 
 SPOKEN = "spoken.safetensors"
 NAMES = ("answers",)
-OTHERS = 0.5
-SPEECH = (Speech(TRAINED, respell, OTHERS), Speech({**TRAINED, **COMPOSED}, respell, OTHERS))
 
 
 class SpeakingModel(nn.Module):
@@ -60,15 +58,25 @@ class SpeakingData(EndlessBatches):
         images, videos: scenes of a batch.
         plain: most plain questions about each, so that what is asked plainly stays known.
         rounds: of questions about each beside these: in the words of people, then in composed ones, by turns.
+        named: `Speech.named` and `Speech.others` of these.
         first_seed: of the scenes.
     """
 
     def __init__(
-        self, config: ModelConfig, tokenizer: Any, images: int, videos: int, plain: int, rounds: int, first_seed: int
+        self,
+        config: ModelConfig,
+        tokenizer: Any,
+        images: int,
+        videos: int,
+        plain: int,
+        rounds: int,
+        named: tuple[float, float],
+        first_seed: int,
     ) -> None:
         self.config, self.tokenizer = config, tokenizer
         self.images, self.videos, self.first_seed = images, videos, first_seed
         self.plain, self.rounds = plain, rounds
+        self.speech = tuple(Speech(words, respell, *named) for words in (TRAINED, {**TRAINED, **COMPOSED}))
 
     def make(self, number: int) -> dict[str, PackedBatch]:
         scenes = self.images + self.videos
@@ -78,7 +86,11 @@ class SpeakingData(EndlessBatches):
             scene = make_scene(seed, "train", i >= self.images)
             asked = [
                 *ask_about(scene, seed, limit=self.plain, speech=PLAINLY),
-                *(q for t in range(self.rounds) for q in ask_about(scene, seed + t, speech=SPEECH[t % len(SPEECH)])),
+                *(
+                    q
+                    for t in range(self.rounds)
+                    for q in ask_about(scene, seed + t, speech=self.speech[t % len(self.speech)])
+                ),
             ]
             items.append(scene_samples(scene, _each_once(asked), self.config.kind))
         batch: PackedBatch = collate([item for item in items if item], self.config, self.tokenizer)["batch"]
@@ -98,6 +110,7 @@ def teach_speech(
     videos: int,
     plain: int,
     rounds: int,
+    named: tuple[float, float],
     first_seed: int,
     seed: int = 0,
     resume: bool = False,
@@ -108,14 +121,14 @@ def teach_speech(
         model: trained in place, float32.
         folder: for checkpoints, the log and the result.
         steps, learning_rate, seed, resume: as in `run_pretraining`.
-        images, videos, plain, rounds, first_seed: of each batch, as in `SpeakingData`.
+        images, videos, plain, rounds, named, first_seed: of each batch, as in `SpeakingData`.
 
     Returns:
         The file of the weights, float32, which `refining.load_refined` takes.
     """
     torch.manual_seed(seed)
     learner = SpeakingModel(model)
-    data = SpeakingData(model.config, model.tokenizer, images, videos, plain, rounds, first_seed)
+    data = SpeakingData(model.config, model.tokenizer, images, videos, plain, rounds, named, first_seed)
     if run_pretraining(learner, data, NAMES, folder, steps, learning_rate, seed, resume):
         save_file(each_once(model.network.state_dict()), folder / SPOKEN)
     wait()
