@@ -60,6 +60,8 @@ def card(folder: Path) -> str:
         "(`docs/wordings.md`). Its answers about photographs, to other questions or in other languages are "
         "meaningless.\n"
         f"{_weak(results)}"
+        "- Asked about one of several objects by its name (`<object2>`), it often answers about another: mark the one "
+        "in question alone.\n"
         "- Its answers are short. It says `unknown` to some questions that a picture cannot answer, such as what an "
         "object costs; to others it answers all the same.\n"
         "- Its results say nothing about PixelRefer's method or its released checkpoints.",
