@@ -174,7 +174,7 @@ SPEAKING: dict[str, dict[str, Any]] = {
     },
 }
 # the parts whose mean ships: Full's motion suffers in the later ones
-SHIPPED = {"lite": ("named",), "full": ("spoken", "named")}
+SHIPPED = {"lite": ("named",), "full": ("composed", "named")}
 SEEN = (SceneShare(World(MANY, 500_000_000, video=False), 5), SceneShare(World(MANY, 600_000_000, video=True), 3))
 
 
