@@ -1,6 +1,6 @@
-"""README block, docs/benchmarks.md and its pictures from the result files; and what changed between two of them.
+"""docs/benchmarks.md and its pictures from the result files; and what changed between two of them.
 
-    python benchmarks/report.py                    writes README.md's block, docs/benchmarks.md, docs/benchmarks/
+    python benchmarks/report.py                    writes docs/benchmarks.md and docs/benchmarks/
     python benchmarks/report.py --add FILE         the same, after adding this file's latest results
     python benchmarks/report.py --check            writes nothing; exit status 1 if any of them would change
     python benchmarks/report.py --compare A B      the latest result of each file; exit status 1 for regressions
@@ -23,8 +23,7 @@ from pixelrefer_fast.bench.report import results, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-README, PAGE, PICTURES = ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks"
-BEGIN, END = "<!-- benchmarks: made by `python benchmarks/report.py` -->", "<!-- end of benchmarks -->"
+PAGE, PICTURES = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks"
 COMMAND = "python benchmarks/report.py"
 
 
@@ -81,49 +80,6 @@ def pictures_of(document: Document) -> list[str]:
     return sorted(name for name, there in have.items() if there)
 
 
-def readme_block(documents: Sequence[Document]) -> str:
-    """What stands between the markers of README.md."""
-    whole = latest(documents, "bench")
-    gpu = [d for d in whole if measured_on(d) == "cuda"]
-    lines = [BEGIN, ""]
-    shown: set[Any] = set()
-    for document in sorted(gpu or whole, key=lambda document: document.get("reference") is not None):
-        lines += _summary(document, again=document.get("model") in shown)
-        shown.add(document.get("model"))
-    lines += _unmeasured(documents)
-    lines += [
-        "",
-        "[All numbers, with machines, commits and commands](docs/benchmarks.md); [how they are measured and how to "
-        "read them](docs/benchmarking.md).",
-        "",
-        END,
-    ]
-    return "\n".join(lines)
-
-
-def _summary(document: Document, again: bool) -> list[str]:
-    """The pictures and short tables of a document; of a model that was shown already only the reference's."""
-    folder = f"docs/benchmarks/{name_of(document)}"
-    lines = [
-        f"**{document.get('model')}** in {document.get('dtype')} on {tables.machine_name(document)} "
-        f"(`{document['command']}`, {document['date'][:10]}):",
-        "",
-    ]
-    drawn = pictures_of(document)
-    if "against" in drawn and not again:
-        lines += [f"![Full against Lite: how many times Lite's each number of Full is]({folder}/against.svg)", ""]
-    headings, rows = tables.without_empty(tables.whole_table(document))
-    if rows and not again:
-        wanted = ("", "first token, ms", "whole answer, ms", "objects a second", "peak MB", "J an object", "check")
-        kept = [i for i, heading in enumerate(headings) if heading in wanted]
-        lines += [tables.markdown([headings[i] for i in kept], [[row[i] for i in kept] for row in rows])]
-    if tables.rows_of(document, "reference"):
-        lines += [tables.markdown(*tables.reference_table(document))]
-    if "scaling" in drawn and not again:
-        lines += [f"![time against objects, frames, image side, tokens and batch]({folder}/scaling.svg)", ""]
-    return lines
-
-
 def _unmeasured(documents: Sequence[Document]) -> list[str]:
     missing = [goal for goal, _, met in goal_lines(documents) if met is None]
     if not missing:
@@ -159,6 +115,7 @@ def page(documents: Sequence[Document]) -> str:
                 for goal, found, met in goal_lines(documents)
             ],
         ),
+        *_unmeasured(documents),
     ]
     for document in latest(documents, "bench"):
         lines += _section(document)
@@ -221,18 +178,6 @@ _PICTURED = {
 }
 
 
-def with_block(text: str, block: str) -> str:
-    """README.md with its block replaced.
-
-    Raises:
-        ValueError: it has no markers.
-    """
-    start, end = text.find(BEGIN), text.find(END)
-    if start < 0 or end < start:
-        raise ValueError(f"README.md: expected the markers {BEGIN} and {END}, found none")
-    return text[:start] + block + text[end + len(END) :]
-
-
 def add(file: Path, folder: Path) -> None:
     """Append the latest result of each benchmark in a file to the folder's file of that benchmark.
 
@@ -252,13 +197,12 @@ def add(file: Path, folder: Path) -> None:
 def write(folder: Path, check: bool) -> list[str]:
     """Write all pages (or, with `check`, none); the names of those that change."""
     documents = read_all(folder)
-    texts = {README: with_block(README.read_text(encoding="utf-8"), readme_block(documents)), PAGE: page(documents)}
-    changed = [path for path, text in texts.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    text = page(documents)
+    changes = not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text
     if not check:
         write_pictures(latest(documents, "bench"), PICTURES)
-        for path in changed:
-            path.write_text(texts[path], encoding="utf-8")
-    return [str(path.relative_to(ROOT)) for path in changed]
+        PAGE.write_text(text, encoding="utf-8")
+    return [str(PAGE.relative_to(ROOT))] if changes else []
 
 
 def compare(before: Path, after: Path, threshold: float) -> int:
@@ -291,7 +235,7 @@ def _line(change: results.Change) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="README block, docs/benchmarks.md and pictures from result files.")
+    parser = argparse.ArgumentParser(description="docs/benchmarks.md and its pictures from result files.")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="default: benchmarks/results")
     parser.add_argument("--add", type=Path, metavar="FILE", help="add the latest results of this file first")
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if a page would change")

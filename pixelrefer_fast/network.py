@@ -34,7 +34,6 @@ from pixelrefer_fast.planning.selection import Selection, select_patches
 from pixelrefer_fast.planning.views import ViewPlan
 from pixelrefer_fast.regions import as_regions
 from pixelrefer_fast.segmenting import Segmenter, marked_by
-from pixelrefer_fast.segmenting.grabcut import GrabCut
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,6 +68,8 @@ class Network(nn.Module):
         generation: Mapping[str, object],
         backend: str = "auto",
     ) -> None:
+        from pixelrefer_fast.segmenting.grabcut import GrabCut  # brings OpenCV, which an import of the package does not
+
         super().__init__()
         from transformers import Qwen2Config, Qwen2ForCausalLM
 

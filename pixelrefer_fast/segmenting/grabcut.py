@@ -13,6 +13,7 @@ import numpy as np
 from pixelrefer_fast.media import Media
 from pixelrefer_fast.regions.shapes import Box, Clicks
 from pixelrefer_fast.segmenting.segmenter import (
+    GRABCUT,
     Segment,
     SegmentPrompt,
     check_inside,
@@ -37,7 +38,7 @@ DISC = 0.015
 class GrabCut:
     """The default segmenter; the same masks each time."""
 
-    name = "grabcut"
+    name = GRABCUT
 
     def open(self, media: Media) -> OpenedForGrabCut:
         return OpenedForGrabCut(media)

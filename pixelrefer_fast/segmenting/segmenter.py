@@ -16,6 +16,8 @@ from pixelrefer_fast.regions import Region
 from pixelrefer_fast.regions.formats import box_of, clicks_of, is_scalar, plain
 from pixelrefer_fast.regions.shapes import Bitmap, Box, Clicks
 
+GRABCUT = "grabcut"
+"""The segmenter that needs no weights."""
 MAX_BOXES = 256
 """Most boxes of one call."""
 MAX_WORDS = 256
