@@ -5,8 +5,8 @@ OLDEST := .venv-oldest
 RAY := .venv-ray
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-interpret test-slow test-oldest test-ray compile-check cuda-check emulate emulate-all extension \
-	lint format bench bench-ops bench-suite gpu-check mini mini-pages clean
+.PHONY: demo test test-interpret test-slow test-oldest test-ray newcomer compile-check cuda-check emulate emulate-all \
+	extension lint format bench bench-ops bench-suite gpu-check mini mini-pages clean
 
 demo: $(VENV)/.ready
 	$(BIN)/pixelrefer-fast demo --out out/demo
@@ -22,6 +22,11 @@ test-interpret: $(VENV)/.ready
 
 test-slow: $(VENV)/.ready
 	$(BIN)/pytest -m "slow and not gpu"
+
+# the README's first minute, line by line in a clean clone and an environment of its own; TORCH=torch==2.13.0 for another
+# torch than its line brings
+newcomer:
+	python3 tools/readme.py --fresh $(if $(TORCH),--torch $(TORCH))
 
 # the oldest supported torch, triton and transformers, in an environment of their own
 test-oldest:

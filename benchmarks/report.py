@@ -1,6 +1,6 @@
-"""README block, docs/benchmarks.md and its pictures from the result files; and what changed between two of them.
+"""docs/benchmarks.md and its pictures from the result files; and what changed between two of them.
 
-    python benchmarks/report.py                    writes README.md's block, docs/benchmarks.md, docs/benchmarks/
+    python benchmarks/report.py                    writes docs/benchmarks.md and docs/benchmarks/
     python benchmarks/report.py --add FILE         the same, after adding this file's latest results
     python benchmarks/report.py --check            writes nothing; exit status 1 if any of them would change
     python benchmarks/report.py --compare A B      the latest result of each file; exit status 1 for regressions
@@ -13,140 +13,18 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from _goals import Document, goal_lines, measured_on
 
 from pixelrefer_fast.bench.report import results, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-README, PAGE, PICTURES = ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks"
-BEGIN, END = "<!-- benchmarks: made by `python benchmarks/report.py` -->", "<!-- end of benchmarks -->"
+PAGE, PICTURES = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks"
 COMMAND = "python benchmarks/report.py"
-Document = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Goal:
-    """A number that the project set itself (../shared/performance.md), and where it is found.
-
-    Attributes:
-        what: in words.
-        wanted: in words.
-        where: "cuda" (an H200 in bfloat16) or "cpu".
-        find: (measured, in words; whether the goal is met) in a document, None where it is not in it.
-    """
-
-    what: str
-    wanted: str
-    where: str
-    find: Callable[[Document], tuple[str, bool] | None]
-
-
-def _row(document: Document, suite: str, case: str, model: str | None = None, by: str | None = None) -> Any:
-    for row in document.get("rows", ()):
-        fits = row.get("suite") == suite and row.get("case") == case and row.get("ok") and "seconds" in row
-        if fits and model in (None, row.get("model")) and by in (None, row["by"]):
-            return row
-    return None
-
-
-def _first(limit: float) -> Callable[[Document], tuple[str, bool] | None]:
-    def find(document: Document) -> tuple[str, bool] | None:
-        row = _row(document, "whole", "one object", "lite-2b")
-        if row is None:
-            return None
-        found = 1e3 * row["extra"]["first"]["median"]
-        return f"{tables.short(found)} ms", found <= limit
-
-    return find
-
-
-def _description(model: str, limit: float) -> Callable[[Document], tuple[str, bool] | None]:
-    def find(document: Document) -> tuple[str, bool] | None:
-        row = _row(document, "whole", "one object", model)
-        if row is None or row["sizes"]["answer"] != 64:
-            return None
-        found = 1e3 * row["seconds"]["median"]
-        return f"{tables.short(found)} ms", found <= limit
-
-    return find
-
-
-def _objects(limit: float) -> Callable[[Document], tuple[str, bool] | None]:
-    def find(document: Document) -> tuple[str, bool] | None:
-        row = _row(document, "whole", "batch of 64", "lite-2b")
-        if row is None:
-            return None
-        found = row["extra"]["objects_per_second"]
-        return f"{tables.short(found)} a second, {row['sizes']['answer']} tokens each", found >= limit
-
-    return find
-
-
-def _memory(limit: float) -> Callable[[Document], tuple[str, bool] | None]:
-    def find(document: Document) -> tuple[str, bool] | None:
-        row = _row(document, "whole", "one object", "lite-2b")
-        if row is None:
-            return None
-        found = row["peak_bytes"] / row["extra"]["weights"]
-        return f"{found:.2f}x", found <= limit
-
-    return find
-
-
-def _saving(limit: float) -> Callable[[Document], tuple[str, bool] | None]:
-    def find(document: Document) -> tuple[str, bool] | None:
-        pair = tables.against_pairs(document).get("20-frame video")
-        if pair is None or pair[0].get("model") != "lite-2b":
-            return None
-        found = pair[1]["extra"]["first"]["median"] / pair[0]["extra"]["first"]["median"]
-        return f"{found:.1f}x", found >= limit
-
-    return find
-
-
-def _decode(limit: float) -> Callable[[Document], tuple[str, bool] | None]:
-    def find(document: Document) -> tuple[str, bool] | None:
-        for model in document.get("models", ()):  # of decode.py
-            for row in model["rows"]:
-                if row["case"] == "decode, 1" and "percent_of_copy" in row:
-                    return f"{row['percent_of_copy']:.0f} % ({model['model']})", row["percent_of_copy"] >= limit
-        return None
-
-    return find
-
-
-def _region(case: str, limit: float) -> Callable[[Document], tuple[str, bool] | None]:
-    def find(document: Document) -> tuple[str, bool] | None:
-        if document.get("benchmark") != "region_stage" or document.get("rival") != "reference":
-            return None
-        for row in document["rows"]:
-            if row.get("case") == case and row.get("ok") and "speedup" in row:
-                found = row["speedup"]["median"]
-                return f"{found:.1f}x", found >= limit
-        return None
-
-    return find
-
-
-REGION, PIXELS = "region stage, 16 objects", "pixels to tokens, 8 objects"
-GOALS = (
-    Goal("region stage, 16 objects, against the reference's code", "at least 100x", "cuda", _region(REGION, 100)),
-    Goal(
-        "pixels to object tokens, 8 objects, against the reference's code", "at least 10x", "cuda", _region(PIXELS, 10)
-    ),
-    Goal("first token, Lite-2B, one object, 1080p", "at most 10 ms", "cuda", _first(10)),
-    Goal("64 tokens about one object, Lite-2B", "at most 75 ms", "cuda", _description("lite-2b", 75)),
-    Goal("64 tokens about one object, Lite-7B", "at most 350 ms", "cuda", _description("lite-7b", 350)),
-    Goal("objects a second, Lite-2B, batches of 64", "at least 400", "cuda", _objects(400)),
-    Goal("decoding, of the measured copy bandwidth", "at least 85 %", "cuda", _decode(85)),
-    Goal("peak memory, one object, of the weights", "at most 1.15x", "cuda", _memory(1.15)),
-    Goal("first token, 20-frame video, Full-2B against Lite-2B", "at least 5x", "cuda", _saving(5)),
-    Goal("region stage, 16 objects, against the reference's code", "at least 5x", "cpu", _region(REGION, 5)),
-)
 
 
 def read_all(folder: Path) -> list[dict[str, Any]]:
@@ -163,11 +41,6 @@ def latest(documents: Sequence[Document], benchmark: str) -> list[Document]:
             key = measured_on(document), document.get("model"), document.get("reference") is not None
             found[key] = document
     return sorted(found.values(), key=lambda document: document["date"], reverse=True)
-
-
-def measured_on(document: Document) -> str:
-    """ "cuda" or "cpu"."""
-    return document.get("measured_on") or ("cuda" if document.get("device") else "cpu")
 
 
 def write_pictures(documents: Sequence[Document], folder: Path) -> dict[str, list[str]]:
@@ -207,59 +80,6 @@ def pictures_of(document: Document) -> list[str]:
     return sorted(name for name, there in have.items() if there)
 
 
-def readme_block(documents: Sequence[Document]) -> str:
-    """What stands between the markers of README.md."""
-    whole = latest(documents, "bench")
-    gpu = [d for d in whole if measured_on(d) == "cuda"]
-    lines = [BEGIN, ""]
-    shown: set[Any] = set()
-    for document in sorted(gpu or whole, key=lambda document: document.get("reference") is not None):
-        lines += _summary(document, again=document.get("model") in shown)
-        shown.add(document.get("model"))
-    lines += _unmeasured(documents)
-    lines += [
-        "",
-        "[All numbers, with machines, commits and commands](docs/benchmarks.md); [how they are measured and how to "
-        "read them](docs/benchmarking.md).",
-        "",
-        END,
-    ]
-    return "\n".join(lines)
-
-
-def _summary(document: Document, again: bool) -> list[str]:
-    """The pictures and short tables of a document; of a model that was shown already only the reference's."""
-    folder = f"docs/benchmarks/{name_of(document)}"
-    lines = [
-        f"**{document.get('model')}** in {document.get('dtype')} on {tables.machine_name(document)} "
-        f"(`{document['command']}`, {document['date'][:10]}):",
-        "",
-    ]
-    drawn = pictures_of(document)
-    if "against" in drawn and not again:
-        lines += [f"![Full against Lite: how many times Lite's each number of Full is]({folder}/against.svg)", ""]
-    headings, rows = tables.without_empty(tables.whole_table(document))
-    if rows and not again:
-        wanted = ("", "first token, ms", "whole answer, ms", "objects a second", "peak MB", "J an object", "check")
-        kept = [i for i, heading in enumerate(headings) if heading in wanted]
-        lines += [tables.markdown([headings[i] for i in kept], [[row[i] for i in kept] for row in rows])]
-    if tables.rows_of(document, "reference"):
-        lines += [tables.markdown(*tables.reference_table(document))]
-    if "scaling" in drawn and not again:
-        lines += [f"![time against objects, frames, image side, tokens and batch]({folder}/scaling.svg)", ""]
-    return lines
-
-
-def goal_lines(documents: Sequence[Document]) -> Iterator[tuple[Goal, str, bool | None]]:
-    """Each goal with what was measured for it, last: (goal, in words, met); met is None where nothing was."""
-    for goal in GOALS:
-        found = None
-        for document in reversed(documents):
-            if measured_on(document) == goal.where and (found := goal.find(document)) is not None:
-                break
-        yield goal, "" if found is None else found[0], None if found is None else found[1]
-
-
 def _unmeasured(documents: Sequence[Document]) -> list[str]:
     missing = [goal for goal, _, met in goal_lines(documents) if met is None]
     if not missing:
@@ -295,6 +115,7 @@ def page(documents: Sequence[Document]) -> str:
                 for goal, found, met in goal_lines(documents)
             ],
         ),
+        *_unmeasured(documents),
     ]
     for document in latest(documents, "bench"):
         lines += _section(document)
@@ -357,18 +178,6 @@ _PICTURED = {
 }
 
 
-def with_block(text: str, block: str) -> str:
-    """README.md with its block replaced.
-
-    Raises:
-        ValueError: it has no markers.
-    """
-    start, end = text.find(BEGIN), text.find(END)
-    if start < 0 or end < start:
-        raise ValueError(f"README.md: expected the markers {BEGIN} and {END}, found none")
-    return text[:start] + block + text[end + len(END) :]
-
-
 def add(file: Path, folder: Path) -> None:
     """Append the latest result of each benchmark in a file to the folder's file of that benchmark.
 
@@ -388,13 +197,12 @@ def add(file: Path, folder: Path) -> None:
 def write(folder: Path, check: bool) -> list[str]:
     """Write all pages (or, with `check`, none); the names of those that change."""
     documents = read_all(folder)
-    texts = {README: with_block(README.read_text(encoding="utf-8"), readme_block(documents)), PAGE: page(documents)}
-    changed = [path for path, text in texts.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    text = page(documents)
+    changes = not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text
     if not check:
         write_pictures(latest(documents, "bench"), PICTURES)
-        for path in changed:
-            path.write_text(texts[path], encoding="utf-8")
-    return [str(path.relative_to(ROOT)) for path in changed]
+        PAGE.write_text(text, encoding="utf-8")
+    return [str(PAGE.relative_to(ROOT))] if changes else []
 
 
 def compare(before: Path, after: Path, threshold: float) -> int:
@@ -427,7 +235,7 @@ def _line(change: results.Change) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="README block, docs/benchmarks.md and pictures from result files.")
+    parser = argparse.ArgumentParser(description="docs/benchmarks.md and its pictures from result files.")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="default: benchmarks/results")
     parser.add_argument("--add", type=Path, metavar="FILE", help="add the latest results of this file first")
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if a page would change")

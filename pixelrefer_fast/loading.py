@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,12 @@ import torch
 
 from pixelrefer_fast import ops
 from pixelrefer_fast.checkpoint import Checkpoint, open_checkpoint
-from pixelrefer_fast.checkpoint.embedded import EMBEDDED_LITE
+from pixelrefer_fast.checkpoint.embedded import EMBEDDED_LITE, LIMITS, TITLES
 from pixelrefer_fast.checkpoint.folder import HEAD, shards, write_folder
 from pixelrefer_fast.checkpoint.new_folder import new_folder, vacant
 from pixelrefer_fast.checkpoint.quantization import check_kind, quantise
 from pixelrefer_fast.checkpoint.tokenizer import tokenizer_files
-from pixelrefer_fast.checks.values import is_integer
+from pixelrefer_fast.checks.values import is_integer, shortened, shown
 from pixelrefer_fast.device.graphs import GraphCache
 from pixelrefer_fast.model import PixelRefer, PixelReferLite
 
@@ -33,7 +35,9 @@ def auto_device(device: str | torch.device = "auto") -> torch.device:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"device: expected 'auto' or a device that is here, got {device!r} ({reason})") from None
+        raise ValueError(
+            f"device: expected 'auto' or a device that is here, got {shown(device)} ({shortened(reason)})"
+        ) from None
     if chosen.type == "meta":
         raise ValueError("device: expected 'auto' or a device that computes, got 'meta'")
     return chosen
@@ -51,12 +55,12 @@ def auto_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if bf16 else torch.float32
     chosen = names.get(dtype) if isinstance(dtype, str) else dtype
     if chosen is None or chosen not in names.values():
-        raise ValueError(f"dtype: expected 'auto' or one of {sorted(names)}, got {dtype!r}")
+        raise ValueError(f"dtype: expected 'auto' or one of {sorted(names)}, got {shown(dtype)}")
     return chosen
 
 
 def load(
-    path_or_hub_id: str | Path = EMBEDDED_LITE,
+    path_or_hub_id: str | Path | None = None,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     backend: str = "auto",
@@ -67,8 +71,8 @@ def load(
 
     Args:
         path_or_hub_id: a folder, or an id on the Hugging Face hub such as Alibaba-DAMO-Academy/PixelRefer-Lite-2B.
-            "embedded:lite" (the default) and "embedded:full" are PixelRefer-Lite-mini and PixelRefer-mini, which know
-            only a synthetic world of plain shapes.
+            "embedded:lite" and "embedded:full" are PixelRefer-Lite-mini and PixelRefer-mini, which know only a
+            synthetic world of plain shapes. None is "embedded:lite", and a warning, once, that says so.
         device: "auto" (a CUDA device if there is one, else the CPU) or a device.
         dtype: "auto" (bfloat16 if the device supports it, else float32) or a dtype.
         backend: what computes the operations: "auto", or one of `ops.BACKENDS`, which then never falls back.
@@ -83,6 +87,9 @@ def load(
     Raises:
         ValueError: the checkpoint, device, dtype, backend or quantization cannot be used; one line that says why.
     """
+    if path_or_hub_id is None:
+        _say_default()
+        path_or_hub_id = EMBEDDED_LITE
     target = auto_device(device)
     precision = auto_dtype(dtype, target)
     ops.check_backend(backend)
@@ -92,12 +99,20 @@ def load(
     model = empty_model(checkpoint, backend)  # before sizes that only config.json claims take memory
     model.to(precision).to_empty(device=target)
     restore_buffers(model, target)
-    checkpoint.load_into(model.network.checkpoint_slots(), _optional(model))
+    digests = checkpoint.load_into(model.network.checkpoint_slots(), _optional(model))
     model.network.encoder.graphs = graphs
     if quantization is not None:
         quantise(model.network.llm, quantization)
         model.network.quantization = quantization
+    model.network.loaded(digests)
     return model
+
+
+@cache
+def _say_default() -> None:
+    warnings.warn(
+        f"load: no model was named; this is {TITLES[EMBEDDED_LITE]}, which is embedded. {LIMITS}", stacklevel=3
+    )
 
 
 def empty_model(checkpoint: Checkpoint, backend: str = "auto") -> PixelRefer | PixelReferLite:
@@ -150,7 +165,7 @@ def convert(src: str | Path, dst: str | Path) -> dict[str, Any]:
 
 def _graphs(limit: int, device: torch.device) -> GraphCache | None:
     if not is_integer(limit) or limit < 0:
-        raise ValueError(f"graph_bytes: expected a number of bytes, 0 or more, got {limit!r}")
+        raise ValueError(f"graph_bytes: expected a number of bytes, 0 or more, got {shown(limit)}")
     if limit == 0:
         return None
     graphs = GraphCache(int(limit))

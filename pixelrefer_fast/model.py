@@ -107,6 +107,12 @@ class _Model(BatchCalls, nn.Module):
     def segmenter(self, segmenter: Segmenter) -> None:
         self.network.segmenter = segmenter
 
+    def __repr__(self) -> str:
+        weights = sum(weight.numel() for weight in self.parameters())
+        dtype = str(self.dtype).removeprefix("torch.")
+        changed = f", {self.quantization}" if self.quantization else ""
+        return f"<{type(self).__name__}: {weights:,} weights in {dtype}{changed} on {self.device}>"
+
     def save(self, folder: str | Path) -> None:
         """Write one self-contained folder in the released layout that loads again bit-equal.
 

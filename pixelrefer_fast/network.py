@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import nn
 from pixelrefer_fast import ops
 from pixelrefer_fast._version import __version__
 from pixelrefer_fast.checkpoint.config import ModelConfig
+from pixelrefer_fast.checkpoint.digests import combined_digest, tensor_digest
 from pixelrefer_fast.checks.values import plain_list
 from pixelrefer_fast.decoding import Decoder
 from pixelrefer_fast.decoding.prompt import Prompt, build_prompt
@@ -32,7 +34,6 @@ from pixelrefer_fast.planning.selection import Selection, select_patches
 from pixelrefer_fast.planning.views import ViewPlan
 from pixelrefer_fast.regions import as_regions
 from pixelrefer_fast.segmenting import Segmenter, marked_by
-from pixelrefer_fast.segmenting.grabcut import GrabCut
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,6 +68,8 @@ class Network(nn.Module):
         generation: Mapping[str, object],
         backend: str = "auto",
     ) -> None:
+        from pixelrefer_fast.segmenting.grabcut import GrabCut  # brings OpenCV, which an import of the package does not
+
         super().__init__()
         from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -82,6 +85,8 @@ class Network(nn.Module):
         self.projector = VisionProjector(config.vision.hidden_size, config.llm["hidden_size"])
         self.llm = Qwen2ForCausalLM(Qwen2Config(**config.llm))
         self.decoder = Decoder(self.llm, tokenizer, self.generation, backend)
+        self._fingerprint: str | None = None
+        self._written: list[tuple[int, int]] = []
         self.eval().requires_grad_(False)
 
     @property
@@ -92,21 +97,28 @@ class Network(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.projector.first.weight.dtype
 
+    def loaded(self, digests: Mapping[str, str]) -> None:
+        """Take the digests of the values that the weights were just loaded from, by checkpoint key."""
+        sizes = {f.name: getattr(self.config, f.name) for f in fields(self.config) if f.name not in ("vision", "raw")}
+        sizes["vision"] = self.config.vision.to_dict()
+        self._fingerprint = combined_digest(json.dumps(sizes, sort_keys=True), digests)
+        self._written = self._writes()
+
     @property
     def fingerprint(self) -> str:
-        """Tells models apart whose object tokens do not fit each other.
+        """Tells models apart whose object tokens do not fit each other: made of every weight and size.
 
-        Made of signs, which loading in another dtype does not change.
+        32 hexadecimal digits. Loading in another dtype does not change them. Writing into a weight does, except through
+        `.data`, of which PyTorch tells nobody.
         """
-        digest = hashlib.sha256(self.kind.encode())
-        for tensor in (
-            self.encoder.post_norm.weight,
-            self.object_tokenizer.pos_linear.weight,
-            self.object_tokenizer.feat_linear.get_parameter("2.bias"),
-            self.llm.model.norm.weight,
-        ):
-            digest.update(tensor.detach().signbit().cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        if self._fingerprint is None or self._written != self._writes():
+            self.loaded({name: tensor_digest(tensor) for name, tensor in self.checkpoint_slots().items()})
+        assert self._fingerprint is not None
+        return self._fingerprint
+
+    def _writes(self) -> list[tuple[int, int]]:
+        """Which tensors the weights are, and how often each was written to."""
+        return [(id(p), 0 if p.is_inference() else p._version) for p in self.parameters()]
 
     def checkpoint_slots(self) -> dict[str, torch.Tensor]:
         """Where each tensor of a released checkpoint goes, by checkpoint key; views of this model's own memory."""
@@ -276,9 +288,14 @@ class Network(nn.Module):
         return [tokens[i] for i in range(len(frames))]
 
     def objects_of(
-        self, request: Request, counts: Sequence[int], tokens: torch.Tensor, scene: SceneTokens | None
+        self,
+        request: Request,
+        counts: Sequence[int],
+        tokens: torch.Tensor,
+        scene: SceneTokens | None,
+        fingerprint: str,
     ) -> Objects:
-        """A request's encoded objects: `tokens` (T, C), `counts` of each mark."""
+        """A request's encoded objects: `tokens` (T, C), `counts` of each mark; `fingerprint` is this network's."""
         source = request.source
         times = source.times if scene is not None else None
         return Objects(
@@ -288,7 +305,7 @@ class Network(nn.Module):
             None if times is None else tuple(times[f] for f in request.scene),
             scene,
             {
-                "model": self.fingerprint,
+                "model": fingerprint,
                 "library": __version__,
                 "source": source.name,
                 "height": source.sizes[0][0],

@@ -77,7 +77,7 @@ class Job:
 def quick() -> Iterator[Job]:
     """What `make emulate` runs."""
     for arch in ARCHITECTURES:
-        yield _of_kernels(arch, "lockstep", "kernel and not gpu and not slow and not thorough")
+        yield _of_kernels(arch, "lockstep", "kernel and not gpu and not slow")
     yield Job("csrc", CUDA_TESTS, "not slow")
 
 

@@ -16,7 +16,10 @@ from typing import Any
 from safetensors import safe_open
 
 from pixelrefer_fast.checkpoint.embedded import TITLES
+from pixelrefer_fast.world.composed import COMPOSED
 from pixelrefer_fast.world.questions import CATEGORIES
+from pixelrefer_fast.world.spoken import SPOKEN
+from pixelrefer_fast.world.wordings import PLAIN
 
 ASSETS = Path(__file__).resolve().parents[1] / "pixelrefer_fast" / "assets"
 CARD = "README.md"
@@ -53,10 +56,14 @@ def card(folder: Path) -> str:
         _training(training, kind),
         "## Results\n" + _results(results),
         "## Limits\n- It knows only this world: ten shapes, ten colours, three patterns and sizes on drawn "
-        "backgrounds of 112 to 196 pixels, in English, in about a hundred wordings. Its answers about photographs, to "
-        "other questions or in other languages are meaningless.\n"
+        f"backgrounds of 112 to 196 pixels, in English, in {_wordings()} wordings and in what is near them "
+        "(`docs/wordings.md`). Its answers about photographs, to other questions or in other languages are "
+        "meaningless.\n"
         f"{_weak(results)}"
-        "- Its answers are short. It always answers and never says that it does not know.\n"
+        "- Asked about one of several objects by its name (`<object2>`), it often answers about another: mark the one "
+        "in question alone.\n"
+        "- Its answers are short. It says `unknown` to some questions that a picture cannot answer, such as what an "
+        "object costs; to others it answers all the same.\n"
         "- Its results say nothing about PixelRefer's method or its released checkpoints.",
         "## Licence\nApache-2.0, weights and tokenizer. All data were drawn by the generator in this package; no "
         "third-party weights or texts were used.",
@@ -72,6 +79,10 @@ def _weak(results: dict[str, Any]) -> str:
         return ""
     names = " and ".join(filter(None, (", ".join(weak[:-1]), weak[-1])))
     return f"- Most of its answers about {names} are wrong: its training was too short for them.\n"
+
+
+def _wordings() -> int:
+    return len({wording for own in (*PLAIN.values(), *SPOKEN.values(), *COMPOSED.values()) for wording in own})
 
 
 def _usage(kind: str) -> str:
@@ -102,8 +113,10 @@ def _data() -> str:
         "## Data\nScenes and questions of `pixelrefer_fast.world`, drawn from seeds while training: images and videos "
         "of 4 to 6 frames with 2 to 6 objects, exact masks, and questions about name, colour, pattern, full "
         "description, relations, counting, context, motion and selection. About an eighth of "
-        "the combinations of shape, colour and pattern occur in no training scene. No data set, "
-        "photograph or pretrained weight was used."
+        "the combinations of shape, colour and pattern occur in no training scene. At last the language model learnt "
+        "to understand the same questions as people ask them: two thirds of the wordings of `world/spoken.py`, those "
+        "that `world/composed.py` puts together, and spellings of every kind. No data set, photograph or pretrained "
+        "weight was used."
     )
 
 

@@ -6,8 +6,9 @@
 
 The parts of a model are pretrained: the vision encoder that both begin with, the language model (told in symbols what
 is marked; Full's goes on from Lite's with what is seen), and then the vision side, which learns to say the same. After
-the stages the encoder gets more layers, the model is refined on questions and whole images at once, and a last stage
-(training/configs/settle-*.yaml; Full: the mean of two) settles it on questions of all kinds.
+the stages the encoder gets more layers, the model is refined on questions and whole images at once, a further stage
+(training/configs/settle-*.yaml; Full: the mean of two) settles it on questions of all kinds, and at last its language
+model learns in how many words people ask them (training/recipe/speaking.py).
 
     python training/train_mini.py ship OUT           # into pixelrefer_fast/assets/
     python training/train_mini.py ask-lite OUT       # and ask-full: held-out questions to the shipped model
@@ -36,9 +37,12 @@ from recipe.language import load_language, pretrain_language
 from recipe.pretrain import ENCODER, load_encoder, pretrain
 from recipe.refining import REFINED, deepen, load_refined, refine
 from recipe.sizes import NAMES, fresh_model, make_tokenizer, mini_config, world_texts
+from recipe.speaking import SPOKEN as SPOKEN_FILE
+from recipe.speaking import teach_speech
 from safetensors.torch import load_file, save_file
 
 from pixelrefer_fast._version import __version__
+from pixelrefer_fast.checkpoint.embedded import PREFIX, embedded_digest
 from pixelrefer_fast.loading import load
 from pixelrefer_fast.model import PixelRefer, PixelReferLite
 from pixelrefer_fast.train.config import World, load_config
@@ -136,6 +140,41 @@ REFINING: dict[str, Any] = {
     "first_seed": 3_500_000,
 }
 REFINING_STEPS = {"lite": 2600, "full": 3600}
+# how people ask: what they said; that and all that its parts can be put together to; the same of objects by their names
+SPEAKING: dict[str, dict[str, Any]] = {
+    "spoken": {
+        "steps": 600,
+        "learning_rate": 8e-4,
+        "images": 4,
+        "videos": 2,
+        "plain": 12,
+        "rounds": 1,
+        "named": (0.15, 0.0),
+        "first_seed": 51_000_000,
+    },
+    "composed": {
+        "steps": 320,
+        "learning_rate": 7e-4,
+        "images": 2,
+        "videos": 1,
+        "plain": 8,
+        "rounds": 2,
+        "named": (0.15, 0.5),
+        "first_seed": 52_000_000,
+    },
+    "named": {
+        "steps": 320,
+        "learning_rate": 6e-4,
+        "images": 2,
+        "videos": 1,
+        "plain": 8,
+        "rounds": 2,
+        "named": (0.5, 0.75),
+        "first_seed": 53_000_000,
+    },
+}
+# the parts whose mean ships: Full's motion suffers in the later ones
+SHIPPED = {"lite": ("named",), "full": ("composed", "named")}
 SEEN = (SceneShare(World(MANY, 500_000_000, video=False), 5), SceneShare(World(MANY, 600_000_000, video=True), 3))
 
 
@@ -198,13 +237,37 @@ def make_refined(kind: str, out: Path) -> None:
     model.to(torch.bfloat16).save(folder / "model")
 
 
+def make_spoken(kind: str, out: Path) -> None:
+    """The settled model, whose language model has learnt how people ask."""
+    settled = out / f"settled-{kind}"
+    start = settled / "model"
+    if (settled / "1-settling" / "model").is_dir():
+        start = settled / "mean"
+        shutil.rmtree(start, ignore_errors=True)
+        shutil.copytree(settled / "model", start)
+        _average(start, settled / "1-settling" / "model")
+    model = load(start, device="cpu", dtype="float32")
+    for part, settings in SPEAKING.items():
+        folder = out / f"{part}-{kind}"
+        if not (folder / SPOKEN_FILE).is_file():
+            teach_speech(model, folder, seed=SEED, resume=_begun(folder), **settings)
+        load_refined(model, folder / SPOKEN_FILE)
+    states = [load_file(out / f"{part}-{kind}" / SPOKEN_FILE) for part in SHIPPED[kind]]
+    mean = {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
+    save_file(mean, out / f"spoken-{kind}.safetensors")
+    load_refined(model, out / f"spoken-{kind}.safetensors")
+    shutil.rmtree(out / f"final-{kind}", ignore_errors=True)
+    model.to(torch.bfloat16).save(out / f"final-{kind}")
+
+
 def make_model(kind: str, out: Path) -> None:
-    """A model of pretrained parts, then the stages of its config, what refines it, and the stage that settles it."""
+    """A model of pretrained parts, then the stages of its config, what refines and settles it, and how people ask."""
     make_start(kind, out)
     began = time.time()
     instruction = _stages(f"mini-{kind}", out)
     make_refined(kind, out)
     settling = _stages(f"settle-{kind}", out)
+    make_spoken(kind, out)
     facts = {
         "name": NAMES[kind],
         "version": __version__,
@@ -218,7 +281,12 @@ def make_model(kind: str, out: Path) -> None:
             "alignment of the vision side": ALIGNMENT[kind],
         },
         "tokenizer_scenes": TOKENIZER_SCENES,
-        "stages": [*stages_of(instruction), refining_of(out / f"refined-{kind}" / LOG), *stages_of(settling)],
+        "stages": [
+            *stages_of(instruction),
+            pretraining_of(out / f"refined-{kind}" / LOG, "refining"),
+            *stages_of(settling),
+            *(pretraining_of(out / f"{part}-{kind}" / LOG, part) for part in SPEAKING),
+        ],
         "minutes_of_the_last_run": round((time.time() - began) / 60, 1),
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s)",
         "torch": torch.__version__,
@@ -246,12 +314,12 @@ def stages_of(log: Path) -> list[dict[str, Any]]:
     return list(stages.values())
 
 
-def refining_of(log: Path) -> dict[str, Any]:
-    """The same of a refining: the means of the last steps, since each has few questions."""
+def pretraining_of(log: Path, name: str) -> dict[str, Any]:
+    """The same of a refining or speaking: the means of the last steps, since each has few questions."""
     entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     last = [entry for entry in entries if "loss" in entry][-LAST_ENTRIES:]
     return {
-        "name": "refining",
+        "name": name,
         "steps": last[-1]["step"],
         "accuracy": sum(entry["accuracy/answers"] for entry in last) / len(last),
         "seconds": sum(entry["train_runtime"] for entry in entries if "train_runtime" in entry),
@@ -263,15 +331,13 @@ def ship(out: Path) -> None:
     for kind, name in NAMES.items():
         target = ASSETS / name
         shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(out / f"settled-{kind}" / "model", target)
-        earlier = out / f"settled-{kind}" / "1-settling" / "model"
-        if earlier.is_dir():
-            _average(target, earlier)
+        shutil.copytree(out / f"final-{kind}", target)
         shutil.copyfile(out / f"training-{kind}.json", target / "training.json")
         stages = ((out / f"{folder}-{kind}" / LOG).read_text(encoding="utf-8") for folder in ("out", "settled"))
         (ROOT / "training" / "logs" / f"log-{kind}.jsonl").write_text("".join(stages), encoding="utf-8")
-        shutil.copyfile(out / f"refined-{kind}" / LOG, ROOT / "training" / "logs" / f"log-refining-{kind}.jsonl")
-        shutil.copyfile(out / f"vision-{kind}" / LOG, ROOT / "training" / "logs" / f"log-vision-{kind}.jsonl")
+        for part, folder in (("refining", "refined"), ("vision", "vision"), *((part, part) for part in SPEAKING)):
+            log = out / f"{folder}-{kind}" / LOG
+            shutil.copyfile(log, ROOT / "training" / "logs" / f"log-{part}-{kind}.jsonl")
     for part in LANGUAGE:
         shutil.copyfile(out / f"language-{part}" / LOG, ROOT / "training" / "logs" / f"log-language-{part}.jsonl")
     for part in PRETRAINING:
@@ -291,6 +357,7 @@ def ask(kind: str) -> None:
     found = evaluate(model, questions=QUESTIONS)
     document = {
         "model": NAMES[kind],
+        "weights": embedded_digest(f"{PREFIX}{kind}"),
         "split": "heldout",
         "questions": len(found.results),
         "accuracy": found.accuracy,

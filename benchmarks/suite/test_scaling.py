@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from conftest import model_names
 
-from pixelrefer_fast.bench.run import whole
+from pixelrefer_fast.bench.run import loads, whole
 from pixelrefer_fast.bench.run.askers import Ours, answer_all, as_measured, object_tokens
+from pixelrefer_fast.bench.run.effort import Effort
 
-EFFORT = whole.Effort(repeats=3, seconds=1.0)
-SMOKE = whole.Effort(
+EFFORT = Effort(repeats=3, seconds=1.0)
+SMOKE = Effort(
     repeats=1,
     seconds=0.0,
     curve_tokens=2,
@@ -32,7 +33,7 @@ def test_scaling(model: tuple[str, Any], curve: str, value: int, smoke: bool, ti
     name, own = model
     effort = SMOKE if smoke else EFFORT
     with as_measured(own), object_tokens(own, value) if curve == "n" else nullcontext():
-        ours, load = Ours(own), whole.curve_load(own, curve, value)
+        ours, load = Ours(own), loads.curve_load(own, curve, value)
         row = whole.measure(ours, load, effort.curve_tokens, effort, name, "scaling")
         row["extra"] |= {"curve": curve, "value": value}
         row = timed(row, lambda: answer_all(ours, load.requests, effort.curve_tokens, load.batch_size))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import model_names
 
-from pixelrefer_fast.bench.run import stages, whole
+from pixelrefer_fast.bench.run import loads, stages
 from pixelrefer_fast.device.counters import Counts
 from pixelrefer_fast.device.stages import STAGES
 
@@ -58,11 +58,11 @@ class Asked:
 @pytest.fixture(scope="module")
 def asked(request: pytest.FixtureRequest, model: tuple[str, Any], smoke: bool) -> Iterator[Asked]:
     _, own = model
-    size = whole.SMALL_PICTURE if smoke else whole.pictures_of(own.config)[0]
+    size = loads.SMALL_PICTURE if smoke else loads.pictures_of(own.config)[0]
     if request.param == "one object":
-        load = whole.image_load(request.param, size)
+        load = loads.image_load(request.param, size)
     else:
-        load = whole.video_load(request.param, size, 2 if smoke else whole.FRAMES, own.kind)
+        load = loads.video_load(request.param, size, 2 if smoke else loads.FRAMES, own.kind)
     (one,) = load.requests
     tokens = SMOKE_TOKENS if smoke else TOKENS
     with stages.asked(own, one.media, one.question, one.regions, tokens) as question:

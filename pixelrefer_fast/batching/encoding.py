@@ -144,10 +144,11 @@ def _encode(network: Network, batch: Sequence[Prepared], scenes: SceneCache) -> 
         tokens = tokens.clone()  # tells whether it was written to, which `decoding.prefixes.content` wants to know
     objects = []
     row = 0
+    fingerprint = network.fingerprint
     for request, part, scene, own in zip(requests, joint.parts, found, known, strict=True):
         counts = [joint.plan.marks[m].tokens for m in part.marks]
         if scene is not None:
             scenes.keep(request, scene)
-        objects.append(network.objects_of(request, counts, tokens[row : row + sum(counts)], own or scene))
+        objects.append(network.objects_of(request, counts, tokens[row : row + sum(counts)], own or scene, fingerprint))
         row += sum(counts)
     return objects

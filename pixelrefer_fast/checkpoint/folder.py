@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from pixelrefer_fast.checkpoint.config import ModelConfig, check_generation, read_config, read_generation
+from pixelrefer_fast.checkpoint.digests import digesting
 from pixelrefer_fast.checkpoint.hub import checkpoint_folder
 from pixelrefer_fast.checkpoint.new_folder import new_folder, vacant
 from pixelrefer_fast.checkpoint.safetensors_file import Read, TensorInfo, tensor_info, write_safetensors
@@ -94,7 +95,7 @@ class Checkpoint:
 
     def load_into(
         self, slots: Mapping[str, torch.Tensor], optional: Collection[str] = (), ignored: Collection[str] = ()
-    ) -> None:
+    ) -> dict[str, str]:
         """Copy every tensor into the given memory, casting to its dtype, on its device.
 
         The weight files are mapped one at a time, so at most one of them is in memory besides the destination.
@@ -104,17 +105,23 @@ class Checkpoint:
             optional: names of slots that the checkpoint may lack; they are then left unchanged.
             ignored: names that the checkpoint may have without a slot, such as `lm_head.weight` with tied embeddings.
 
+        Returns:
+            The digest of each tensor's values as the file has them, by name.
+
         Raises:
             ValueError: tensors are missing, unexpected or of another shape (all in one message, before anything is
-                copied), or a file changed since it was opened.
+                copied), a value is not finite, or a file changed since it was opened.
         """
         self.check(slots, optional, ignored)
-        with torch.no_grad():
-            for file in self.files:
-                with file.open() as read:
-                    for name in file.tensors:
-                        if name in slots:
-                            slots[name].copy_(read(name))
+        digests: dict[str, str] = {}
+        for file in self.files:
+            with torch.no_grad(), file.open() as read, digesting(file.path, digests) as digest:
+                for name in file.tensors:
+                    if name in slots:
+                        tensor = read(name)
+                        digest(name, tensor)
+                        slots[name].copy_(tensor)
+        return digests
 
     def tokenizer(self) -> Any:
         """The transformers tokenizer, with the special tokens `<image>`, `<REGION>`, `<|stream_start|>` and

@@ -59,6 +59,8 @@ class PickleFile:
     def _load(self) -> dict[str, torch.Tensor]:
         try:
             loaded = torch.load(str(self.path), map_location="cpu", weights_only=True, mmap=True)
+        except MemoryError:  # says nothing about the file
+            raise
         except Exception as error:  # a damaged file makes torch raise nearly anything
             raise ValueError(f"{self.path}: cannot be read as a PyTorch file: {brief(str(error))}") from error
         if not isinstance(loaded, dict):
@@ -118,6 +120,8 @@ def _pickle_of(path: Path) -> bytes:
                 records = archive.infolist()
                 objection = _objection(records, size)
                 data = b"" if objection else archive.read(next(r for r in records if _is_pickle(r)))
+        except MemoryError:  # says nothing about the file
+            raise
         except Exception as error:  # zipfile raises half a dozen kinds on damaged archives
             refuse(f"a damaged zip archive ({brief(str(error))})")
     if objection:
@@ -149,6 +153,8 @@ def _operations(data: bytes, path: Path) -> Iterator[tuple[str, Any]]:
     try:
         for opcode, argument, _ in pickletools.genops(data):
             yield opcode.name, argument
+    except MemoryError:  # says nothing about the file
+        raise
     except Exception as error:  # of several kinds
         raise ValueError(f"{path}: expected a pickle of tensors, got a damaged one ({brief(str(error))})") from error
 

@@ -40,9 +40,13 @@ def tokenizer_files(folder: Path) -> list[Path]:
             raise ValueError(f"{path}: expected at most {MAX_TOKENIZER_BYTES} bytes, got {size}")
     if "tokenizer_config.json" in paths:
         path = paths["tokenizer_config.json"]
-        given = read_json(path).get("tokenizer_class", _CLASSES[0])
+        values = read_json(path)
+        given = values.get("tokenizer_class", _CLASSES[0])
         if given not in _CLASSES:
             raise ValueError(f"{path}: tokenizer_class: expected one of {', '.join(_CLASSES)}, got {brief(given)}")
+        length = values.get("model_max_length")
+        if length is not None and (type(length) not in (int, float) or length < 1):
+            raise ValueError(f"{path}: model_max_length: expected a number of tokens, 1 or more, got {brief(length)}")
     return list(paths.values())
 
 
@@ -65,7 +69,7 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> Any:
         _add_special_tokens(tokenizer, config)
         largest = max(tokenizer.get_vocab().values())
         end = tokenizer.eos_token_id
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # tokenizers raises PanicException, which is no Exception
         raise ValueError(f"{folder}: the tokenizer cannot be read: {brief(str(error))}") from error

@@ -30,7 +30,7 @@ TITLES = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchPlan:
     """What a run measures.
 
     Attributes:
@@ -67,7 +67,7 @@ def planned(
     curves: bool,
     seconds: float | None,
     folder: str,
-) -> Plan:
+) -> BenchPlan:
     """What the command line asks for, checked before anything is loaded.
 
     Raises:
@@ -90,7 +90,7 @@ def planned(
         raise ValueError(f"--graph-bytes: expected 0 on {chosen}, got {graph_bytes}: {reason}")
     target = Path(folder)
     results.check_path(target / RESULTS)
-    return Plan(
+    return BenchPlan(
         name,
         _pair(name, [what for what in wanted if what != REFERENCE]),
         None if reference is None else Path(reference),
@@ -120,7 +120,7 @@ def _pair(name: str, wanted: list[str]) -> tuple[str, str] | None:
     return pair
 
 
-def run_bench(plan: Plan, told: Callable[[str], Any]) -> dict[str, Any]:
+def run_bench(plan: BenchPlan, told: Callable[[str], Any]) -> dict[str, Any]:
     """The document of a run, which is appended to the folder's result file.
 
     Raises:
@@ -128,35 +128,36 @@ def run_bench(plan: Plan, told: Callable[[str], Any]) -> dict[str, Any]:
     """
     from pixelrefer_fast.bench.measure import rates
     from pixelrefer_fast.bench.report import results
+    from pixelrefer_fast.bench.run import effort as efforts
     from pixelrefer_fast.bench.run import whole
     from pixelrefer_fast.bench.run.against import run_against_rival, run_pairs
 
-    effort = whole.QUICK_EFFORT if plan.quick else whole.FULL_EFFORT
+    effort = efforts.QUICK_EFFORT if plan.quick else efforts.FULL_EFFORT
     told("rates of this machine")
     measured = rates.measured(plan.device, [plan.dtype])
-    budget = whole.Budget(plan.seconds)
+    time_limit = efforts.TimeLimit(plan.seconds)
     rows = []
     with _loaded(plan, plan.model) as model:
         kind = model.kind
         if plan.pair is not None and plan.pair[kind == "full"] != plan.model:
             raise ValueError(f"--model {plan.model}: expected a Lite, to set a Full against it, got a {kind} model")
-        rows += whole.run_cases(model, plan.model, effort, budget, told)
-        rows += whole.run_stages(model, plan.model, effort, budget, told)
+        rows += whole.run_cases(model, plan.model, effort, time_limit, told)
+        rows += whole.run_stages(model, plan.model, effort, time_limit, told)
         if plan.pair is not None:
-            rows += run_pairs(model, plan.model, effort, budget, told)
+            rows += run_pairs(model, plan.model, effort, time_limit, told)
         if plan.reference is not None:
             rival, own = _rival(plan, model)
-            rows += run_against_rival(rival, own, plan.model, effort, budget, told)
+            rows += run_against_rival(rival, own, plan.model, effort, time_limit, told)
             del rival, own
     if plan.pair is not None:
         other = plan.pair[kind == "lite"]
         with _loaded(plan, other) as model:
             if model.kind == kind:
                 raise ValueError(f"--against {other}: expected the other kind than {plan.model}'s, got {kind} too")
-            rows += run_pairs(model, other, effort, budget, told)
+            rows += run_pairs(model, other, effort, time_limit, told)
     if plan.curves:
         with _loaded(plan, plan.model) as model:
-            rows += whole.run_curves(model, plan.model, effort, budget, told)
+            rows += whole.run_curves(model, plan.model, effort, time_limit, told)
     document = results.document(
         "bench",
         rows,
@@ -175,7 +176,7 @@ def run_bench(plan: Plan, told: Callable[[str], Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _loaded(plan: Plan, name: str) -> Iterator[Any]:
+def _loaded(plan: BenchPlan, name: str) -> Iterator[Any]:
     from pixelrefer_fast.bench.run import workloads
     from pixelrefer_fast.device.graphs import GraphCache
 
@@ -194,7 +195,7 @@ def _loaded(plan: Plan, name: str) -> Iterator[Any]:
             torch.cuda.empty_cache()
 
 
-def _rival(plan: Plan, model: Any) -> tuple[Any, Any]:
+def _rival(plan: BenchPlan, model: Any) -> tuple[Any, Any]:
     from pixelrefer_fast.bench.reference import Reference, with_released_views
 
     own = with_released_views(model)
@@ -210,22 +211,23 @@ def _commit(folder: Path) -> str | None:
     return git(folder, "rev-parse", "HEAD") or None
 
 
-def steps(plan: Plan) -> int:
+def steps(plan: BenchPlan) -> int:
     """How many times `told` is called."""
-    from pixelrefer_fast.bench.run import whole
+    from pixelrefer_fast.bench.run import effort as efforts
+    from pixelrefer_fast.bench.run import loads
     from pixelrefer_fast.bench.run.against import PAIRS
 
-    effort = whole.QUICK_EFFORT if plan.quick else whole.FULL_EFFORT
-    count = 2 + whole.CASES
+    effort = efforts.QUICK_EFFORT if plan.quick else efforts.FULL_EFFORT
+    count = 2 + loads.CASES
     if plan.curves:
         count += sum(map(len, effort.curves.values()))
     if plan.pair is not None:
         count += 2 * len(PAIRS)
-    return count + (whole.CASES if plan.reference is not None else 0)
+    return count + (loads.CASES if plan.reference is not None else 0)
 
 
 @contextlib.contextmanager
-def telling(plan: Plan) -> Iterator[Callable[[str], Any]]:
+def telling(plan: BenchPlan) -> Iterator[Callable[[str], Any]]:
     """A bar on a terminal; elsewhere a line for each step."""
     with progress_bar("bench", steps(plan)) as progress:
         yield progress or (lambda name: print(f"bench: {name}", file=sys.stderr))
@@ -242,7 +244,7 @@ def draw(document: dict[str, Any], folder: Path) -> list[Path]:
         return []
 
 
-def print_bench(document: dict[str, Any], plan: Plan, pictures: Sequence[Path], file: TextIO) -> None:
+def print_bench(document: dict[str, Any], plan: BenchPlan, pictures: Sequence[Path], file: TextIO) -> None:
     """Tables, and where everything is."""
     from pixelrefer_fast.bench.report import tables
 

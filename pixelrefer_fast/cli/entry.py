@@ -7,6 +7,7 @@ Exit codes: 0 fine, 1 failure, 2 bad input, 129 hung up, 130 interrupted, 143 te
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import traceback
@@ -15,6 +16,7 @@ from typing import Any, TextIO
 
 from pixelrefer_fast.checks.printable import one_line
 
+_BAD_PATHS = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 TRACEBACK = "PIXELREFER_FAST_TRACEBACK"
 
 
@@ -111,7 +113,7 @@ def _failed(error: Exception) -> int:
             message = error.format_message()
         _say("error", f"{message} (see --help)")
         code = 2
-    elif isinstance(error, (ValueError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)):
+    elif isinstance(error, ValueError) or (isinstance(error, OSError) and error.errno in _BAD_PATHS):
         _say("error", str(error))
         code = 2
     else:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pixelrefer_fast.bench.estimate import estimate_check, gpus
-from pixelrefer_fast.bench.estimate.estimate import ITEMS, Estimate, Workload, config_of, estimate, other_kind
-from pixelrefer_fast.bench.estimate.estimate_check import Check, Quantity
+from pixelrefer_fast.bench.estimate.estimate import ITEMS, Estimate, config_of, estimate, other_kind
+from pixelrefer_fast.bench.estimate.estimate_check import EstimateCheck, Quantity
+from pixelrefer_fast.bench.estimate.workload import Workload
 from pixelrefer_fast.checkpoint.config import KINDS, ModelConfig
 from pixelrefer_fast.checks.printable import write_json
 from pixelrefer_fast.device.stages import STAGES
@@ -95,7 +96,7 @@ def print_estimate(found: Sequence[Estimate], file: TextIO) -> None:
         console.print("A limit and no promise: every launch at these rates, nothing waiting for anything else.")
 
 
-def print_checks(checks: Sequence[Check], file: TextIO) -> None:
+def print_checks(checks: Sequence[EstimateCheck], file: TextIO) -> None:
     """Tables of what was estimated and measured, with the error of each number."""
     from rich.table import Table
 
@@ -224,12 +225,12 @@ def machine_of(name: str | None, device: str, dtype: str) -> tuple[gpus.Gpu | No
 
 def measured(
     model: str, workload: Workload, device: str, dtype: str, tick: Callable[[str], None] | None
-) -> estimate_check.Check:
+) -> estimate_check.EstimateCheck:
     """The estimate held against the model itself, here."""
     return estimate_check.measure(model, workload, device, dtype, tick=tick)
 
 
-def checks_of_file(path: str) -> list[estimate_check.Check]:
+def checks_of_file(path: str) -> list[estimate_check.EstimateCheck]:
     """Of every row of a result file that is known here.
 
     Raises:
@@ -238,7 +239,7 @@ def checks_of_file(path: str) -> list[estimate_check.Check]:
     return list(estimate_check.check_file(Path(path)))
 
 
-def tell(checks: Sequence[Check], target: Path | None, as_json: bool, file: TextIO) -> None:
+def tell(checks: Sequence[EstimateCheck], target: Path | None, as_json: bool, file: TextIO) -> None:
     """Print what was held against what, and append it to a result file if one is wanted."""
     from pixelrefer_fast.bench.report import results
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from pixelrefer_fast.cli.options import Computing
 
 if TYPE_CHECKING:
-    from pixelrefer_fast.bench.profile.profile import Line, Profile
+    from pixelrefer_fast.bench.profile.profile import OperationLine, Profile
 
 PICTURE = (448, 616)  # height, width, where none is given
 SEED = 1
@@ -316,7 +316,7 @@ def _operation_table(found: Profile) -> Any:
     return table
 
 
-def _taken(line: Line) -> tuple[str, str, str]:
+def _taken(line: OperationLine) -> tuple[str, str, str]:
     kernel = line.kernel
     if kernel is None or not kernel.threads:
         return "", "", ""

@@ -227,6 +227,8 @@ def _mask(path: str) -> list[Region]:
             if image.mode == "P":
                 image = image.convert("RGBA" if "transparency" in image.info else "RGB")
             pixels = np.asarray(image)
+        except MemoryError:  # says nothing about the file
+            raise
         except Exception as error:  # Pillow's decoders raise many kinds on damaged data
             raise ValueError(f"expected a complete image file, its pixels cannot be decoded: {error}") from None
     if pixels.ndim == 3:

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from pixelrefer_fast.checks.values import check_seed, is_integer, is_number, shown
+from pixelrefer_fast.checks.values import check_seed, is_finite_number, is_integer, is_number, shown
 
 FinishReason = Literal["stop", "length", "stop_string", "cancelled"]
 
@@ -99,7 +99,7 @@ class Generation:
         self._check_number("min_p", 0, 1)
         check_seed("seed", self.seed)
         penalty = self.repetition_penalty
-        if penalty is not None and not (is_number(penalty) and 0 < penalty < math.inf):
+        if penalty is not None and not (is_finite_number(penalty) and penalty > 0):
             raise ValueError(f"repetition_penalty: expected a number above 0, got {shown(penalty)}")
         self._check_number("presence_penalty", -2, 2)
         self._check_number("frequency_penalty", -2, 2)
@@ -127,7 +127,7 @@ class Generation:
 
     def _check_number(self, name: str, least: float, most: float) -> None:
         value = getattr(self, name)
-        if not is_number(value) or not least <= value <= most or math.isinf(value):
+        if not is_finite_number(value) or not least <= value <= most:
             wanted = f"of at least {least:g}" if math.isinf(most) else f"from {least:g} to {most:g}"
             raise ValueError(f"{name}: expected a number {wanted}, got {shown(value)}")
 

@@ -79,7 +79,7 @@ def _sections(found: dict[str, Any]) -> Iterator[tuple[str, list[Row]]]:
     )
     yield "Packages", [(name, *_package(package)) for name, package in found["packages"].items()]
     yield "Devices", [*_devices(found["devices"]), ("nvidia driver", *_each(found["nvidia_driver"], _driver))]
-    yield "Operations (who can compute them here)", list(_operations(found["ops"]))
+    yield "Operations (who can compute them here)", list(_operations(found["ops"], _has_gpu(found)))
     yield "CUDA extension", list(_extension(found["extension"]))
     yield "Caches", list(_caches(found["caches"]))
     environment = found["environment"]
@@ -140,7 +140,12 @@ def _driver(driver: dict[str, Any]) -> str:
     return "; ".join(f"{gpu['driver_version']} ({gpu['name']}, {gpu['memory.total']})" for gpu in driver["gpus"])
 
 
-def _operations(ops: Any) -> Iterator[Row]:
+def _has_gpu(found: dict[str, Any]) -> bool:
+    devices = found.get("devices")
+    return isinstance(devices, list) and any(str(device.get("device")).startswith("cuda") for device in devices)
+
+
+def _operations(ops: Any, has_gpu: bool) -> Iterator[Row]:
     if _error(ops) is not None:
         yield "operations", _value(ops), False
         return
@@ -150,7 +155,10 @@ def _operations(ops: Any) -> Iterator[Row]:
             continue
         for provider in op["providers"]:
             ok = provider["available"]
-            yield name, f"{provider['name']}: {'yes' if ok else 'no, ' + provider['reason']}", True if ok else None
+            said = "yes" if ok else f"no, {provider['reason']}"
+            if ok and provider["name"] == "cuda" and not has_gpu:
+                said = "yes, its C++ for tensors of the CPU"
+            yield name, f"{provider['name']}: {said}", True if ok else None
             name = ""
         for reason, count in op["fallbacks"].items():
             yield "", f"passed over {count} times: {reason}", None

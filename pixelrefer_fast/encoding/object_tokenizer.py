@@ -10,7 +10,7 @@ from torch import nn
 
 from pixelrefer_fast import ops
 from pixelrefer_fast.checkpoint.config import ModelConfig
-from pixelrefer_fast.checks.values import check_seed, is_integer
+from pixelrefer_fast.checks.values import check_seed, is_integer, shown
 from pixelrefer_fast.encoding.infusion import Infusion
 from pixelrefer_fast.planning.selection import Selection
 
@@ -51,7 +51,7 @@ def kmeans_starts(
                 or not all(is_integer(r) and 0 <= r < count for r in ranks)
             ):
                 raise ValueError(
-                    f"kmeans_start: mark {i}: expected {clusters} ranks from 0 to {count - 1}, got {ranks!r}"
+                    f"kmeans_start: mark {i}: expected {clusters} ranks from 0 to {count - 1}, got {shown(ranks)}"
                 )
             starts[i] = torch.tensor(ranks)
         elif generator is not None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
-import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pixelrefer_fast._version import __version__
+from pixelrefer_fast.checks.new_files import new_file
+from pixelrefer_fast.checks.safe_files import name_of
+from pixelrefer_fast.checks.values import reason_of, shown
 from pixelrefer_fast.planning.request import ObjectTokens
 
-FORMAT = "pixelrefer_fast.objects/1"
+FORMAT = "pixelrefer_fast.objects/2"
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of tokens
 
 
 @dataclass(frozen=True)
@@ -50,10 +56,21 @@ class Objects:
     def __len__(self) -> int:
         return len(self.objects)
 
+    def __repr__(self) -> str:
+        given = f", with {len(self.scene.tokens)} vision tokens" if self.scene is not None else ""
+        dtype = str(self.tokens.dtype).removeprefix("torch.")
+        return f"<Objects ({self.kind}): {len(self)} in {len(self.tokens)} tokens{given}, {dtype}>"
+
+    def _repr_html_(self) -> str:
+        """A row for each object, for notebooks."""
+        rows = "".join(f"<tr><td>{i}</td><td>{sum(o.counts)}</td></tr>" for i, o in enumerate(self.objects))
+        return f"<table><caption>{escape(repr(self))}</caption><tr><th>object</th><th>tokens</th></tr>{rows}</table>"
+
     def save(self, path: str | Path) -> None:
         """Write the objects to one safetensors file.
 
-        It is written under a temporary name and then renamed: an interrupted save leaves no incomplete file.
+        It is written under a temporary name and then renamed: an interrupted save leaves no incomplete file. Only a
+        regular file is ever replaced, never a device or pipe.
 
         Raises:
             ValueError: the file cannot be written.
@@ -71,17 +88,13 @@ class Objects:
             "scene_counts": None if self.scene is None else self.scene.counts,
             "provenance": self.provenance,
         }
-        path = _path(path)
-        if not path.parent.is_dir():
-            raise ValueError(f"{path}: expected an existing folder to write to, got {path.parent}")
-        part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+        text = json.dumps(header)
+        metadata = {"format": FORMAT, "version": __version__, "objects": text, "checksum": checksum(text, tensors)}
         try:
-            write_safetensors(part, tensors, {"format": FORMAT, "version": __version__, "objects": json.dumps(header)})
-            part.replace(path)
+            with new_file(path) as part:
+                write_safetensors(part, tensors, metadata)
         except OSError as error:
-            raise ValueError(f"{path}: cannot be written: {error.strerror or error}") from error
-        finally:
-            part.unlink(missing_ok=True)
+            raise ValueError(f"{name_of(str(path))}: cannot be written: {reason_of(error)}") from error
 
     @classmethod
     def load(cls, path: str | Path) -> Objects:
@@ -93,33 +106,38 @@ class Objects:
         from pixelrefer_fast.checkpoint.safetensors_file import SafetensorsFile
 
         path = _path(path)
-        if not path.is_file():
-            raise ValueError(f"{path}: expected a file of encoded objects, found none")
+        if not os.path.isfile(path):  # false too for a name that cannot be
+            raise ValueError(f"{name_of(str(path))}: expected a file of encoded objects, found none")
         try:
             file = SafetensorsFile(path)
             if file.metadata.get("format") != FORMAT:
-                raise ValueError(f"expected the format {FORMAT!r}, got {file.metadata.get('format')!r}")
+                raise ValueError(f"expected the format {FORMAT!r}, got {shown(file.metadata.get('format'))}")
             with file.open() as read:
                 tensors = {key: read(key) for key in file.tensors}
-            return cls._from_parts(tensors, json.loads(file.metadata["objects"]))
-        except (OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            text = file.metadata["objects"]
+            if file.metadata.get("checksum") != checksum(text, tensors):
+                raise ValueError("its checksum is that of other contents")
+            return cls._from_parts(tensors, json.loads(text))
+        except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f"{path}: not a file of encoded objects ({error})") from None
 
     @classmethod
     def _from_parts(cls, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> Objects:
         kind = header["kind"]
         if kind not in ("lite", "full"):
-            raise ValueError(f"expected kind 'lite' or 'full', got {kind!r}")
+            raise ValueError(f"expected kind 'lite' or 'full', got {shown(kind)}")
         objects = tuple(
             ObjectTokens(_counts(f"object {i}", o["counts"]), None if o["times"] is None else _seconds(o["times"]))
             for i, o in enumerate(header["objects"])
         )
         for i, o in enumerate(objects):
             if o.times is not None and len(o.times) != len(o.counts):
-                raise ValueError(f"object {i}: expected a time for each token count, got {o}")
+                raise ValueError(f"object {i}: expected a time for each token count, got {shown(o)}")
         if not objects:
             raise ValueError("expected at least one object, got none")
         for key, tensor in tensors.items():
+            if tensor.is_floating_point() and tensor.dtype not in DTYPES:
+                raise ValueError(f"{key}: expected one of {', '.join(map(str, DTYPES))}, got {tensor.dtype}")
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise ValueError(f"{key}: expected finite values, got others")
         tokens = tensors["object_tokens"]
@@ -145,16 +163,26 @@ class Objects:
         return cls(kind, tokens, objects, times, scene, dict(header["provenance"]))
 
 
+def checksum(header: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Of the header's text and every bit of the tensors; 64 hexadecimal digits."""
+    digest = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def _counts(name: str, values: list[Any]) -> tuple[int, ...]:
     if any(type(v) is not int or v < 0 for v in values):
-        raise ValueError(f"{name}: expected token counts of at least 0, got {values}")
+        raise ValueError(f"{name}: expected token counts of at least 0, got {shown(values)}")
     return tuple(values)
 
 
 def _seconds(values: list[Any]) -> tuple[float, ...]:
     seconds = tuple(map(float, values))
     if not all(map(math.isfinite, seconds)):
-        raise ValueError(f"expected finite times, got {values}")
+        raise ValueError(f"expected finite times, got {shown(values)}")
     return seconds
 
 

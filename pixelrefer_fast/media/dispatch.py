@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pixelrefer_fast.checks.values import shown
 from pixelrefer_fast.media.images import (
     ANIMATED_FORMATS,
     NotAnImage,
@@ -17,6 +18,7 @@ from pixelrefer_fast.media.images import (
     load_image,
     open_pil,
     rgb_of_pil,
+    shown_path,
 )
 from pixelrefer_fast.media.video import (
     BACKENDS,
@@ -60,7 +62,7 @@ def open_media(
         ImportError: torchcodec is requested but not installed.
     """
     if backend not in BACKENDS:
-        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {shown(backend)}")
     if isinstance(source, Video) and times is None and fps is None:
         return source
     frames = frame_sources(source)
@@ -94,7 +96,7 @@ def frame_sources(source: Any) -> tuple[Any, str] | None:
             is_folder = stat.S_ISDIR(os.stat(source).st_mode)
         except (OSError, ValueError):  # the reader that opens it says what is wrong
             return None
-        return (frame_files(source), f"folder {os.fspath(source)!r}") if is_folder else None
+        return (frame_files(source), f"folder {shown_path(source)}") if is_folder else None
     if isinstance(source, (list, tuple)):
         return source, f"list of {len(source)} frames"
     if isinstance(source, (np.ndarray, torch.Tensor)) and source.ndim == 4:

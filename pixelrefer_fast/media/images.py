@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pixelrefer_fast.checks.values import MAX_PIXELS, check_size, numpy_of
+from pixelrefer_fast.checks.values import MAX_PIXELS, check_size, numpy_of, reason_of, shortened
+from pixelrefer_fast.media.completeness import Incomplete, check_image_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -60,7 +61,12 @@ def load_image(source: Any) -> np.ndarray:
 
 def describe_source(source: Any) -> str:
     """The name of a path or of bytes in messages."""
-    return f"{len(source)} bytes" if isinstance(source, (bytes, bytearray, memoryview)) else repr(os.fspath(source))
+    return f"{len(source)} bytes" if isinstance(source, (bytes, bytearray, memoryview)) else shown_path(source)
+
+
+def shown_path(path: str | os.PathLike[str]) -> str:
+    """A path in messages: in quotes, and cut in the middle where it is long."""
+    return shortened(repr(os.fspath(path)))
 
 
 def regular_file(path: str | os.PathLike[str]) -> Path:
@@ -68,12 +74,12 @@ def regular_file(path: str | os.PathLike[str]) -> Path:
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
-        raise ValueError(f"{os.fspath(path)!r}: expected an existing file, found none") from None
+        raise ValueError(f"{shown_path(path)}: expected an existing file, found none") from None
     except (OSError, ValueError) as error:  # too many links, name too long, no permission, a NUL in the name
-        raise ValueError(f"{os.fspath(path)!r}: expected a readable file, got: {error}") from None
+        raise ValueError(f"{shown_path(path)}: expected a readable file, got: {reason_of(error)}") from None
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a special file"
-        raise ValueError(f"{os.fspath(path)!r}: expected a regular file, got {kind}")
+        raise ValueError(f"{shown_path(path)}: expected a regular file, got {kind}")
     return Path(path)
 
 
@@ -90,11 +96,17 @@ def open_pil(source: str | os.PathLike[str] | bytes | bytearray | memoryview, la
         raise NotAnImage(f"{label}: expected an image file ({', '.join(IMAGE_FORMATS)}), got something else") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # warnings may be errors
         raise ValueError(f"{label}: expected at most {MAX_PIXELS} pixels, its header claims more") from None
+    except MemoryError:  # says nothing about the file
+        raise
     except Exception as error:  # Pillow's readers raise many kinds on damaged headers
-        raise NotAnImage(f"{label}: expected an image file, its header cannot be read: {error}") from None
+        raise NotAnImage(f"{label}: expected an image file, its header cannot be read: {reason_of(error)}") from None
     try:
         check_size(image.height, image.width, label)
-    except ValueError:
+        check_image_file(bytes(source) if isinstance(source, (bytearray, memoryview)) else source, str(image.format))
+    except Incomplete as error:
+        image.close()
+        raise ValueError(f"{label}: expected a complete image file, {error}") from None
+    except BaseException:
         image.close()
         raise
     return image
@@ -112,8 +124,12 @@ def rgb_of_pil(image: Image.Image, label: str) -> np.ndarray:
             pixels = np.asarray(upright)
         else:
             return np.array(upright.convert("RGB"), order="C")
+    except MemoryError:  # says nothing about the file
+        raise
     except Exception as error:  # Pillow's decoders raise many kinds on damaged data
-        raise ValueError(f"{label}: expected a complete image file, its pixels cannot be decoded: {error}") from None
+        raise ValueError(
+            f"{label}: expected a complete image file, its pixels cannot be decoded: {reason_of(error)}"
+        ) from None
     if upright.mode == "I":  # Pillow's name for 16-bit PGM and for 32-bit TIFF alike
         if pixels.min() < 0 or pixels.max() > 65535:
             raise ValueError(f"{label}: expected values of 8 or 16 bits, got {pixels.min()}..{pixels.max()}")
@@ -157,4 +173,8 @@ def to_uint8(pixels: np.ndarray, label: str) -> np.ndarray:
     limit = 1 if kind == "f" else 255
     if not (low >= 0 and high <= limit):  # also false for NaN
         raise ValueError(f"{label}: expected {pixels.dtype} values in 0..{limit}, got {low}..{high}")
-    return np.rint(pixels * 255).astype(np.uint8) if kind == "f" else pixels.astype(np.uint8)
+    if kind != "f":
+        return pixels.astype(np.uint8)
+    if pixels.dtype == np.float16:  # whose 11 bits cannot tell 255 n from its neighbours
+        pixels = pixels.astype(np.float32)
+    return np.rint(pixels * 255).astype(np.uint8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,11 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from pixelrefer_fast.checks.values import is_integer, is_number, plain_list, shown
-from pixelrefer_fast.media.images import describe_source, load_image, open_pil, rgb_of_pil
+from pixelrefer_fast.checks.values import is_integer, is_number, plain_list, reason_of, shown
+from pixelrefer_fast.media.completeness import Incomplete, count_gif_frames, declares_length, size_of
+from pixelrefer_fast.media.images import describe_source, load_image, open_pil, rgb_of_pil, shown_path
 
 MAX_FRAMES = 1_000_000
 """Most frames of one video: nine hours at 30 frames per second."""
+MAX_ANIMATION_PIXELS = 1 << 28
+"""Most pixels of all frames of an animation together: ten seconds of decoding. Larger files may have more."""
+PIXELS_PER_BYTE = 256  # that a large animation may have; videos of a single colour have more, real ones a tenth
 FRAME_SEQUENCE_FPS = 3.0
 """Rate of frames without times, as the reference assumes for folders of frames (mm_utils.load_video_from_ids)."""
 BACKENDS = ("pyav", "torchcodec")
@@ -160,9 +165,17 @@ class Animation(Video):
         milliseconds = [0.0]
         with open_pil(source, self.label) as image:
             try:
-                count = getattr(image, "n_frames", 1)
+                # Pillow counts the frames of a GIF by reading it anew for each
+                count = count_gif_frames(source) if image.format == "GIF" else getattr(image, "n_frames", 1)
                 if count > MAX_FRAMES:
                     raise ValueError(f"expected at most {MAX_FRAMES} frames, got {count}")
+                # each frame is decoded on the way to those behind it
+                room = max(MAX_ANIMATION_PIXELS, PIXELS_PER_BYTE * size_of(source))
+                if count * image.height * image.width > room:
+                    raise ValueError(
+                        f"expected at most {room} pixels in all frames of a file of {size_of(source)} bytes, "
+                        f"got {count} frames of {image.height}x{image.width}"
+                    )
                 for index in range(count):
                     image.seek(index)
                     # Some formats know a frame's duration only once its pixels are decoded
@@ -170,8 +183,10 @@ class Animation(Video):
                         image.load()
                     duration = float(image.info.get("duration") or 0)
                     milliseconds.append(milliseconds[-1] + (duration if duration > 0 else DEFAULT_FRAME_MILLISECONDS))
+            except MemoryError:  # says nothing about the file
+                raise
             except Exception as error:  # Pillow's readers raise many kinds on damaged data
-                raise ValueError(f"{self.label}: its frames cannot be read: {error}") from None
+                raise ValueError(f"{self.label}: its frames cannot be read: {reason_of(error)}") from None
         self.times = [moment / 1000 for moment in milliseconds[:-1]]
         self.average_fps = 1000 * count / milliseconds[-1]
         self.height, self.width = next(self._frames([0])).shape[:2]
@@ -184,8 +199,10 @@ class Animation(Video):
             for index in indices:
                 try:
                     image.seek(index)
+                except MemoryError:  # says nothing about the file
+                    raise
                 except Exception as error:
-                    raise ValueError(f"{self.label}, frame {index}: cannot be decoded: {error}") from None
+                    raise ValueError(f"{self.label}, frame {index}: cannot be decoded: {reason_of(error)}") from None
                 yield rgb_of_pil(image, f"{self.label}, frame {index}")
 
 
@@ -203,6 +220,15 @@ class VideoFile(Video):
         self.label = f"video {describe_source(source)}"
         self._source = source
         self._index = video_file.build_index(source, self.label, MAX_FRAMES)
+        try:
+            if not declares_length(source):
+                warnings.warn(
+                    f"{self.label}: its container does not say how long it is; it has {len(self._index.times)} frames, "
+                    "fewer than were recorded if it was cut",
+                    stacklevel=3,
+                )
+        except Incomplete as error:
+            raise ValueError(f"{self.label}: expected a complete video file, {error}") from None
         self.times = self._index.times
         self.average_fps = self._index.average_fps
         self._decode_frames = video_file.torchcodec_frames if backend == "torchcodec" else video_file.pyav_frames
@@ -218,7 +244,7 @@ def frame_files(folder: str | os.PathLike[str]) -> list[Path]:
     try:
         names = [name for name in os.listdir(folder) if not name.startswith(".")]
     except OSError as error:
-        raise ValueError(f"folder {os.fspath(folder)!r}: cannot be read: {error}") from None
+        raise ValueError(f"folder {shown_path(folder)}: cannot be read: {reason_of(error)}") from None
     names = [name for name in names if name.lower().endswith(FRAME_SUFFIXES)]
     return [Path(folder, name) for name in sorted(names, key=natural_key)]
 

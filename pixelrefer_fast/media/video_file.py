@@ -55,9 +55,20 @@ def ffmpeg_errors(label: str) -> Iterator[None]:
     try:
         yield
     except av.FFmpegError as error:
+        if isinstance(error, MemoryError) and not has_memory():  # a damaged size looks the same
+            raise
         raise ValueError(
             f"{label}: expected a complete video file, FFmpeg cannot read it: {error.strerror or error}"
         ) from None
+
+
+def has_memory() -> bool:
+    """Whether a quarter of a GiB is to be had: then FFmpeg failed for more than a frame takes."""
+    try:
+        np.empty(1 << 28, np.uint8)
+    except MemoryError:
+        return False
+    return True
 
 
 @contextmanager
@@ -234,8 +245,28 @@ class FrameReader:
 
 def upright_rgb(frame: Any) -> np.ndarray:
     pixels = frame.to_ndarray(format="rgb24")
-    # Both count quarter turns counterclockwise
-    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
+    turns, mirrored = orientation(frame)
+    upright = np.rot90(pixels, turns)
+    return np.ascontiguousarray(upright[:, ::-1] if mirrored else upright)
+
+
+def orientation(frame: Any) -> tuple[int, bool]:
+    """Quarter turns counterclockwise, and whether left and right change places after them.
+
+    From a frame's display matrix, [a, b, u, c, d, v, x, y, w], by which (p, q) is shown at (ap + cq, bp + dq). One that
+    maps the picture to a line or a point says nothing.
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None or len(bytes(matrix)) != 36:
+        return 0, False
+    a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32).astype(float)
+    if a * d == b * c:
+        return 0, False
+    mirrored = a * d < b * c
+    if mirrored:
+        a, c = -a, -c
+    angle = np.degrees(np.arctan2(b / np.hypot(b, d), a / np.hypot(a, c)))
+    return round(-angle / 90) % 4, mirrored
 
 
 def torchcodec_frames(
@@ -257,6 +288,8 @@ def torchcodec_frames(
         decoder = VideoDecoder(
             source if isinstance(source, bytes) else os.fspath(source), dimension_order="NHWC", seek_mode="exact"
         )
+    except MemoryError:  # says nothing about the file
+        raise
     except Exception as error:
         raise ValueError(f"{label}: expected a complete video file, torchcodec cannot read it: {error}") from None
     if len(decoder) != len(index.times):
@@ -266,6 +299,8 @@ def torchcodec_frames(
     for number in numbers:
         try:
             frame = decoder.get_frame_at(number)
+        except MemoryError:  # says nothing about the file
+            raise
         except Exception as error:
             raise ValueError(f"{label}, frame {number}: torchcodec cannot decode it: {error}") from None
         found = frame.pts_seconds - index.start

@@ -66,7 +66,7 @@ def plan_groups(context: torch.Tensor) -> Groups:
     )
 
 
-class Work(NamedTuple):
+class LaunchCost(NamedTuple):
     """What one launch computes and moves."""
 
     flops: int
@@ -78,7 +78,7 @@ class Work(NamedTuple):
         return max(self.flops / FLOPS_A_SECOND, self.moved / BYTES_A_SECOND)
 
 
-def projected_work(groups: list[tuple[int, int]], width: int, heads: int) -> list[Work]:
+def projected_work(groups: list[tuple[int, int]], width: int, heads: int) -> list[LaunchCost]:
     """Keys and values projected once for a group: the launches that the folded form does not have.
 
     Args:
@@ -95,14 +95,14 @@ def projected_work(groups: list[tuple[int, int]], width: int, heads: int) -> lis
     pairs = sum(count * length for count, length in groups)
     scores = 4 * heads * pairs
     return [
-        Work(0, BYTES * (used + rows) * width),
-        Work(4 * rows * width * width, BYTES * (3 * rows * width + 2 * width * width)),
-        Work(2 * pairs * width, BYTES * (queries + used) * width + scores),
-        Work(2 * pairs * width, BYTES * (queries + used) * width + scores),
+        LaunchCost(0, BYTES * (used + rows) * width),
+        LaunchCost(4 * rows * width * width, BYTES * (3 * rows * width + 2 * width * width)),
+        LaunchCost(2 * pairs * width, BYTES * (queries + used) * width + scores),
+        LaunchCost(2 * pairs * width, BYTES * (queries + used) * width + scores),
     ]
 
 
-def folded_work(groups: list[tuple[int, int]], width: int, heads: int) -> list[Work]:
+def folded_work(groups: list[tuple[int, int]], width: int, heads: int) -> list[LaunchCost]:
     """W_k folded into the queries and W_v applied after the weighted sum of the features: as `projected_work`.
 
     Returns:
@@ -112,11 +112,11 @@ def folded_work(groups: list[tuple[int, int]], width: int, heads: int) -> list[W
     queries = sum(count for count, _ in groups)
     pairs = sum(count * length for count, length in groups)
     scores = 4 * heads * pairs
-    weights = Work(2 * queries * width * width, BYTES * width * (width + queries * (1 + heads)))
+    weights = LaunchCost(2 * queries * width * width, BYTES * width * (width + queries * (1 + heads)))
     return [
         weights,
-        Work(2 * heads * pairs * width, BYTES * (heads * queries + used) * width + scores),
-        Work(2 * heads * pairs * width, BYTES * (heads * queries + used) * width + scores),
+        LaunchCost(2 * heads * pairs * width, BYTES * (heads * queries + used) * width + scores),
+        LaunchCost(2 * heads * pairs * width, BYTES * (heads * queries + used) * width + scores),
         weights,
     ]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import colorsys
 import os
-import secrets
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,10 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
+from pixelrefer_fast.checks.new_files import file_to_write, new_file
 from pixelrefer_fast.checks.printable import one_line
+from pixelrefer_fast.checks.safe_files import name_of
+from pixelrefer_fast.checks.values import reason_of, shown
 from pixelrefer_fast.media.video import Video
 from pixelrefer_fast.pictures import captions as _captions
 from pixelrefer_fast.pictures.badges import Shape, place
@@ -57,31 +59,27 @@ def check_writable(path: str | os.PathLike[str], suffixes: Sequence[str] = SUFFI
     No file is left behind. Meant to be called before the work whose result is to be saved.
     """
     target = Path(path)
+    name = name_of(str(target))
     if target.suffix.lower() not in suffixes:
-        raise ValueError(f"{target}: expected a file name ending in {', '.join(suffixes)}, got {target.suffix!r}")
-    if target.is_dir():
-        raise ValueError(f"{target}: expected the name of a file to write, got a folder")
+        raise ValueError(f"{name}: expected a file name ending in {', '.join(suffixes)}, got {shown(target.suffix)}")
+    file_to_write(target)
     if not target.parent.is_dir():
-        raise ValueError(f"{target}: the folder {target.parent} does not exist")
+        raise ValueError(f"{name}: the folder {name_of(str(target.parent))} does not exist")
     try:
         # Permission bits do not tell (root, read-only file systems, quotas); an actual file does.
         with tempfile.TemporaryFile(dir=target.parent):
             pass
     except OSError as error:
-        raise ValueError(f"{target}: cannot write into {target.parent}: {error.strerror or error}") from error
+        raise ValueError(f"{name}: cannot write into {name_of(str(target.parent))}: {reason_of(error)}") from error
     return target
 
 
 def save(picture: Image.Image, path: str | os.PathLike[str]) -> Path:
     """Write the picture under a temporary name, then rename it: no incomplete file ever has the name `path`."""
     target = check_writable(path)
-    beside = target.with_name(f".{target.stem[:100]}.{secrets.token_hex(4)}{target.suffix}")
     options: dict[str, Any] = {} if target.suffix.lower() == ".png" else {"quality": 92}
-    try:
+    with new_file(target) as beside:
         picture.save(beside, **options)
-        os.replace(beside, target)
-    finally:
-        beside.unlink(missing_ok=True)
     return target
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from itertools import pairwise
 from typing import TypeVar
 
-from pixelrefer_fast.checks.values import check_seed, is_integer, is_number, plain_list, shown
+from pixelrefer_fast.checks.values import check_seed, is_finite_number, is_integer, plain_list, shown
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
@@ -35,7 +35,7 @@ class EncodeOptions:
         if self.kmeans_start is not None and not isinstance(self.kmeans_start, (list, tuple)):
             raise ValueError(f"kmeans_start: expected a list with an entry a mark, got {shown(self.kmeans_start)}")
         check_seed("kmeans_seed", self.kmeans_seed)
-        if self.fps is not None and not (is_number(self.fps) and 0 < self.fps < math.inf):
+        if self.fps is not None and not (is_finite_number(self.fps) and self.fps > 0):
             raise ValueError(f"fps: expected a number above 0 or None, got {shown(self.fps)}")
         if not is_integer(self.max_frames) or self.max_frames < 1:
             raise ValueError(f"max_frames: expected an integer of at least 1, got {shown(self.max_frames)}")
@@ -60,13 +60,21 @@ def split_options(options: Mapping[str, object], first: type[_T], second: type[_
 
 def _check_known(options: Mapping[str, object], *kinds: type) -> None:
     known = {name for kind in kinds for name in _names(kind)}
-    unknown = sorted(set(options) - known)
+    unknown = [name for name in options if name not in known]
     if unknown:
         for kind in kinds:
             for name, where in getattr(kind, "elsewhere", {}).items():
                 if name in unknown:
                     raise ValueError(f"{name}: no option of this engine; {where}")
-        raise ValueError(f"options: expected some of {sorted(known)}, got {unknown}")
+        raise ValueError(
+            f"options: expected some of {', '.join(sorted(known))}, got {shown(unknown)}{_near(unknown, known)}"
+        )
+
+
+def _near(unknown: Iterable[str], known: Iterable[str]) -> str:
+    """What may have been meant."""
+    near = {best for name in unknown for best in get_close_matches(str(name), list(known), 1)}
+    return f"; did you mean {' and '.join(sorted(near))}?" if near else ""
 
 
 def _own(options: Mapping[str, object], kind: type) -> dict[str, object]:

@@ -61,7 +61,8 @@ def shape_of_scalars(values: Sequence[Any]) -> Box | Polygons:
 def shape_of_mapping(value: Mapping[Any, Any]) -> Shape:
     kind = value.get("type")
     if kind == "box":
-        return box_of(xyxy=value.get("xyxy"), xywh=value.get("xywh"))
+        normalized = value.get("normalized", False)
+        return box_of(xyxy=value.get("xyxy"), xywh=value.get("xywh"), normalized=normalized)
     if kind == "polygon":
         return polygons_of(value.get("polygons"), value.get("size"))
     if kind == "scribble":
@@ -74,21 +75,51 @@ def shape_of_mapping(value: Mapping[Any, Any]) -> Shape:
         segmentation = value["segmentation"]
         if isinstance(segmentation, Mapping):
             return Rle.of(segmentation.get("size"), segmentation.get("counts"))
+        if (mask := as_array(segmentation)) is not None:  # SAM's own automatic mask generator
+            return bitmap_of(mask)
         size = (value["height"], value["width"]) if "height" in value and "width" in value else None
         return polygons_of(segmentation, size)
     if "bbox" in value:
         return box_of(xywh=value["bbox"])
+    if "mask" in value:  # of transformers' pipelines
+        return masked(value["mask"])
+    if isinstance(value.get("box"), Mapping):
+        return box_of(xyxy=[value["box"].get(side) for side in ("xmin", "ymin", "xmax", "ymax")])
     raise ValueError(f"expected {FORMS}; got a mapping with the keys {shown(list(value)[:8])}")
 
 
-def box_of(xyxy: Any = None, xywh: Any = None) -> Box:
+def masked(value: Any) -> Bitmap:
+    """The mask in one of the forms that tools give."""
+    array = as_array(value)
+    if array is None:
+        raise ValueError(f"mask: expected an array, tensor or PIL image, got {shown(value)}")
+    return bitmap_of(array)
+
+
+def box_of(xyxy: Any = None, xywh: Any = None, normalized: Any = False) -> Box:
+    """From the corners, or a corner and the extent; in pixels, or as shares of the image's width and height."""
+    if not isinstance(normalized, bool):
+        raise ValueError(f"box: normalized: expected True or False, got {shown(normalized)}")
     if (xyxy is None) == (xywh is None):
         raise ValueError("box: expected either xyxy or xywh")
     numbers = plain(xyxy if xywh is None else xywh)
     if not isinstance(numbers, (list, tuple)) or len(numbers) != 4:
         raise ValueError(f"box: expected 4 numbers, got {shown(numbers)}")
     x, y, right, bottom = coordinates([plain(number) for number in numbers], "box")
-    return Box(x, y, right, bottom) if xywh is None else Box(x, y, *coordinates((x + right, y + bottom), "box"))
+    if xywh is not None:
+        right, bottom = coordinates((x + right, y + bottom), "box")
+    box = Box(x, y, right, bottom, normalized)
+    if not normalized and look_normalized((x, y, right, bottom)):
+        raise ValueError(
+            f"box: expected pixels, got shares of an image's sides {shown((x, y, right, bottom))}; for those pass "
+            "Region.from_box(..., normalized=True), or multiply by width and height"
+        )
+    return box
+
+
+def look_normalized(numbers: Sequence[float]) -> bool:
+    """Whether the numbers of a box lie in 0..1 and are not all whole."""
+    return all(0 <= number <= 1 for number in numbers) and not all(number == int(number) for number in numbers)
 
 
 def polygons_of(value: Any, size: Any = None) -> Polygons:
@@ -164,7 +195,9 @@ def plain(value: Any) -> Any:
 
 def as_array(value: Any) -> np.ndarray | torch.Tensor | None:
     """The array in an array, tensor or PIL image."""
-    if isinstance(value, (np.ndarray, torch.Tensor)):
+    if isinstance(value, np.ndarray):
+        return numpy_of(value)
+    if isinstance(value, torch.Tensor):
         return value
     pil = sys.modules.get("PIL.Image")  # not imported: then it cannot be a PIL image
     if pil is None or not isinstance(value, pil.Image):
@@ -177,6 +210,8 @@ def as_array(value: Any) -> np.ndarray | torch.Tensor | None:
         )
     try:
         return np.asarray(value)
+    except MemoryError:  # says nothing about the file
+        raise
     except Exception as error:  # Pillow decodes now, and its decoders raise many kinds
         raise ValueError(f"mask: expected a complete image, it cannot be decoded: {error}") from None
 
@@ -207,7 +242,15 @@ def is_boxes(value: Any) -> bool:
     if not 0 < len(value) <= MAX_BOXES:
         return len(value) == 0
     values = numpy_of(value)
-    return values.dtype.kind in "if" and not (((values >= 0) & (values <= 1)) | (values == 255)).all()
+    if values.dtype.kind not in "if":
+        return False
+    shares = (values >= 0) & (values <= 1)
+    if shares.all() and not (values == values.round()).all():
+        raise ValueError(
+            "expected boxes in pixels or a mask of bool, got an array of four columns with values in 0..1; for boxes "
+            "pass Region.from_box(xyxy=row, normalized=True) of each row, for a mask array > 0.5"
+        )
+    return not (shares | (values == 255)).all()
 
 
 def box_shapes(boxes: np.ndarray | torch.Tensor) -> Iterator[Box]:
@@ -223,20 +266,30 @@ def box_shapes(boxes: np.ndarray | torch.Tensor) -> Iterator[Box]:
 
 
 def is_detections(value: Any) -> bool:
-    """A `supervision.Detections`, told by its parts: supervision need not be installed."""
-    return type(value).__name__ == "Detections" and hasattr(value, "xyxy") and hasattr(value, "mask")
+    """A `supervision.Detections`, told by its name: supervision need not be installed."""
+    return type(value).__name__ == "Detections"
 
 
 def detection_shapes(detections: Any) -> Iterator[Shape]:
     """Per detection its mask (dense, or one at a time from a CompactMask), or its box if there are no masks."""
     if not is_detections(detections):
         raise ValueError(f"detections: expected supervision.Detections, got {shown(detections)}")
-    for index in range(len(detections.xyxy)):
+    for name in ("xyxy", "mask", "tracker_id"):
+        if not hasattr(detections, name):
+            raise ValueError(f"detections: expected the field {name!r}, got an object without it")
+    for index in range(len(plain_rows(detections.xyxy))):
         with labelled(f"region {index}"):
             if detections.mask is None:
                 yield box_of(xyxy=detections.xyxy[index])
             else:
                 yield bitmap_of(detections.mask[index])
+
+
+def plain_rows(boxes: Any) -> np.ndarray:
+    """Boxes (N, 4) of detections."""
+    if not isinstance(boxes, (np.ndarray, torch.Tensor)) or boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"detections: xyxy: expected boxes of shape (N, 4), got {shape_text(boxes)}")
+    return numpy_of(boxes)
 
 
 def sam_shapes(output: Any, scores: Any = None) -> Iterator[Bitmap]:
@@ -314,12 +367,22 @@ def frame_numbers(value: Mapping[Any, Any]) -> dict[int, Any] | None:
     return dict(sorted(frames.items())) if frames else None
 
 
+def are_mask_rows(value: Any) -> bool:
+    """Whether lists of numbers are the rows of a mask rather than boxes or polygons: of one length, all 0 and 1."""
+    if not isinstance(value, (list, tuple)) or len(value) < 2 or not isinstance(value[0], (list, tuple)):
+        return False
+    width = len(value[0])
+    if width < 4 or not all(isinstance(row, (list, tuple)) and len(row) == width for row in value):
+        return False
+    return all(isinstance(number, (bool, int)) and number in (0, 1) for row in value for number in row)
+
+
 def holds_objects(value: Any) -> bool:
     """Whether one frame's value is a set of objects (a tracker's or segmenter's output) rather than one region."""
     if isinstance(value, Mapping):
         return "masks" in value or "out_binary_masks" in value or frame_numbers(value) is not None
     if is_detections(value):
-        return value.tracker_id is not None or len(value.xyxy) != 1
+        return getattr(value, "tracker_id", None) is not None or len(plain_rows(getattr(value, "xyxy", None))) != 1
     if not isinstance(value, (np.ndarray, torch.Tensor)) or is_channels_last(value):
         return False
     return any(length != 1 for length in value.shape[:-2])
@@ -338,6 +401,8 @@ def tracks(frames: Mapping[int, Any]) -> list[dict[int, Shape]]:
             ids, shapes = frame_objects(value)
             if ids is not None and len(ids) != len(shapes):
                 raise ValueError(f"expected an id per object, got {len(ids)} ids for {len(shapes)} objects")
+            if ids is not None and len(set(ids)) != len(ids):
+                raise ValueError(f"expected each object id once, got {shown(ids)}")
         if shapes:
             counts.add(len(shapes) if ids is None else None)
         for object_id, shape in zip(range(len(shapes)) if ids is None else ids, shapes, strict=True):
@@ -354,14 +419,22 @@ def tracks(frames: Mapping[int, Any]) -> list[dict[int, Shape]]:
 def frame_objects(value: Any) -> tuple[Sequence[Any] | None, Sequence[Shape]]:
     """The objects of one frame and their ids, if it has any."""
     if is_detections(value):
-        return plain(value.tracker_id), list(detection_shapes(value))
+        shapes = list(detection_shapes(value))
+        return object_ids(value.tracker_id, "detections: tracker_id"), shapes
     if isinstance(value, Mapping) and (masks := frame_numbers(value)) is not None:
         return list(masks), [object_mask(mask) for mask in masks.values()]
     ids = value.get("object_ids", value.get("out_obj_ids")) if isinstance(value, Mapping) else None
-    ids = plain(ids)
-    if ids is not None and not (isinstance(ids, (list, tuple)) and all(map(is_integer, ids))):
-        raise ValueError(f"SAM output: expected integers as object ids, got {shown(ids)}")
-    return ids, list(sam_shapes(value))
+    return object_ids(ids, "SAM output"), list(sam_shapes(value))
+
+
+def object_ids(value: Any, what: str) -> list[int] | None:
+    """Ids of the objects of a frame; None where there are none."""
+    ids = plain(value)
+    if ids is None:
+        return None
+    if not isinstance(ids, (list, tuple)) or not all(map(is_integer, ids)):
+        raise ValueError(f"{what}: expected integers as object ids, got {shown(ids)}")
+    return list(ids)
 
 
 def object_mask(mask: Any) -> Bitmap:

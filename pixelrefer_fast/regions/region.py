@@ -11,6 +11,7 @@ import torch
 
 from pixelrefer_fast.checks.values import check_size, is_integer, labelled, shown
 from pixelrefer_fast.regions.formats import (
+    are_mask_rows,
     as_array,
     bitmap_of,
     box_of,
@@ -31,6 +32,7 @@ from pixelrefer_fast.regions.formats import (
     tracks,
 )
 from pixelrefer_fast.regions.shapes import Clicks, Rle, Shape
+from pixelrefer_fast.regions.tools import is_tool_output, label_shapes, tool_shapes
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,9 @@ class Region:
 
         Args:
             mask: an array or tensor (H, W), (H, W, 1) or with leading axes of length 1, or a PIL image of one channel
-                (modes "1", "L", "P": palette indices, ...). bool; integers, where non-zero is marked; or finite floats,
-                where values above 0.5 are marked.
+                (modes "1", "L", "P": palette indices, ...). bool; integers, where non-zero is marked: of one value, or
+                uint8 up to 255 (a label map goes to `from_labels`); or finite floats, where values above 0.5 are
+                marked.
         """
         array = as_array(mask)
         if array is None:
@@ -80,7 +83,7 @@ class Region:
         return cls(((None, polygons_of(polygons, size)),))
 
     @classmethod
-    def from_box(cls, *, xyxy: Any = None, xywh: Any = None) -> Region:
+    def from_box(cls, *, xyxy: Any = None, xywh: Any = None, normalized: bool = False) -> Region:
         """Make a region from a box, filled, as the reference's evaluation does with boxes.
 
         It covers columns floor(x0) to ceil(x1) - 1 and rows likewise, clipped to the image.
@@ -88,8 +91,22 @@ class Region:
         Args:
             xyxy: the corners (x0, y0, x1, y1).
             xywh: a corner and the extent (x, y, width, height), instead of `xyxy`.
+            normalized: whether the numbers are shares of the image's width and height (0 to 1) instead of pixels.
         """
-        return cls(((None, box_of(xyxy, xywh)),))
+        return cls(((None, box_of(xyxy, xywh, normalized)),))
+
+    @classmethod
+    def from_labels(cls, labels: Any) -> list[Region]:
+        """Make a region from each label of a label map.
+
+        Args:
+            labels: an array or tensor (H, W) of integers, the number of the object that each pixel belongs to; 0 is
+                none.
+
+        Returns:
+            One region per label that occurs, in increasing order.
+        """
+        return [cls(((None, shape),)) for shape in label_shapes(labels).values()]
 
     @classmethod
     def from_scribble(cls, points: Any, width: float) -> Region:
@@ -172,9 +189,10 @@ class Region:
 
         Args:
             value: a `Region`; a mask (array, tensor or PIL image of two dimensions); COCO RLE; polygons; four numbers
-                x0, y0, x1, y1; an annotation with "segmentation" or "bbox" (x, y, width, height); a region's JSON;
-                {"points": ..., "labels": ...} as `from_points` takes them; or a mapping of frame numbers to any of
-                these.
+                x0, y0, x1, y1; an annotation with "segmentation" or "bbox" (x, y, width, height), which may be a record
+                of SAM's automatic mask generator; an entry of transformers' pipelines with "mask" or "box"; a region's
+                JSON; {"points": ..., "labels": ...} as `from_points` takes them; or a mapping of frame numbers to any
+                of these.
         """
         if isinstance(value, Region):
             return value
@@ -251,7 +269,11 @@ class Region:
     def __repr__(self) -> str:
         if self.frames is not None:
             return f"<Region in {len(self.marks)} frames: {shown(list(self.frames))}>"
-        described = {key: value for key, value in self.marks[0][1].__dict__.items() if key not in ("kind", "bits")}
+        described = {
+            key: value
+            for key, value in self.marks[0][1].__dict__.items()
+            if key not in ("kind", "bits") and value is not False
+        }
         return f"<Region {self.kind}: {', '.join(f'{key}={shown(value)}' for key, value in described.items())}>"
 
 
@@ -261,7 +283,9 @@ def as_regions(regions: Any) -> list[Region]:
     A list or tuple is a list of regions, each in any form that `Region.of` takes, unless it holds numbers (a box of
     four, or a flat polygon) or [x, y] pairs (a polygon). Arrays of three or four dimensions are masks (N, H, W) or (N,
     1, H, W), except that (H, W, 1) is one mask. `supervision.Detections` and outputs of SAM are read as by
-    `Region.from_detections` and `Region.from_sam`. An empty list or an array (0, 4) gives an empty list.
+    `Region.from_detections` and `Region.from_sam`; results of Ultralytics and torchvision, and what transformers'
+    post-processing gives, by their masks where they have some, else by their boxes. An empty list or an array (0, 4)
+    gives an empty list.
 
     An array or tensor (N, 4) of floats or signed integers, by itself, is N boxes x0, y0, x1, y1, as detectors return
     them. It is one mask of an image four pixels wide if it is bool or unsigned, if all its values are in 0..1 or 255,
@@ -272,6 +296,13 @@ def as_regions(regions: Any) -> list[Region]:
     """
     if is_detections(regions):
         return Region.from_detections(regions)
+    if is_tool_output(regions):
+        return [Region(((None, shape),)) for shape in tool_shapes(regions)]
+    if are_mask_rows(regions):
+        raise ValueError(
+            "regions: expected boxes, polygons or masks as arrays, got lists of 0 and 1 like the rows of a mask; pass "
+            "np.asarray(mask)"
+        )
     with labelled("region 0"):
         holds_boxes, holds_many = is_boxes(regions), is_sam_output(regions)
     if holds_boxes:

@@ -31,12 +31,18 @@ MAX_OUTLINE = 2**20
 
 @dataclass(frozen=True)
 class Box:
-    """Pixels that a rectangle touches: columns floor(x0) to ceil(x1) - 1 and rows likewise, within the image."""
+    """Pixels that a rectangle touches: columns floor(x0) to ceil(x1) - 1 and rows likewise, within the image.
+
+    Attributes:
+        x0, y0, x1, y1: in pixels.
+        normalized: they are shares of the image's width and height instead.
+    """
 
     x0: float
     y0: float
     x1: float
     y1: float
+    normalized: bool = False
     kind: ClassVar[str] = "box"
 
     def __post_init__(self) -> None:
@@ -45,13 +51,15 @@ class Box:
 
     def pixels(self, height: int, width: int, name: str) -> np.ndarray:
         mask = np.zeros((height, width), np.uint8)
-        left, top = max(math.floor(self.x0), 0), max(math.floor(self.y0), 0)
+        across, down = (width, height) if self.normalized else (1, 1)
+        left, top = max(math.floor(self.x0 * across), 0), max(math.floor(self.y0 * down), 0)
         # A negative end would count from the far side
-        mask[top : max(math.ceil(self.y1), 0), left : max(math.ceil(self.x1), 0)] = 1
+        mask[top : max(math.ceil(self.y1 * down), 0), left : max(math.ceil(self.x1 * across), 0)] = 1
         return mask
 
     def to_json(self) -> dict[str, Any]:
-        return {"type": "box", "xyxy": [self.x0, self.y0, self.x1, self.y1]}
+        value = {"type": "box", "xyxy": [self.x0, self.y0, self.x1, self.y1]}
+        return value | {"normalized": True} if self.normalized else value
 
 
 @dataclass(frozen=True)
@@ -194,7 +202,8 @@ class Bitmap:
 
     @classmethod
     def of(cls, mask: np.ndarray) -> Bitmap:
-        """From a (H, W) array: bool; integers, where all but 0 is marked; finite floats, marked above 0.5."""
+        """From a (H, W) array: bool; integers of one value, or uint8 up to 255, where all but 0 is marked; finite
+        floats, marked above 0.5."""
         height, width = mask.shape
         check_size(height, width, "mask")
         if mask.dtype.kind == "f":
@@ -207,7 +216,14 @@ class Bitmap:
         if not len(rows):
             return cls(height, width, 0, 0, 0, 0, b"")
         top, left = int(rows[0]), int(columns[0])
-        marked = mask[top : rows[-1] + 1, left : columns[-1] + 1] != 0
+        mask = mask[top : rows[-1] + 1, left : columns[-1] + 1]
+        marked = mask != 0
+        if is_label_map(mask, marked):
+            raise ValueError(
+                "mask: expected one object, got integers of several values, as a label map has; pass "
+                "Region.from_labels(array) for a region of each label, or array == label for one"
+                + ("; for boxes pass [x0, y0, x1, y1] for each" if width == 4 else "")
+            )
         return cls(height, width, top, left, len(marked), len(marked[0]), np.packbits(marked).tobytes())
 
     @property
@@ -269,6 +285,15 @@ def check_made_for(made_height: int, made_width: int, height: int, width: int, n
             f"{name}: expected a mask of {height}x{width} (the image's height x width), "
             f"got {made_height}x{made_width}{hint}"
         )
+
+
+def is_label_map(mask: np.ndarray, marked: np.ndarray) -> bool:
+    """Whether integers number objects rather than mark one: several values, and not those of a grey mask, whose edges
+    are soft and whose white is 255."""
+    if mask.dtype.kind not in "iu":
+        return False
+    most = mask.max() or mask.min()
+    return not (mask.dtype == np.uint8 and most == 255) and bool((marked & (mask != most)).any())
 
 
 def image_size(size: Any, what: str) -> tuple[int, int]:

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from pixelrefer_fast.media import Media, Video, open_media
-from pixelrefer_fast.segmenting.grabcut import GrabCut
-from pixelrefer_fast.segmenting.segmenter import Segment, Segmenter
+from pixelrefer_fast.segmenting.segmenter import GRABCUT, Segment, Segmenter
 
 
-def load_segmenter(path_or_hub_id: str | Path = GrabCut.name, device: str = "auto") -> Segmenter:
+def load_segmenter(path_or_hub_id: str | Path = GRABCUT, device: str = "auto") -> Segmenter:
     """The segmenter of this name.
 
     Args:
@@ -21,7 +20,9 @@ def load_segmenter(path_or_hub_id: str | Path = GrabCut.name, device: str = "aut
     Raises:
         ValueError: there is no such segmenter; one line that says why.
     """
-    if path_or_hub_id == GrabCut.name:
+    if path_or_hub_id == GRABCUT:
+        from pixelrefer_fast.segmenting.grabcut import GrabCut
+
         return GrabCut()
     from pixelrefer_fast.segmenting.sam_loading import load_sam
 
@@ -35,7 +36,7 @@ def segment(
     boxes: Any = None,
     text: str | None = None,
     frame: int | None = None,
-    model: str | Path | Segmenter = GrabCut.name,
+    model: str | Path | Segmenter = GRABCUT,
 ) -> list[Segment]:
     """Masks of what was clicked, boxed or named in an image or in one frame of a video.
 

@@ -13,8 +13,9 @@ import numpy as np
 from pixelrefer_fast.media import Media
 from pixelrefer_fast.regions.shapes import Box, Clicks
 from pixelrefer_fast.segmenting.segmenter import (
-    Prompt,
+    GRABCUT,
     Segment,
+    SegmentPrompt,
     check_inside,
     picture_of,
     read_prompts,
@@ -37,7 +38,7 @@ DISC = 0.015
 class GrabCut:
     """The default segmenter; the same masks each time."""
 
-    name = "grabcut"
+    name = GRABCUT
 
     def open(self, media: Media) -> OpenedForGrabCut:
         return OpenedForGrabCut(media)
@@ -67,7 +68,7 @@ class OpenedForGrabCut:
         raise ValueError("track: expected a segmenter that follows objects (SAM 2, SAM 3, EdgeTAM), got grabcut")
 
 
-def _segment(picture: np.ndarray, prompt: Prompt, frame: int | None) -> Segment:
+def _segment(picture: np.ndarray, prompt: SegmentPrompt, frame: int | None) -> Segment:
     height, width = picture.shape[:2]
     scale = min(1.0, SIDE / max(height, width))
     small = picture
@@ -89,7 +90,7 @@ def _segment(picture: np.ndarray, prompt: Prompt, frame: int | None) -> Segment:
     return Segment(region_of(mask, frame))
 
 
-def _certain(picture: np.ndarray, prompt: Prompt, scales: tuple[float, float]) -> np.ndarray:
+def _certain(picture: np.ndarray, prompt: SegmentPrompt, scales: tuple[float, float]) -> np.ndarray:
     """What is known of each pixel before the cut, in OpenCV's four values, (H, W) uint8."""
     height, width = picture.shape[:2]
     longest = max(height, width)

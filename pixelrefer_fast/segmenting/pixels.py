@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate, pad
 
-from pixelrefer_fast.segmenting.segmenter import Prompt
+from pixelrefer_fast.segmenting.segmenter import SegmentPrompt
 
 MASKS_TOGETHER = 16
 """Masks that are brought to the picture's size at a time; each takes four bytes a pixel."""
@@ -70,7 +70,7 @@ class Input:
 
 
 def prompt_tensors(
-    prompts: Sequence[Prompt], like: Input, height: int, width: int, device: torch.device
+    prompts: Sequence[SegmentPrompt], like: Input, height: int, width: int, device: torch.device
 ) -> dict[str, torch.Tensor]:
     """The prompts of N objects as the models take them, in pixels of their square.
 

@@ -16,6 +16,8 @@ from pixelrefer_fast.regions import Region
 from pixelrefer_fast.regions.formats import box_of, clicks_of, is_scalar, plain
 from pixelrefer_fast.regions.shapes import Bitmap, Box, Clicks
 
+GRABCUT = "grabcut"
+"""The segmenter that needs no weights."""
 MAX_BOXES = 256
 """Most boxes of one call."""
 MAX_WORDS = 256
@@ -23,7 +25,7 @@ MAX_WORDS = 256
 
 
 @dataclass(frozen=True)
-class Prompt:
+class SegmentPrompt:
     """What points at one object.
 
     Attributes:
@@ -107,7 +109,7 @@ class Segmenter(Protocol):
         ...
 
 
-def read_prompts(points: Any, labels: Any, boxes: Any) -> list[Prompt]:
+def read_prompts(points: Any, labels: Any, boxes: Any) -> list[SegmentPrompt]:
     """An entry per object.
 
     Raises:
@@ -119,11 +121,11 @@ def read_prompts(points: Any, labels: Any, boxes: Any) -> list[Prompt]:
         raise ValueError("segment: expected points, boxes or text, got none of them")
     found = [] if boxes is None else _boxes(boxes)
     if points is None:
-        return [Prompt(box=box) for box in found]
+        return [SegmentPrompt(box=box) for box in found]
     clicks = clicks_of(points, labels)
     if len(found) > 1:
         raise ValueError(f"boxes: expected one box together with points, got {len(found)}")
-    return [Prompt(clicks, found[0] if found else None)]
+    return [SegmentPrompt(clicks, found[0] if found else None)]
 
 
 def _boxes(boxes: Any) -> list[Box]:
@@ -142,7 +144,7 @@ def read_text(text: Any) -> str:
     return text.strip()
 
 
-def check_inside(prompt: Prompt, height: int, width: int) -> None:
+def check_inside(prompt: SegmentPrompt, height: int, width: int) -> None:
     """Raise a ValueError unless each point, and a part of the box, lies inside the image."""
     if prompt.clicks is not None:
         for x, y in prompt.clicks.points:

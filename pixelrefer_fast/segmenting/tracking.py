@@ -10,7 +10,7 @@ import torch
 
 from pixelrefer_fast.media import Video
 from pixelrefer_fast.segmenting.pixels import Input, prompt_tensors
-from pixelrefer_fast.segmenting.segmenter import Prompt
+from pixelrefer_fast.segmenting.segmenter import SegmentPrompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,7 +21,7 @@ TOP_LEFT, BOTTOM_RIGHT = 2, 3
 """Labels of points that are a box's corners."""
 
 
-class Session(Protocol):
+class TrackingSession(Protocol):
     """What a tracker remembers of a video; transformers has a class of its own for each model, all alike."""
 
     processed_frames: Mapping[int, torch.Tensor]
@@ -41,7 +41,7 @@ class SessionClass(Protocol):
         inference_device: torch.device,
         inference_state_device: torch.device,
         dtype: torch.dtype,
-    ) -> Session: ...
+    ) -> TrackingSession: ...
 
 
 class Frames(Mapping[int, torch.Tensor]):
@@ -82,7 +82,9 @@ class Tracker:
         self._session = session
         self._like = like
 
-    def follow(self, video: Video, prompts: Sequence[Prompt], frame: int) -> Iterator[tuple[int, int, np.ndarray]]:
+    def follow(
+        self, video: Video, prompts: Sequence[SegmentPrompt], frame: int
+    ) -> Iterator[tuple[int, int, np.ndarray]]:
         """The prompts' objects from `frame` to the end, then from there to the start.
 
         Returns:
@@ -97,7 +99,7 @@ class Tracker:
                     for number, mask in zip(found.object_ids, masks, strict=True):
                         yield number, found.frame_idx, mask
 
-    def _opened(self, video: Video, prompts: Sequence[Prompt], frame: int) -> Session:
+    def _opened(self, video: Video, prompts: Sequence[SegmentPrompt], frame: int) -> TrackingSession:
         device, dtype = self._model.device, self._model.dtype
         session = self._session(
             video_height=video.height,
@@ -116,7 +118,7 @@ class Tracker:
 
 
 def _points(
-    prompt: Prompt, like: Input, height: int, width: int, device: torch.device
+    prompt: SegmentPrompt, like: Input, height: int, width: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A prompt as points (1, 1, K, 2) and labels (1, 1, K): trackers take a box as two of them, before all others."""
     inputs = prompt_tensors([prompt], like, height, width, device)

@@ -157,9 +157,19 @@ class _Asker:
         asked = text.format(*regions, list=listed, **words)
         if self.speech.respell is not None:
             asked = self.speech.respell(asked, self.rng)
-        if self._chance(_NAMED):
-            asked = name_objects(asked, self.scene.times is not None)
+        if self._chance(self.speech.named):
+            asked, order = self._named(asked, order)
         return Question(category, asked, order, answer, kind or category)
+
+    def _named(self, asked: str, order: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+        """The question with its objects named, and now and then others among them."""
+        video = self.scene.times is not None
+        rest = [i for i in range(len(self.things)) if i not in order]
+        if not rest or self.speech.others == 0 or not self._chance(self.speech.others):
+            return name_objects(asked, video), order
+        named = [*order, *(int(i) for i in self.rng.permutation(rest)[: int(self.rng.integers(len(rest))) + 1])]
+        shown = tuple(named[i] for i in self.rng.permutation(len(named)))
+        return name_objects(asked, video, [shown.index(i) for i in order], len(shown)), shown
 
     def _pairs(self, among: Sequence[int]) -> list[tuple[int, int]]:
         """All ordered pairs, in random order."""
@@ -439,7 +449,6 @@ _CHECKED = (("color", tuple(COLORS)), ("shape", SHAPES), ("pattern", PATTERNS))
 
 _UNKNOWN_ASKED = 0.3  # of the objects
 _NO_LEFT_OUT = 0.75  # where the scene has no pair for a yes
-_NAMED = 0.15  # of the questions name their objects first, as `ask` about encoded objects does
 _COUNT_WEIGHTS = (0.0, 0.6, 0.7, 1.6, 2.6, 2.6, 2.6)  # by count; the rare ones are asked where they can be
 _ONE_LEFT_OUT = 0.5
 _STILL_LEFT_OUT = 0.4  # of the objects that stay still, when asked about their motion

@@ -50,7 +50,7 @@ class Question:
     Attributes:
         category: one of CATEGORIES.
         text: English, with one `<region>` for each of `objects`, in their order.
-        objects: numbers of the objects it is about, each once.
+        objects: numbers of the objects it is about, each once; with those that it only names, in the order of naming.
         answer: the one right answer, short and in lower case.
         kind: the kind of question within its category, one of KINDS.
     """
@@ -69,10 +69,14 @@ class Speech:
     Attributes:
         wordings: of each kind, as in `wordings.PLAIN`.
         respell: a question in another spelling, drawn by the generator; None: as the wording has it.
+        named: share of the questions that name their objects first, as `ask` about encoded objects does.
+        others: share of these that also name some that they do not ask about.
     """
 
     wordings: Mapping[str, Sequence[str]]
     respell: Callable[[str, np.random.Generator], str] | None = None
+    named: float = 0.15
+    others: float = 0.0
 
 
 PLAINLY = Speech(PLAIN)
@@ -85,13 +89,21 @@ def normalise(answer: str) -> str:
     return re.sub(r"^(a|an|the) (?=\S)", "", text)
 
 
-def name_objects(text: str, video: bool) -> str:
-    """A question with its objects named before it, and by their names in it: `it`, or <object0>, <object1>, ..."""
+def name_objects(text: str, video: bool, places: Sequence[int] | None = None, total: int | None = None) -> str:
+    """A question with its objects named before it, and by their names in it: `it`, or <object0>, <object1>, ...
+
+    Args:
+        text: with a `<region>` for each object that it asks about.
+        video: whether it is about a video.
+        places: which of the named objects each `<region>` is; None: the first, the second, ...
+        total: how many objects are named; None: those asked about.
+    """
     where = "video" if video else "image"
     count = text.count(REGION)
-    if count == 1:
+    total = count if total is None else total
+    if total == 1:
         return f"There is one object in the {where}: {REGION}.\n{text.replace(REGION, 'it')}"
-    names = [f"<object{i}>" for i in range(count)]
-    for name in names:
-        text = text.replace(REGION, name, 1)
-    return f"There are {count} objects in the {where}: {', '.join(name + REGION for name in names)}.\n{text}"
+    names = [f"<object{i}>" for i in range(total)]
+    for place in range(count) if places is None else places:
+        text = text.replace(REGION, names[place], 1)
+    return f"There are {total} objects in the {where}: {', '.join(name + REGION for name in names)}.\n{text}"

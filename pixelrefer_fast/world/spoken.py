@@ -1,12 +1,13 @@
 """How people ask what `wordings.py` asks plainly: by kind, in many wordings, spellings and word orders.
 
-Written down before any training. Every third wording of a kind (`HELD_OUT`) is never trained on: it is what tells
+Written down before any training. Every third wording of a kind is never trained on; `HELD_OUT` are what tells
 whether a model understands people, and not these sentences. `{}` is an object; {word}, {what}, {list} and {where} are
 filled in first, as in `wordings.py`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 SPOKEN: dict[str, tuple[str, ...]] = {
@@ -449,9 +450,17 @@ def is_held_out(number: int) -> bool:
     return number % 3 == 2
 
 
+def bare(wording: str) -> str:
+    """A wording without capitals and marks."""
+    return re.sub(r"[^a-z{} ]", "", wording.lower())
+
+
 TRAINED: Mapping[str, Sequence[str]] = {
     kind: tuple(w for i, w in enumerate(own) if not is_held_out(i)) for kind, own in SPOKEN.items()
 }
+_LEARNT = {(kind, bare(wording)) for kind, own in TRAINED.items() for wording in own}
 HELD_OUT: Mapping[str, Sequence[str]] = {
-    kind: tuple(w for i, w in enumerate(own) if is_held_out(i)) for kind, own in SPOKEN.items()
+    kind: tuple(w for i, w in enumerate(own) if is_held_out(i) and (kind, bare(w)) not in _LEARNT)
+    for kind, own in SPOKEN.items()
 }
+"""Wordings that no training has, nor any that differs from them in capitals and marks alone."""

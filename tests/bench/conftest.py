@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from bench_rows import TINY, shrink
 
-from pixelrefer_fast.bench.run import whole
+from pixelrefer_fast.bench.run.effort import Effort
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +25,7 @@ def small_full() -> Any:
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> whole.Effort:
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Effort:
     """An effort, with a video of two frames and a batch of two."""
     shrink(monkeypatch)
     return TINY

@@ -82,7 +82,7 @@ def test_the_encoder_and_transformers_own_agree(ops_bench: ModuleType) -> None:
 def test_multihead_attention_gives_what_an_infusion_step_gives(ops_bench: ModuleType) -> None:
     (small,) = (case for case in ops_bench.load_cases("infuse") if case.smoke)
     with torch.inference_mode():
-        candidate = ops.Work(small, torch.float32, CPU).candidate("nn.MultiheadAttention")
+        candidate = ops.JudgedCase(small, torch.float32, CPU).candidate("nn.MultiheadAttention")
     assert candidate.row["ok"]
     assert 0 < candidate.row["error"] < 1e-5
     assert "LayerNorm" in candidate.row["extra"]["partial"]
@@ -113,7 +113,7 @@ def test_flash_kmeans_is_given_the_clustering_alone(ops_bench: ModuleType, monke
     library = ModuleType("flash_kmeans")
     library.batch_kmeans_Euclid = batch_kmeans_Euclid  # type: ignore[attr-defined]
     with torch.inference_mode():
-        work = ops.Work(cases["1 object of 150 patches"], torch.float32, CPU)
+        work = ops.JudgedCase(cases["1 object of 150 patches"], torch.float32, CPU)
         monkeypatch.setitem(sys.modules, "flash_kmeans", None)
         missing = work.candidate("flash-kmeans")
         monkeypatch.setitem(sys.modules, "flash_kmeans", library)
@@ -183,7 +183,7 @@ def test_what_is_wrong_shows_no_speed_up(ops_bench: ModuleType) -> None:
 
 def test_inputs_in_turn_and_fresh_where_they_are_written_to() -> None:
     case = next(case for case in load(BENCHMARKS / "ops" / "scatter_tokens.py").cases() if case.smoke)
-    candidate = ops.Work(case, torch.float32, CPU).candidate("torch")
+    candidate = ops.JudgedCase(case, torch.float32, CPU).candidate("torch")
     (_, first), (_, second), (_, third) = (candidate.prepare() for _ in range(3))
     embeds, tokens = 0, 1
     assert first[tokens].data_ptr() == third[tokens].data_ptr() != second[tokens].data_ptr()

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from batch_files import Run, many, write
 from command_line import HEIGHT, WIDTH, FakeModel
 from PIL import Image
 
@@ -54,3 +56,41 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., SimpleNamespace]:
         return SimpleNamespace(code=code, out=captured.out, err=captured.err)
 
     return call
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with images and a video, where the command runs."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(2)
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)).save(f"{i}.png")
+    Path("clip").mkdir()
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)).save(f"clip/{i}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def loaded(lite: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(pixelrefer_fast, "load", lambda *_, **__: lite)
+    monkeypatch.setenv("PIXELREFER_FAST_MODEL", "some/model")
+    return lite
+
+
+@pytest.fixture
+def start(run: Run, folder: Path, loaded: Any) -> Callable[..., SimpleNamespace]:
+    def call(*arguments: str) -> SimpleNamespace:
+        return run("describe", "--batch", "in.jsonl", "--out", "out.jsonl", "--max-new-tokens", "3", *arguments)
+
+    return call
+
+
+@pytest.fixture
+def whole(start: Run) -> bytes:
+    """The result of a run that nothing interrupts."""
+    write([*many(20), "garbage", *many(5)])
+    assert start().code == 2
+    content = Path("out.jsonl").read_bytes()
+    Path("out.jsonl").unlink()
+    return content

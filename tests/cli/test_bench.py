@@ -14,7 +14,7 @@ from bench_rows import TINY, document, shrink, whole_row
 from command_line import one_error_line
 
 from pixelrefer_fast.bench.report import results
-from pixelrefer_fast.bench.run import against, askers, whole
+from pixelrefer_fast.bench.run import against, askers, effort, loads, whole
 from pixelrefer_fast.cli import bench
 
 LONG = ("--seconds", "1000000")  # a busy machine leaves nothing out
@@ -23,7 +23,7 @@ ALONE = ("--device", "cpu", "--against", "none")
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(whole, "QUICK_EFFORT", TINY)
+    monkeypatch.setattr(effort, "QUICK_EFFORT", TINY)
     shrink(monkeypatch)
     monkeypatch.setattr("pixelrefer_fast.bench.measure.rates.measured", lambda *_: {"copy": 1e10, "float32": 1e10})
 
@@ -39,7 +39,7 @@ def test_a_run(run: Callable[..., SimpleNamespace], tmp_path: Path) -> None:
     assert results.validate(written) == []
     suites = [row["suite"] for row in written["rows"]]
     assert {suite: suites.count(suite) for suite in dict.fromkeys(suites)} == {
-        "whole": whole.CASES,
+        "whole": loads.CASES,
         "stages": 9,
         "against": 2 * len(against.PAIRS),
         "scaling": 6,
@@ -70,8 +70,8 @@ def test_the_table_for_people(run: Callable[..., SimpleNamespace], tmp_path: Pat
 def test_a_wrong_answer_ends_with_1(
     run: Callable[..., SimpleNamespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(whole, "QUICK_EFFORT", replace(TINY, curves={"objects": (1,)}))
-    monkeypatch.setattr(whole, "check", lambda *_: askers.Check(0.5, 1e-4, 0, 1, False))
+    monkeypatch.setattr(effort, "QUICK_EFFORT", replace(TINY, curves={"objects": (1,)}))
+    monkeypatch.setattr(whole, "check", lambda *_: askers.AnswerCheck(0.5, 1e-4, 0, 1, False))
     result = run("bench", "--quick", *LONG, *ALONE, "--out", str(tmp_path), "--json")
     assert result.code == 1
     assert "the check of whole: one object, " in result.err
@@ -94,7 +94,7 @@ def test_no_time_for_anything(run: Callable[..., SimpleNamespace], tmp_path: Pat
     result = run("bench", *options, "--json")
     assert result.code == 0  # nothing was wrong
     rows = json.loads(result.out)["rows"]
-    assert len(rows) == whole.CASES + 6
+    assert len(rows) == loads.CASES + 6
     assert all("no time left" in row["reason"] for row in rows)
 
 
@@ -155,7 +155,7 @@ def test_pairs_of_models() -> None:
     assert bench._pair("embedded:lite", ["none"]) is None
 
 
-def _silent(plan: bench.Plan) -> object:
+def _silent(plan: bench.BenchPlan) -> object:
     import contextlib
 
     return contextlib.nullcontext(lambda name: None)

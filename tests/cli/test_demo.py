@@ -18,13 +18,13 @@ from pixelrefer_fast.cli.demo.run import CATEGORIES, SEED, chosen_questions
 from pixelrefer_fast.world import make_scene
 
 LINES = [
-    demo_picture.Line(
+    demo_picture.DemoQuestion(
         "Which is larger, <region> or <region>?",
         (1, 0),
         "the first",
         {"Lite": ("the first", True), "Full": ("a very long answer that ends nowhere " * 9, False)},
     ),
-    demo_picture.Line("What is <region>?", (0,), "a circle", {"Lite": ("", False), "Full": ("a circle", True)}),
+    demo_picture.DemoQuestion("What is <region>?", (0,), "a circle", {"Lite": ("", False), "Full": ("a circle", True)}),
 ]
 
 

@@ -14,7 +14,8 @@ import pytest
 from command_line import one_error_line
 
 from pixelrefer_fast.bench.estimate import estimate_check, gpus
-from pixelrefer_fast.bench.estimate.estimate import Workload, estimate
+from pixelrefer_fast.bench.estimate.estimate import estimate
+from pixelrefer_fast.bench.estimate.workload import Workload
 from pixelrefer_fast.bench.report import results
 
 Run = Callable[..., SimpleNamespace]
@@ -102,14 +103,14 @@ def test_what_cannot_be_asked(run: Run, options: tuple[str, ...], parts: tuple[s
 
 
 def test_errors_are_shown_and_kept(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def measure(name: str, workload: Workload, device: str, dtype: str, **_: Any) -> estimate_check.Check:
+    def measure(name: str, workload: Workload, device: str, dtype: str, **_: Any) -> estimate_check.EstimateCheck:
         assert (device, dtype) == ("cpu", "auto")
         quantities = (
             estimate_check.Quantity("encoder", "FLOP", 2e9, 2e9),
             estimate_check.Quantity("all", "s", 0.5, 1.0),
             estimate_check.Quantity("vision", "tokens", 0, 0),
         )
-        return estimate_check.Check("a case", estimate(name, workload), quantities)
+        return estimate_check.EstimateCheck("a case", estimate(name, workload), quantities)
 
     monkeypatch.setattr(estimate_check, "measure", measure)
     path = tmp_path / "estimate.json"

@@ -24,6 +24,9 @@ def _multiply_and_add(x, y, z, out):
 @pytest.mark.parametrize("default", [False, True])
 @pytest.mark.parametrize("own", [{}, {"enable_fp_fusion": False}], ids=["pinned", "of its own"])
 def test_products_and_sums_are_fused(own: dict[str, bool], default: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ptx_emulator import Options, triton_driver
+
+    monkeypatch.setattr(triton_driver.settings, "options", Options())  # as the PTX is written, whatever the mode
     monkeypatch.setattr(triton.knobs.language, "default_fp_fusion", default)
     # (1 + 2^-12)² - 1 - 2^-11 is 2^-24, which the product's own rounding takes away
     x, z, out = torch.tensor([1 + 2**-12]), torch.tensor([-1 - 2**-11]), torch.zeros(1)

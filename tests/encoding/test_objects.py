@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from pixelrefer_fast.encoding.objects import FORMAT, Objects, SceneTokens
+from pixelrefer_fast.encoding.objects import FORMAT, Objects, SceneTokens, checksum
 from pixelrefer_fast.planning.request import ObjectTokens
 
 PROVENANCE = {"model": "abc", "video": False, "regions": [{"box": [1, 2, 3, 4]}], "size": [480, 640]}
@@ -132,7 +132,7 @@ def test_a_missing_folder(tmp_path: Path) -> None:
 def test_a_folder_in_the_files_place(tmp_path: Path) -> None:
     path = tmp_path / "cat"
     path.mkdir()
-    with pytest.raises(ValueError, match=r"cat: cannot be written: "):
+    with pytest.raises(ValueError, match=r"cat: expected the name of a file to write, got a folder"):
         _objects("lite image").save(path)
     assert [p.name for p in tmp_path.iterdir()] == ["cat"]
 
@@ -177,9 +177,9 @@ def _rewrite(path: Path, change: dict[str, Any] | None = None, **tensors: torch.
 
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
-    header = json.loads(metadata["objects"]) | (change or {})
+    header = json.dumps(json.loads(metadata["objects"]) | (change or {}))
     content = {k: v for k, v in (load_file(path) | tensors).items() if v is not None}
-    save_file(content, path, metadata | {"objects": json.dumps(header)})
+    save_file(content, path, metadata | {"objects": header, "checksum": checksum(header, content)})
 
 
 def _refused(path: Path) -> str:
@@ -225,8 +225,8 @@ def test_another_safetensors_file(tmp_path: Path) -> None:
     path = tmp_path / "cat"
     save_file({"object_tokens": torch.zeros(1, 2)}, path)
     assert _refused(path).endswith(f"(expected the format '{FORMAT}', got None)")
-    save_file({"object_tokens": torch.zeros(1, 2)}, path, {"format": "pixelrefer_fast.objects/2"})
-    assert _refused(path).endswith(f"(expected the format '{FORMAT}', got 'pixelrefer_fast.objects/2')")
+    save_file({"object_tokens": torch.zeros(1, 2)}, path, {"format": "pixelrefer_fast.objects/1"})
+    assert _refused(path).endswith(f"(expected the format '{FORMAT}', got 'pixelrefer_fast.objects/1')")
     save_file({"object_tokens": torch.zeros(1, 2)}, path, {"format": FORMAT})
     _refused(path)
 
@@ -236,8 +236,11 @@ def test_another_safetensors_file(tmp_path: Path) -> None:
 )
 def test_a_header_that_is_not_one(text: str, tmp_path: Path) -> None:
     path = tmp_path / "cat"
-    save_file({"object_tokens": torch.zeros(1, 2)}, path, {"format": FORMAT, "objects": text})
-    _refused(path)
+    tensors = {"object_tokens": torch.zeros(1, 2)}
+    save_file(tensors, path, {"format": FORMAT, "objects": text, "checksum": checksum(text, tensors)})
+    assert "checksum" not in _refused(path)
+    save_file(tensors, path, {"format": FORMAT, "objects": text})
+    assert "its checksum is that of other contents" in _refused(path)
 
 
 @pytest.mark.parametrize(
@@ -292,13 +295,15 @@ def test_a_damaged_header(change: dict[str, Any], message: str, tmp_path: Path) 
             {"object_tokens": torch.zeros(3, 5, dtype=torch.int64)},
             "expected 3 object tokens, got (3, 5) of torch.int64",
         ),
+        ({"object_tokens": torch.zeros(3, 5).to(torch.float8_e4m3fn)}, "object_tokens: expected one of torch.float16"),
+        ({"vision_tokens": torch.zeros(3, 5).to(torch.float8_e5m2)}, "vision_tokens: expected one of torch.float16"),
         ({"vision_tokens": torch.zeros(4, 5)}, "expected vision tokens of shape (3, 5), got (4, 5)"),
         ({"vision_tokens": torch.zeros(3, 6)}, "expected vision tokens of shape (3, 5), got (3, 6)"),
         ({"vision_tokens": torch.zeros(3, 5, dtype=torch.int64)}, "vision tokens"),
         ({"vision_kept": torch.ones(5)}, "expected a kept flag for 5 vision tokens"),
         ({"vision_kept": torch.ones(5, 1, dtype=torch.bool)}, "expected a kept flag for 5 vision tokens, got (5, 1)"),
     ],
-    ids=range(11),
+    ids=range(13),
 )
 def test_damaged_tensors(tensors: dict[str, Any], message: str, tmp_path: Path) -> None:
     path = tmp_path / "cat"
@@ -320,9 +325,10 @@ def test_every_truncation(tmp_path: Path) -> None:
 
 @given(data=st.data())
 def test_flipped_bytes_load_or_are_refused(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Whatever is damaged, the answer is an object or a ValueError, never another error."""
+    """Whatever is damaged, the answer is a ValueError or, where nothing of the objects is, these objects."""
     path = tmp_path_factory.getbasetemp() / "flipped"
-    _objects("full video").save(path)
+    objects = _objects("full video")
+    objects.save(path)
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
@@ -332,7 +338,7 @@ def test_flipped_bytes_load_or_are_refused(data: st.DataObject, tmp_path_factory
     except ValueError:
         _refused(path)
     else:
-        assert loaded.tokens.shape[0] == sum(sum(o.counts) for o in loaded.objects)
+        _check_equal(loaded, objects)
 
 
 def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,10 @@ import pytest
 
 from pixelrefer_fast.bench.report import results
 from pixelrefer_fast.bench.report.results import Row
-from pixelrefer_fast.bench.run import against, whole
+from pixelrefer_fast.bench.run import against, loads
+from pixelrefer_fast.bench.run.effort import Effort
 
-TINY = whole.Effort(
+TINY = Effort(
     repeats=1,
     seconds=0.0,
     tokens=3,
@@ -21,10 +22,10 @@ TINY = whole.Effort(
 
 def shrink(patch: pytest.MonkeyPatch) -> None:
     """Videos of two frames, a batch of two, small pictures."""
-    for module in (whole, against):
+    for module in (loads, against):
         patch.setattr(module, "FRAMES", 2)
-    patch.setattr(whole, "BATCH", 2)
-    patch.setattr(whole, "SMALL_PICTURE", (112, 112))
+    patch.setattr(loads, "BATCH", 2)
+    patch.setattr(loads, "SMALL_PICTURE", (112, 112))
 
 
 def quantiles(median: float) -> Any:

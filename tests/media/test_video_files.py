@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from fractions import Fraction
 
@@ -99,6 +100,50 @@ def test_rotation_metadata(tmp_path, matrix, quarter_turns, size):
     assert (video.height, video.width) == size
     (frame,), (stored,) = video.read([30]), open_media(plain).read([30])
     assert np.array_equal(frame, np.rot90(stored, quarter_turns))  # y points down: (0, 1, -1, 0) turns clockwise
+
+
+def _with_matrix(path, a, b, c, d) -> bytes:
+    data = bytearray(path.read_bytes())
+    place = data.index(b"tkhd") + 44
+    numbers = [max(-(1 << 31), min((1 << 31) - 1, round(value * (1 << 16)))) for value in (a, b, c, d)]
+    data[place : place + 36] = struct.pack(">9i", *numbers[:2], 0, *numbers[2:], 0, 0, 0, 1 << 30)
+    return bytes(data)
+
+
+def test_mirrored_matrices_flip(tmp_path):
+    """Each of the eight ways to lay a picture, against the picture drawn by the matrix itself."""
+    plain = encode(tmp_path / "plain.mp4", 3, b_frames=0)
+    (stored,) = open_media(plain).read([1])
+    height, width = stored.shape[:2]
+    rows, columns = np.mgrid[:height, :width]
+    seen = set()
+    for a, b, c, d in itertools.product((-1, 0, 1), repeat=4):
+        if abs(a * d - b * c) != 1 or abs(a) + abs(b) != 1 or abs(c) + abs(d) != 1:
+            continue
+        x, y = a * columns + c * rows, b * columns + d * rows
+        x, y = x - x.min(), y - y.min()
+        expected = np.empty((y.max() + 1, x.max() + 1, 3), np.uint8)
+        expected[y, x] = stored
+        (frame,) = open_media(_with_matrix(plain, a, b, c, d)).read([1])
+        assert np.array_equal(frame, expected), (a, b, c, d)
+        seen.add(frame.tobytes())
+    assert len(seen) == 8
+
+
+@pytest.mark.parametrize("matrix", [(0, 0, 0, 0), (1, 0, 0, 0), (0, 0, 0, 1), (1, 1, 1, 1), (2, 4, 1, 2)])
+def test_matrices_that_lose_the_picture_are_ignored(tmp_path, matrix):
+    plain = encode(tmp_path / "plain.mp4", 3, b_frames=0)
+    (stored,), (frame,) = open_media(plain).read([1]), open_media(_with_matrix(plain, *matrix)).read([1])
+    assert np.array_equal(frame, stored)
+
+
+def test_matrices_of_any_numbers_lay_a_picture(tmp_path):
+    plain = encode(tmp_path / "plain.mp4", 3, b_frames=0)
+    sides = {(48, 64), (64, 48)}
+    for matrix in np.random.default_rng(5).normal(0, 8000, (40, 4)):
+        video = open_media(_with_matrix(plain, *matrix))
+        assert (video.height, video.width) in sides
+        assert next(video.read([0])).shape[:2] == (video.height, video.width)
 
 
 def test_edit_lists_hide_frames(tmp_path):

@@ -22,6 +22,7 @@ from pixelrefer_fast.train.module import TrainingModel, answer_logits
 from pixelrefer_fast.train.processes import wait
 from pixelrefer_fast.train.scenes import scene_samples
 from pixelrefer_fast.world import ask_about, make_scene
+from pixelrefer_fast.world.composed import COMPOSED
 from pixelrefer_fast.world.questions import PLAINLY, Question, Speech
 from pixelrefer_fast.world.spelling import respell
 from pixelrefer_fast.world.spoken import TRAINED
@@ -29,9 +30,6 @@ from recipe.pretraining import EndlessBatches, each_once, run_pretraining
 
 SPOKEN = "spoken.safetensors"
 NAMES = ("answers",)
-SPEECH = Speech(TRAINED, respell)
-PLAIN_QUESTIONS = 12  # of a scene, so that what is asked plainly stays known
-FIRST_SEED = 51_000_000
 
 
 class SpeakingModel(nn.Module):
@@ -58,22 +56,41 @@ class SpeakingData(EndlessBatches):
     Args:
         config, tokenizer: the model's.
         images, videos: scenes of a batch.
-        rounds: of questions about each in the words of people, beside PLAIN_QUESTIONS plain ones.
+        plain: most plain questions about each, so that what is asked plainly stays known.
+        rounds: of questions about each beside these: in the words of people, then in composed ones, by turns.
+        named: `Speech.named` and `Speech.others` of these.
+        first_seed: of the scenes.
     """
 
-    def __init__(self, config: ModelConfig, tokenizer: Any, images: int, videos: int, rounds: int) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer: Any,
+        images: int,
+        videos: int,
+        plain: int,
+        rounds: int,
+        named: tuple[float, float],
+        first_seed: int,
+    ) -> None:
         self.config, self.tokenizer = config, tokenizer
-        self.images, self.videos, self.rounds = images, videos, rounds
+        self.images, self.videos, self.first_seed = images, videos, first_seed
+        self.plain, self.rounds = plain, rounds
+        self.speech = tuple(Speech(words, respell, *named) for words in (TRAINED, {**TRAINED, **COMPOSED}))
 
     def make(self, number: int) -> dict[str, PackedBatch]:
         scenes = self.images + self.videos
         items = []
         for i in range(scenes):
-            seed = FIRST_SEED + number * scenes + i
+            seed = self.first_seed + number * scenes + i
             scene = make_scene(seed, "train", i >= self.images)
             asked = [
-                *ask_about(scene, seed, limit=PLAIN_QUESTIONS, speech=PLAINLY),
-                *(q for turn in range(self.rounds) for q in ask_about(scene, seed + turn, speech=SPEECH)),
+                *ask_about(scene, seed, limit=self.plain, speech=PLAINLY),
+                *(
+                    q
+                    for t in range(self.rounds)
+                    for q in ask_about(scene, seed + t, speech=self.speech[t % len(self.speech)])
+                ),
             ]
             items.append(scene_samples(scene, _each_once(asked), self.config.kind))
         batch: PackedBatch = collate([item for item in items if item], self.config, self.tokenizer)["batch"]
@@ -91,7 +108,10 @@ def teach_speech(
     learning_rate: float,
     images: int,
     videos: int,
+    plain: int,
     rounds: int,
+    named: tuple[float, float],
+    first_seed: int,
     seed: int = 0,
     resume: bool = False,
 ) -> Path:
@@ -101,14 +121,14 @@ def teach_speech(
         model: trained in place, float32.
         folder: for checkpoints, the log and the result.
         steps, learning_rate, seed, resume: as in `run_pretraining`.
-        images, videos, rounds: of each batch, as in `SpeakingData`.
+        images, videos, plain, rounds, named, first_seed: of each batch, as in `SpeakingData`.
 
     Returns:
         The file of the weights, float32, which `refining.load_refined` takes.
     """
     torch.manual_seed(seed)
     learner = SpeakingModel(model)
-    data = SpeakingData(model.config, model.tokenizer, images, videos, rounds)
+    data = SpeakingData(model.config, model.tokenizer, images, videos, plain, rounds, named, first_seed)
     if run_pretraining(learner, data, NAMES, folder, steps, learning_rate, seed, resume):
         save_file(each_once(model.network.state_dict()), folder / SPOKEN)
     wait()

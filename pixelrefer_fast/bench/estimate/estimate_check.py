@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pixelrefer_fast.bench.estimate import costs
-from pixelrefer_fast.bench.estimate.estimate import ITEMS, Estimate, Workload, config_of, estimate
+from pixelrefer_fast.bench.estimate.estimate import ITEMS, Estimate, config_of, estimate
 from pixelrefer_fast.bench.estimate.gpus import THIS, Gpu, this_machine
+from pixelrefer_fast.bench.estimate.workload import Workload
 from pixelrefer_fast.bench.report import results
 from pixelrefer_fast.bench.report.results import Row
 from pixelrefer_fast.device.counters import Counts
@@ -47,7 +48,7 @@ class Quantity:
 
 
 @dataclass(frozen=True)
-class Check:
+class EstimateCheck:
     """One case: its estimate and every quantity of it that was measured too."""
 
     case: str
@@ -89,7 +90,7 @@ def measure(
     repeats: int = 3,
     gpu: Gpu | None = None,
     tick: Callable[[str], None] | None = None,
-) -> Check:
+) -> EstimateCheck:
     """Ask a model here, and hold the estimate against what that took.
 
     Pictures are random; videos move, so that all their vision tokens are kept. Answers go on to their length.
@@ -163,7 +164,7 @@ def measure(
         Quantity("weights", "bytes", guess.memory["weights"], sum(p.nbytes for p in model.parameters())),
         Quantity("memory, at the most", "bytes", guess.memory["peak"], watched.peak),
     ]
-    return Check(_case(workload), guess, tuple(quantities))
+    return EstimateCheck(_case(workload), guess, tuple(quantities))
 
 
 def _counted(counts: Counts) -> dict[str, int]:
@@ -184,7 +185,7 @@ def _question(workload: Workload) -> tuple[Any, list[Any], str]:
     return media, [dict.fromkeys(workload.frames_marked(), mask) for mask in masks], question
 
 
-def check_file(path: Path) -> Iterator[Check]:
+def check_file(path: Path) -> Iterator[EstimateCheck]:
     """Every row of a result file's last documents that the model can say something of.
 
     Raises:
@@ -227,7 +228,7 @@ def _documents(path: Path) -> list[dict[str, Any]]:
     return list(last.values())
 
 
-def _of_row(row: Row, gpu: Gpu) -> Check | None:
+def _of_row(row: Row, gpu: Gpu) -> EstimateCheck | None:
     sizes: dict[str, Any] = dict(row["sizes"])
     name, dtype = row.get("model", ""), row.get("dtype", "")
     if not {"height", "width", "answer"} <= sizes.keys() or dtype not in ITEMS or "copy" not in gpu.measured:
@@ -261,7 +262,9 @@ def _of_row(row: Row, gpu: Gpu) -> Check | None:
         guess = _with_prompt(name, workload, gpu, dtype, sizes.get("tokens") if stage == "prefill" else None)
         own = guess.stage(stage)
         counted = _numbers(guess, {stage: dict(row)}, total=False)
-        return Check(row["case"], guess, (*counted, Quantity(stage, "s", own.seconds or 0.0, row["seconds"]["median"])))
+        return EstimateCheck(
+            row["case"], guess, (*counted, Quantity(stage, "s", own.seconds or 0.0, row["seconds"]["median"]))
+        )
     tokens = extra.get("tokens", {})
     guess = _with_prompt(name, workload, gpu, dtype, tokens.get("prompt"))
     quantities = [
@@ -273,7 +276,7 @@ def _of_row(row: Row, gpu: Gpu) -> Check | None:
     quantities.append(Quantity("all", "s", guess.seconds or 0.0, row["seconds"]["median"]))
     if "peak_bytes" in row:
         quantities.append(Quantity("memory, at the most", "bytes", guess.memory["peak"], row["peak_bytes"]))
-    return Check(f"{row['suite']}: {row['case']}", guess, tuple(quantities))
+    return EstimateCheck(f"{row['suite']}: {row['case']}", guess, tuple(quantities))
 
 
 def _with_prompt(name: str, workload: Workload, gpu: Gpu, dtype: str, prompt: Any) -> Estimate:
@@ -305,7 +308,7 @@ def _numbers(guess: Estimate, measured: dict[str, Any], total: bool = True) -> l
     return found
 
 
-def document(checks: Sequence[Check]) -> dict[str, Any]:
+def document(checks: Sequence[EstimateCheck]) -> dict[str, Any]:
     """A document for a result file, with the rates that were taken.
 
     Raises:

@@ -128,7 +128,7 @@ THIS = "this"
 
 
 def find(name: str) -> Gpu:
-    """A GPU of the table by its name; case, blanks, dashes and "NVIDIA" do not matter.
+    """A GPU of the table by its name; case, blanks, dashes, "NVIDIA", "GeForce" and "RTX" do not matter.
 
     Raises:
         ValueError: there is no such GPU in the table.
@@ -196,4 +196,4 @@ def _issue(device: torch.device, calls: int = 300) -> float:
 
 def _plain(name: str) -> str:
     words = name.lower().replace("-", " ").replace("_", " ").split()
-    return "".join(word for word in words if word not in ("nvidia", "geforce"))
+    return "".join(word for word in words if word not in ("nvidia", "geforce", "rtx"))

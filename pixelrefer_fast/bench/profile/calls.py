@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from pixelrefer_fast.bench.run.cases import Arguments, normal
+from pixelrefer_fast.checks.new_files import new_file
 from pixelrefer_fast.ops import registry
 from pixelrefer_fast.ops._registry import Op, listen
 
@@ -121,7 +122,8 @@ def save(calls: Sequence[Call], path: Path) -> None:
     tensors = {f"{n}.{i}": t.contiguous() for n, call in enumerate(calls) for i, t in call.tensors.items()}
     content = packed(tensors, {"format": FORMAT, "calls": json.dumps(listed)})
     try:
-        path.write_bytes(content)
+        with new_file(path) as beside:
+            beside.write_bytes(content)
     except OSError as error:
         raise ValueError(f"{path}: cannot be written: {error.strerror or error}") from error
 

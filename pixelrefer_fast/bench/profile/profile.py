@@ -37,7 +37,7 @@ RUNNER = ("python", "-m", "pixelrefer_fast.bench.profile.run_kernel")
 
 
 @dataclass(frozen=True)
-class Line:
+class OperationLine:
     """An operation of PyTorch, or one of our kernels, within one stage of one question.
 
     Attributes:
@@ -84,7 +84,7 @@ class Profile:
 
     stages: list[MeasuredStage]
     whole: Quantiles
-    lines: list[Line]
+    lines: list[OperationLine]
     rates: dict[str, float]
     dtype: str
     device: dict[str, Any] | None
@@ -127,7 +127,7 @@ class Profile:
             "sizes": stage.sizes,
         }
 
-    def line(self, line: Line) -> dict[str, Any]:
+    def line(self, line: OperationLine) -> dict[str, Any]:
         """A line as the document has it."""
         copy, matrix = self.percent(line.seconds, line.flops, line.moved)
         return {**asdict(line), "percent_copy": copy, "percent_matrix": matrix}
@@ -258,7 +258,7 @@ def lines(
     functions: Mapping[str, str],
     passes: int,
     arch: int | None,
-) -> list[Line]:
+) -> list[OperationLine]:
     """What a trace of so many passes says of one.
 
     Args:
@@ -274,7 +274,7 @@ def lines(
         counts, name, kernel = counted[operation.stage], operation.name, operation.longest
         known = name in counts.launches
         found.append(
-            Line(
+            OperationLine(
                 operation.stage,
                 name,
                 operation.launches / passes,

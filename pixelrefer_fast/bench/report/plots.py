@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 from pixelrefer_fast.bench.report import tables
 from pixelrefer_fast.bench.report.results import Quantiles, Row
 from pixelrefer_fast.bench.report.tables import Document
+from pixelrefer_fast.checks.new_files import new_file
 
 # on a transparent ground: each stands out from white and from the near-black of dark pages
 INK, GRID = "#6f7883", "#8b949e"
@@ -226,12 +225,8 @@ def save(figure: Any, stem: Path) -> list[Path]:
         with pyplot.rc_context({"svg.hashsalt": "pixelrefer_fast"}):
             figure.savefig(data, format=suffix[1:], dpi=130, transparent=True, metadata=metadata)
         target = stem.with_suffix(suffix)
-        beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-        try:
+        with new_file(target) as beside:
             beside.write_bytes(data.getvalue())
-            os.replace(beside, target)
-        finally:
-            beside.unlink(missing_ok=True)
         written.append(target)
     pyplot.close(figure)
     return written

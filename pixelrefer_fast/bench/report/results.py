@@ -10,13 +10,13 @@ import contextlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
 from pixelrefer_fast.bench.measure import machine
+from pixelrefer_fast.checks.new_files import file_to_write, new_file
 
 SCHEMA = 1
 THRESHOLD = 1.05  # a change by less is none, whatever the quantiles say
@@ -226,9 +226,7 @@ def check_path(path: Path) -> None:
     Raises:
         ValueError: it is a folder, its folder cannot be made or written to, or it holds something else.
     """
-    if path.is_dir():
-        raise ValueError(f"{path}: expected a result file, got a folder")
-    if path.exists():
+    if file_to_write(path).exists():
         read(path)
     folder = path.parent
     while not folder.exists() and folder != folder.parent:
@@ -249,19 +247,13 @@ def append(path: Path, document: Mapping[str, Any]) -> None:
         problems = validate(document)
         if problems:
             raise ValueError(f"{path}: {'; '.join(problems[:5])}")
+    file_to_write(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _alone(path.parent):
-        documents = read(path) if path.exists() else []
+        documents = read(path) if file_to_write(path).exists() else []
         text = json.dumps([*documents, _plain(document)], indent=1, allow_nan=False) + "\n"
-        handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.chmod(beside, path.stat().st_mode & 0o777 if path.exists() else 0o644)
-            os.replace(beside, path)
-        except BaseException:
-            Path(beside).unlink(missing_ok=True)
-            raise
+        with new_file(path) as beside:
+            beside.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -10,20 +10,9 @@ import torch
 from pixelrefer_fast.bench.estimate.estimate import paper_flops
 from pixelrefer_fast.bench.report.results import Row, relative_error
 from pixelrefer_fast.bench.run.askers import LIMIT, Asker, Ours, answer_all, as_measured, definitions, with_vision_in
-from pixelrefer_fast.bench.run.whole import (
-    FRAMES,
-    Budget,
-    Effort,
-    Load,
-    Told,
-    case_loads,
-    image_load,
-    left_out,
-    measure,
-    pictures_of,
-    time_in_turn,
-    video_load,
-)
+from pixelrefer_fast.bench.run.effort import Effort, TimeLimit
+from pixelrefer_fast.bench.run.loads import FRAMES, Load, case_loads, image_load, pictures_of, video_load
+from pixelrefer_fast.bench.run.whole import Told, left_out, measure, time_in_turn
 
 Rival = Asker  # what a rival must be
 IMAGE, VIDEO, ONE_FRAME = "image", f"{FRAMES}-frame video", f"{FRAMES}-frame video, marked in one frame"
@@ -41,7 +30,7 @@ def pair_loads(model: Any) -> Iterator[Load]:
     yield video_load(ONE_FRAME, usual, FRAMES, model.kind, marked=1)
 
 
-def run_pairs(model: Any, name: str, effort: Effort, budget: Budget, told: Told | None = None) -> list[Row]:
+def run_pairs(model: Any, name: str, effort: Effort, time_limit: TimeLimit, told: Told | None = None) -> list[Row]:
     """The rows of one of the two models; `pair` in `extra` says what belongs together."""
     rows: list[Row] = []
     ours = Ours(model)
@@ -50,7 +39,7 @@ def run_pairs(model: Any, name: str, effort: Effort, budget: Budget, told: Told 
             if told is not None:
                 told(f"{model.kind}, {load.case}")
             same = next((row for row in rows if row["sizes"].items() >= load.sizes.items()), None)
-            reason = budget.refuses()
+            reason = time_limit.refuses()
             if same is not None:  # Full, which takes one marked frame in either video
                 row = same.copy()
                 row["case"] = load.case
@@ -67,7 +56,7 @@ def run_pairs(model: Any, name: str, effort: Effort, budget: Budget, told: Told 
 
 
 def run_against_rival(
-    rival: Rival, model: Any, name: str, effort: Effort, budget: Budget, told: Told | None = None
+    rival: Rival, model: Any, name: str, effort: Effort, time_limit: TimeLimit, told: Told | None = None
 ) -> list[Row]:
     """Rows of the whole cases, two for each: of the rival and of ours, timed in turn in this process.
 
@@ -77,7 +66,7 @@ def run_against_rival(
         rival: who else is asked; with the weights of `model`.
         model: ours.
         name: of the model.
-        effort, budget: how much is spent.
+        effort, time_limit: how much is spent.
         told: called with the name of each case before it.
     """
     rows: list[Row] = []
@@ -86,7 +75,7 @@ def run_against_rival(
         for load in case_loads(model):
             if told is not None:
                 told(f"{rival.name}, {load.case}")
-            reason = budget.refuses()
+            reason = time_limit.refuses()
             if reason is not None:
                 rows.append(left_out(load.case, "reference", model, name, load.sizes, reason))
                 continue

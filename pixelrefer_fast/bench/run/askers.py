@@ -24,7 +24,7 @@ LIMIT = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
-class Request:
+class BenchRequest:
     """One question.
 
     Attributes:
@@ -109,9 +109,11 @@ class Ours:
         return self.model.encode(media, list(regions), **self._options(media, regions))
 
     def ask(self, media: Any, question: str, regions: Sequence[Any], max_new_tokens: int) -> tuple[int, ...]:
-        return self.answers([Request(media, question, regions)], max_new_tokens)[0].tokens
+        return self.answers([BenchRequest(media, question, regions)], max_new_tokens)[0].tokens
 
-    def answers(self, requests: Sequence[Request], max_new_tokens: int, batch_size: int | None = None) -> list[Answer]:
+    def answers(
+        self, requests: Sequence[BenchRequest], max_new_tokens: int, batch_size: int | None = None
+    ) -> list[Answer]:
         """All at once, in order; what could not be answered raises what was wrong with it."""
         asks = [Ask(r.media, r.question, list(r.regions), **self._options(r.media, r.regions)) for r in requests]
         answers = self.model.ask_batch(asks, batch_size=batch_size, progress=False, max_new_tokens=max_new_tokens)
@@ -126,7 +128,7 @@ class Ours:
 
 
 def answer_all(
-    asker: Asker, requests: Sequence[Request], max_new_tokens: int, batch_size: int | None = None
+    asker: Asker, requests: Sequence[BenchRequest], max_new_tokens: int, batch_size: int | None = None
 ) -> list[tuple[int, ...]]:
     """Token ids of every answer: ours in batches, a rival's, who has no such thing, one after the other."""
     if isinstance(asker, Ours):
@@ -221,7 +223,7 @@ def add_counts(parts: Iterable[Counts]) -> Counts:
 
 
 @dataclass(frozen=True)
-class Check:
+class AnswerCheck:
     """How right a call was.
 
     Attributes:
@@ -240,7 +242,9 @@ class Check:
     ok: bool
 
 
-def check(ours: Ours, requests: Sequence[Request], answers: Sequence[tuple[int, ...]], max_new_tokens: int) -> Check:
+def check(
+    ours: Ours, requests: Sequence[BenchRequest], answers: Sequence[tuple[int, ...]], max_new_tokens: int
+) -> AnswerCheck:
     """Hold answers that were given together against the definitions, one question at a time."""
     model, first = ours.model, requests[0]
     got = _features(ours, first)
@@ -258,10 +262,10 @@ def check(ours: Ours, requests: Sequence[Request], answers: Sequence[tuple[int, 
     error = relative_error(got, exact)
     equal = sum(answers[i] == tokens for i, tokens in zip(places, alone, strict=True))
     fine = error <= limit and (model.dtype != torch.float32 or equal == len(places))
-    return Check(error, limit, equal, len(places), fine)
+    return AnswerCheck(error, limit, equal, len(places), fine)
 
 
-def _features(ours: Ours, request: Request) -> torch.Tensor:
+def _features(ours: Ours, request: BenchRequest) -> torch.Tensor:
     objects = ours.objects(request.media, request.regions)
     tokens = [objects.tokens] if objects.scene is None else [objects.tokens, objects.scene.tokens]
     return torch.cat([t.float() for t in tokens])

@@ -88,7 +88,7 @@ def moved(*tensors: torch.Tensor) -> int:
 
 
 @dataclass(frozen=True)
-class Check:
+class CallCheck:
     """Error of a call: the largest difference from the definition in float64, of the worst of its results.
 
     Attributes:
@@ -133,21 +133,21 @@ def expected(op: Any, arguments: Arguments) -> Expected:
     return Expected(exact, call(op, op.definition, arguments))
 
 
-def check(op: Any, wanted: Expected, results: Iterable[torch.Tensor | None]) -> Check:
+def check(op: Any, wanted: Expected, results: Iterable[torch.Tensor | None]) -> CallCheck:
     """Judge the tensors of a `call`, or of a rival: None where it makes none."""
     checks = []
     for result, exact, own in zip(results, wanted.exact, wanted.plain, strict=True):
         if result is None:
             continue
         if result.shape != own.shape or result.dtype != own.dtype:
-            checks.append(Check(math.inf, 0.0))
+            checks.append(CallCheck(math.inf, 0.0))
         elif not result.is_floating_point():
-            checks.append(Check(0.0 if torch.equal(result, own) else math.inf, 0.0))
+            checks.append(CallCheck(0.0 if torch.equal(result, own) else math.inf, 0.0))
         elif result.numel():
             limit = 2 * _difference(own, exact) + op.tolerance[result.dtype]
-            checks.append(Check(_difference(result, exact), limit))
+            checks.append(CallCheck(_difference(result, exact), limit))
     # one that is too large before all others, however small another's limit makes it look
-    return max(checks, key=lambda c: (not c.ok, c.error), default=Check(0.0, 0.0))
+    return max(checks, key=lambda c: (not c.ok, c.error), default=CallCheck(0.0, 0.0))
 
 
 def tensors(value: Any) -> Iterator[torch.Tensor]:

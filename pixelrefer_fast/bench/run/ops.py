@@ -11,7 +11,7 @@ import torch
 
 from pixelrefer_fast.bench.measure import memory, timing
 from pixelrefer_fast.bench.report.results import Row
-from pixelrefer_fast.bench.run.cases import Arguments, Case, Check, Rival, call, check, expected, written
+from pixelrefer_fast.bench.run.cases import Arguments, CallCheck, Case, Rival, call, check, expected, written
 
 DEFINITION, COMPILED = "torch", "torch.compile"
 BUDGET = 2.0  # seconds of one candidate of one case after which it is timed no more
@@ -32,7 +32,7 @@ def floats(case: Case, device: torch.device) -> tuple[torch.dtype, ...]:
     return case.dtypes if device.type == "cuda" else (torch.float32,)
 
 
-class Work:
+class JudgedCase:
     """A case in one dtype on one device, with what it must give.
 
     Args:
@@ -72,14 +72,14 @@ class Work:
 
 
 class Candidate:
-    """Who computes a `Work`: the check of its first call, and what to time.
+    """Who computes a `JudgedCase`: the check of its first call, and what to time.
 
     Attributes:
         row: of the result, without times as yet.
         runs: False where it declined or failed: the row says why.
     """
 
-    def __init__(self, work: Work, by: str, reason: str | None = None) -> None:
+    def __init__(self, work: JudgedCase, by: str, reason: str | None = None) -> None:
         self.row = work.row(by)
         self.runs = reason is None
         if reason is not None:
@@ -95,7 +95,7 @@ class Candidate:
             self.row |= {"error": found.error, "limit": found.limit}
         self._turn = itertools.cycle(zip(self._calls, self._sets, strict=True))
 
-    def _of_operation(self, work: Work, by: str) -> Check:
+    def _of_operation(self, work: JudgedCase, by: str) -> CallCheck:
         op = work.op
         run = op.definition if by == DEFINITION else functools.partial(op, backend=by)
         if by == COMPILED:
@@ -110,7 +110,7 @@ class Candidate:
             self.row |= {"peak_bytes": held.peak - held.start, "final_bytes": sum(t.nbytes for t in results)}
         return check(op, work._wanted, results)
 
-    def _of_rival(self, work: Work, make: Callable[[Arguments], Rival]) -> Check | None:
+    def _of_rival(self, work: JudgedCase, make: Callable[[Arguments], Rival]) -> CallCheck | None:
         rivals = [make(arguments) for arguments in self._sets]
         self._calls = [functools.partial(_ignoring, rival.run) for rival in rivals]
         self._fresh = set()
@@ -152,9 +152,9 @@ def measure(
     """Rows of all candidates of a case in one dtype; calls in turn, so that the machine's noise meets all.
 
     Raises:
-        torch.OutOfMemoryError: as `Work`.
+        torch.OutOfMemoryError: as `JudgedCase`.
     """
-    work = Work(case, dtype, device)
+    work = JudgedCase(case, dtype, device)
     found = [work.candidate(by) for by in names(case, device, compiled)]
     times: list[list[tuple[float, float]]] = [[] for _ in found]
     with timing.quiet():

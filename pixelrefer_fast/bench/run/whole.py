@@ -7,22 +7,19 @@ wanted, whatever their end tokens would be.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
-from pixelrefer_fast.batching.preparing import DESCRIBE_IMAGE, DESCRIBE_VIDEO
 from pixelrefer_fast.bench.measure import memory, power, timing
 from pixelrefer_fast.bench.report.results import Quantiles, Row
-from pixelrefer_fast.bench.run import stages, workloads
+from pixelrefer_fast.bench.run import stages
 from pixelrefer_fast.bench.run.askers import (
     Asker,
     Ours,
-    Request,
     add_counts,
     answer_all,
     as_measured,
@@ -30,175 +27,11 @@ from pixelrefer_fast.bench.run.askers import (
     counting_stages,
     object_tokens,
 )
-from pixelrefer_fast.checkpoint.config import GLOBAL_VIEW
+from pixelrefer_fast.bench.run.effort import Effort, TimeLimit
+from pixelrefer_fast.bench.run.loads import Load, case_loads, curve_load
 from pixelrefer_fast.device.counters import Counts, counting
-from pixelrefer_fast.media import open_media
 
-Size = tuple[int, int]  # height, width
-FRAMES = 20  # of the video, as in the paper's tables
-BATCH = 64
-# 1,408 patches, and in a video of 20 frames 7,040 vision tokens: nearly those of the paper's table 5
-PAPER_PICTURE: Size = (448, 616)
-HD_PICTURE: Size = (1080, 1920)
-SMALL_PICTURE: Size = (168, 168)  # the embedded models' world
-# powers of two; of n the model's own number is among them
-CURVES: dict[str, tuple[int, ...]] = {
-    "objects": (1, 2, 4, 8, 16, 32, 64, 128, 256),
-    "frames": (1, 2, 4, 8, 16, 32, 64),
-    "side": (224, 448, 896, 1792, 4096),
-    "n": (1, 2, 4, 8, 16, 32, 64),
-    "batch": (1, 2, 4, 8, 16, 32, 64, 128),
-}
-QUICK_CURVES: dict[str, tuple[int, ...]] = {
-    "objects": (1, 8, 64),
-    "frames": (1, 8),
-    "side": (224, 896),
-    "n": (1, 8, 32),
-    "batch": (1, 8, 64),
-}
 LEAST_POWER_SECONDS = 1.0  # the counters of a device move a few times a second
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much is spent on a row.
-
-    Attributes:
-        repeats: timed calls at the most,
-        seconds: and so long about: three calls at least, one where a call takes longer than that.
-        tokens: of an answer.
-        curve_tokens: of an answer in a curve.
-        curves: the points of each curve.
-    """
-
-    repeats: int = 20
-    seconds: float = 6.0
-    tokens: int = 64
-    curve_tokens: int = 16
-    curves: dict[str, tuple[int, ...]] = field(default_factory=lambda: CURVES)
-
-    def enough(self, seconds: Sequence[float]) -> bool:
-        """Whether these timed calls are enough."""
-        least = 1 if seconds and seconds[0] > self.seconds else 3
-        return len(seconds) >= self.repeats or (len(seconds) >= least and sum(seconds) >= self.seconds)
-
-
-FULL_EFFORT = Effort()
-QUICK_EFFORT = Effort(repeats=7, seconds=1.0, tokens=16, curve_tokens=8, curves=QUICK_CURVES)
-
-
-class Budget:
-    """Seconds that a run may take; None: as long as it takes."""
-
-    def __init__(self, seconds: float | None = None) -> None:
-        self.seconds = seconds
-        self._end = None if seconds is None else time.monotonic() + seconds
-
-    def refuses(self, expected: float = 0.0) -> str | None:
-        """Why something that takes so many seconds is left out; None where there is time for it."""
-        if self._end is None or time.monotonic() + expected <= self._end:
-            return None
-        return f"no time left of {self.seconds:g} s"
-
-
-@dataclass(frozen=True, eq=False)
-class Load:
-    """What one call is asked.
-
-    Attributes:
-        case: in words.
-        requests: all asked at once.
-        sizes: objects, frames, marked, height, width, batch.
-        batch_size: requests that may run together; None: as the library thinks best.
-    """
-
-    case: str
-    requests: Sequence[Request]
-    sizes: dict[str, int]
-    batch_size: int | None = None
-
-    @property
-    def together(self) -> Request | None:
-        """All regions as one question's, where they are of one image or video: what is encoded in one call."""
-        first = self.requests[0]
-        if any(r.media is not first.media for r in self.requests):
-            return None
-        return Request(first.media, first.question, [region for r in self.requests for region in r.regions])
-
-
-def ellipses(count: int, height: int, width: int, seed: int = 0) -> list[np.ndarray]:
-    """(H, W) uint8 masks, each wholly inside the picture and of a tenth to a fifth of its sides from centre to edge."""
-    random = np.random.default_rng(seed)
-    masks = []
-    y, x = np.arange(height)[:, None], np.arange(width)[None]
-    for _ in range(count):
-        ry, rx = random.uniform(0.1, 0.2) * height, random.uniform(0.1, 0.2) * width
-        cy, cx = random.uniform(ry, height - ry), random.uniform(rx, width - rx)
-        masks.append((((y + 0.5 - cy) / ry) ** 2 + ((x + 0.5 - cx) / rx) ** 2 <= 1).astype(np.uint8))
-    return masks
-
-
-def image_load(case: str, size: Size, objects: int = 1, seed: int = 0) -> Load:
-    """So many objects of one image, each described by itself."""
-    picture = workloads.picture(*size, seed)
-    requests = [Request(picture, DESCRIBE_IMAGE, [mask]) for mask in ellipses(objects, *size, seed)]
-    return Load(case, requests, _sizes(size, objects=objects))
-
-
-def video_load(case: str, size: Size, frames: int, kind: str, marked: int | None = None) -> Load:
-    """One object of a video, which moves; marked in so many frames (None: in all, by PixelRefer in one)."""
-    # a frame a second: Full, which takes as many of a video, sees all of them
-    pictures = open_media(list(workloads.video(frames, *size, 0)), times=[float(i) for i in range(frames)])
-    count = 1 if kind == "full" else frames if marked is None else marked
-    mask = ellipses(1, *size)[0]
-    chosen = [frames // 2] if count == 1 else [round(i * (frames - 1) / (count - 1)) for i in range(count)]
-    own = {frame: np.roll(mask, 2 * (frame - frames // 2), axis=1) for frame in chosen}
-    request = Request(pictures, DESCRIBE_VIDEO, [own])
-    return Load(case, [request], _sizes(size, frames=frames, marked=count))
-
-
-def batch_load(case: str, size: Size, batch: int) -> Load:
-    """So many images, one object each, all at once."""
-    requests = [Request(workloads.picture(*size, i), DESCRIBE_IMAGE, ellipses(1, *size, i)) for i in range(batch)]
-    return Load(case, requests, _sizes(size, objects=batch, batch=batch), batch)
-
-
-def _sizes(size: Size, objects: int = 1, frames: int = 1, marked: int = 1, batch: int = 1) -> dict[str, int]:
-    named = {"objects": objects, "frames": frames, "marked": marked, "height": size[0], "width": size[1]}
-    return named | {"batch": batch}
-
-
-def pictures_of(config: Any) -> tuple[Size, Size]:
-    """Sizes of pictures for a model: (one that is large for it, one as in the paper's tables)."""
-    released = config.global_view_size == GLOBAL_VIEW
-    return (HD_PICTURE, PAPER_PICTURE) if released else (SMALL_PICTURE, SMALL_PICTURE)
-
-
-def case_loads(model: Any) -> Iterator[Load]:
-    """The whole cases, each made when its turn comes."""
-    large, usual = pictures_of(model.config)
-    yield image_load("one object", large)
-    yield image_load("8 objects of one image", large, 8)
-    yield video_load(f"{FRAMES}-frame video", usual, FRAMES, model.kind)
-    yield batch_load(f"batch of {BATCH}", usual, BATCH)
-
-
-CASES = 4
-
-
-def curve_load(model: Any, curve: str, value: int) -> Load:
-    """One point of a curve."""
-    _, usual = pictures_of(model.config)
-    case = f"{curve} {value}"
-    if curve == "objects":
-        return image_load(case, usual, value)
-    if curve == "frames":
-        return video_load(case, usual, value, model.kind)
-    if curve == "side":
-        return image_load(case, (value, value))
-    if curve == "n":
-        return image_load(case, usual)
-    return batch_load(case, usual, value)
 
 
 @dataclass
@@ -418,13 +251,13 @@ def left_out(load_case: str, suite: str, model: Any, model_name: str, sizes: dic
 Told = Callable[[str], Any]
 
 
-def run_cases(model: Any, name: str, effort: Effort, budget: Budget, told: Told | None = None) -> list[Row]:
+def run_cases(model: Any, name: str, effort: Effort, time_limit: TimeLimit, told: Told | None = None) -> list[Row]:
     """The whole cases of a model.
 
     Args:
         model: one of this package.
         name: what it is called.
-        effort, budget: how much is spent.
+        effort, time_limit: how much is spent.
         told: called with the name of each case before it.
     """
     rows = []
@@ -433,7 +266,7 @@ def run_cases(model: Any, name: str, effort: Effort, budget: Budget, told: Told 
         for load in case_loads(model):
             if told is not None:
                 told(load.case)
-            reason = budget.refuses()
+            reason = time_limit.refuses()
             if reason is None:
                 rows.append(measure(ours, load, effort.tokens, effort, name))
             else:
@@ -441,11 +274,11 @@ def run_cases(model: Any, name: str, effort: Effort, budget: Budget, told: Told 
     return rows
 
 
-def run_stages(model: Any, name: str, effort: Effort, budget: Budget, told: Told | None = None) -> list[Row]:
+def run_stages(model: Any, name: str, effort: Effort, time_limit: TimeLimit, told: Told | None = None) -> list[Row]:
     """One question about one object, a row for each of its stages; nothing where there is no time for it."""
     if told is not None:
         told("stages of one object")
-    if budget.refuses() is not None:
+    if time_limit.refuses() is not None:
         return []
     load = next(case_loads(model))
     request, dtype = load.requests[0], str(model.dtype).removeprefix("torch.")
@@ -457,7 +290,12 @@ def run_stages(model: Any, name: str, effort: Effort, budget: Budget, told: Told
 
 
 def run_curves(
-    model: Any, name: str, effort: Effort, budget: Budget, told: Told | None = None, curves: Sequence[str] | None = None
+    model: Any,
+    name: str,
+    effort: Effort,
+    time_limit: TimeLimit,
+    told: Told | None = None,
+    curves: Sequence[str] | None = None,
 ) -> list[Row]:
     """How time, memory and work grow with each size; points that there is no time or memory for have a reason."""
     rows: list[Row] = []
@@ -470,7 +308,7 @@ def run_curves(
                     told(f"{curve} {value}")
                 # the next point takes as much more as it is larger; of an image's side, by its area
                 growth = (value / before) ** (2 if curve == "side" else 1)
-                reason = failed or budget.refuses(spent * growth)
+                reason = failed or time_limit.refuses(spent * growth)
                 if reason is None:
                     start = time.monotonic()
                     try:

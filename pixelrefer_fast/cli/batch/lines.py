@@ -17,6 +17,7 @@ from pixelrefer_fast.regions import Region, as_regions
 MAX_LINE = 1 << 26  # bytes; a mask of 89 megapixels as run lengths is far smaller
 MEDIA = ("image", "video")
 REGIONS = ("box", "xywh", "mask", "rle", "polygon", "scribble", "point", "regions")
+FILES = (*MEDIA, "mask", "rle", "regions")  # whose texts are paths
 OPTIONS = (
     *("max_new_tokens", "min_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty", "stop", "stop_token_ids"),
@@ -26,18 +27,20 @@ KEYS = ("id", *MEDIA, *REGIONS, "frame", "question", *OPTIONS)
 
 
 @dataclass(frozen=True)
-class Line:
+class RequestLine:
     """One line of the input that holds a request.
 
     Attributes:
         number: counted from 1.
         id: the caller's name for it, any JSON value; None without one.
         asks: a request for each text that is wanted.
+        files: the paths that it names.
     """
 
     number: int
     id: Any
     asks: tuple[Ask, ...]
+    files: tuple[str, ...]
 
 
 class BadLine(ValueError):
@@ -66,7 +69,7 @@ def read_lines(file: BinaryIO, after: int = 0) -> Iterator[tuple[int, bytes | No
             yield number, None if long else data
 
 
-def parse_line(number: int, data: bytes | None, question: str | None = None) -> Line:
+def parse_line(number: int, data: bytes | None, question: str | None = None) -> RequestLine:
     """The requests of a line.
 
     Args:
@@ -83,9 +86,22 @@ def parse_line(number: int, data: bytes | None, question: str | None = None) -> 
             raise ValueError(f"expected at most {MAX_LINE} bytes in a line, got more")
         fields = parse_json(data, "line")
         own_id = fields.get("id")
-        return Line(number, own_id, _asks(fields, question))
+        return RequestLine(number, own_id, _asks(fields, question), _files(fields))
     except (ValueError, OverflowError, RecursionError) as error:
         raise BadLine(number, own_id, str(error)) from None
+
+
+def line_facts(data: bytes | None) -> tuple[Any, tuple[str, ...]]:
+    """The id of a line and the paths that it names, as far as it can be read; `data` as `parse_line` takes it."""
+    try:
+        fields = parse_json(data or b"", "line")
+    except (ValueError, OverflowError, RecursionError):
+        return None, ()
+    return fields.get("id"), _files(fields)
+
+
+def _files(fields: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(value for key in FILES if isinstance(value := fields.get(key), str))
 
 
 def _asks(fields: dict[str, Any], question: str | None) -> tuple[Ask, ...]:

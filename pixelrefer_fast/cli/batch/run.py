@@ -6,14 +6,15 @@ import contextlib
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pixelrefer_fast.batching import Answer
 from pixelrefer_fast.batching.memory import DEFECTS, unexplained
-from pixelrefer_fast.cli.batch.lines import BadLine, Line, parse_line, read_lines
-from pixelrefer_fast.cli.batch.output import Counts, ResultFile
+from pixelrefer_fast.cli.batch.lines import BadLine, RequestLine, parse_line, read_lines
+from pixelrefer_fast.cli.batch.output import LineCounts, ResultFile
 from pixelrefer_fast.cli.interrupts import clean_end
 
 REPORT_SECONDS = 30.0  # between two lines about the progress where stderr is no terminal
@@ -23,18 +24,18 @@ REPORT_SECONDS = 30.0  # between two lines about the progress where stderr is no
 class _Pending:
     """A line whose answers are on their way."""
 
-    line: Line | BadLine
+    line: RequestLine | BadLine
     answers: list[Answer] = field(default_factory=list)
 
     @property
     def wanted(self) -> int:
-        return len(self.line.asks) if isinstance(self.line, Line) else 1
+        return len(self.line.asks) if isinstance(self.line, RequestLine) else 1
 
     def record(self) -> dict[str, Any]:
         record: dict[str, Any] = {"line": self.line.number}
         if self.line.id is not None:
             record["id"] = self.line.id
-        if isinstance(self.line, Line):
+        if isinstance(self.line, RequestLine):
             record["texts"] = [answer.text for answer in self.answers]
             record["finish"] = [answer.finish for answer in self.answers]
             record["tokens"] = [len(answer.tokens) for answer in self.answers]
@@ -52,8 +53,8 @@ class _Pending:
 
 def run_batch(
     model: Any, source: str, results: ResultFile, question: str | None, options: dict[str, Any], batch_size: int | None
-) -> Counts:
-    """Answer what is not answered yet and move the result to its place.
+) -> LineCounts:
+    """Answer what is not answered yet, or failed for no reason of its own, and move the result to its place.
 
     Args:
         model: who answers.
@@ -69,43 +70,66 @@ def run_batch(
     Raises:
         Exception: requests that can be answered fail one after the other; what was answered before stays.
     """
-    pending: deque[_Pending] = deque()
-    defects: list[dict[str, Any]] = []  # written once it is known that others are answered
 
-    with open(source, "rb") as file, _progress(results) as tick:
+    def records(lines: Iterable[tuple[int, bytes | None]]) -> closing[Generator[dict[str, Any], None, None]]:
+        return closing(_records(model, lines, results, question, options, batch_size))
 
-        def requests() -> Iterator[Any]:
-            for number, data in read_lines(file, results.counts.last):
-                try:
-                    line = parse_line(number, data, question)
-                except BadLine as error:
-                    pending.append(_Pending(error))
-                    yield error
-                else:
-                    pending.append(_Pending(line))
-                    yield from line.asks
-
-        with clean_end(), model.ask_iter(requests(), ordered=True, batch_size=batch_size, **options) as answers:
-            for answer in answers:
-                first = pending[0]
-                first.answers.append(answer)
-                if len(first.answers) < first.wanted:
-                    continue
-                pending.popleft()
-                record = first.record()
-                if (defect := first.defect) is not None:
-                    defects.append(record)
-                    if len(defects) >= DEFECTS:
-                        raise defect
-                    continue
-                for own in (*defects, record):
-                    results.write(own)
-                defects.clear()
-                tick()
-        for own in defects:
-            results.write(own)
-    results.finish()
+    with open(source, "rb") as file, _progress(results) as tick, clean_end():
+        if failed := set(results.failed):
+            again = (line for line in read_lines(file) if line[0] in failed)
+            with records(again) as answered:
+                results.replace({record["line"]: record for record in answered})
+            file.seek(0)
+        if not results.complete:
+            with records(read_lines(file, results.counts.last)) as answered:
+                for record in answered:
+                    results.write(record)
+                    tick()
+            results.finish()
     return results.counts
+
+
+def _records(
+    model: Any,
+    lines: Iterable[tuple[int, bytes | None]],
+    results: ResultFile,
+    question: str | None,
+    options: dict[str, Any],
+    batch_size: int | None,
+) -> Generator[dict[str, Any], None, None]:
+    """The record of each line, in order."""
+    pending: deque[_Pending] = deque()
+    defects: list[dict[str, Any]] = []  # handed on once it is known that others are answered
+
+    def requests() -> Iterator[Any]:
+        for number, data in lines:
+            try:
+                line = parse_line(number, data, question)
+            except BadLine as error:
+                pending.append(_Pending(error))
+                yield error
+            else:
+                results.asked(number, line.files)
+                pending.append(_Pending(line))
+                yield from line.asks
+
+    with model.ask_iter(requests(), ordered=True, batch_size=batch_size, **options) as answers:
+        for answer in answers:
+            first = pending[0]
+            first.answers.append(answer)
+            if len(first.answers) < first.wanted:
+                continue
+            pending.popleft()
+            record = first.record()
+            if (defect := first.defect) is not None:
+                defects.append(record)
+                if len(defects) >= DEFECTS:
+                    raise defect
+                continue
+            yield from defects
+            defects.clear()
+            yield record
+    yield from defects
 
 
 @contextlib.contextmanager
@@ -152,11 +176,13 @@ def answer_file(
         "model": model.fingerprint,
         "kind": model.kind,
         "dtype": str(model.dtype).removeprefix("torch."),
+        "quantization": model.quantization,
+        "generation": model.network.generation,
         "question": question,
         "options": options,
     }
     with ResultFile(target, run, source) as results:
-        if not results.complete:
+        if results.failed or not results.complete:
             run_batch(model, source, results, question, options, size)
         counts, resumed = results.counts, results.resumed
     seconds = time.perf_counter() - start
@@ -174,7 +200,7 @@ def answer_file(
     return report, line, 1 if counts.failed else 2 if counts.bad else 0
 
 
-def _words(counts: Counts) -> str:
+def _words(counts: LineCounts) -> str:
     words = [f"{counts.lines} lines", f"{counts.texts} texts"]
     if counts.bad:
         words.append(f"{counts.bad} bad lines")

@@ -12,7 +12,7 @@ from pixelrefer_fast.cli.options import AsJson, examples
 from pixelrefer_fast.cli.output import progress_bar, reserved_stdout
 
 if TYPE_CHECKING:
-    from pixelrefer_fast.bench.estimate.estimate import Workload
+    from pixelrefer_fast.bench.estimate.workload import Workload
 
 EXAMPLES = examples(
     "estimate --model lite-2b --objects 8 --image-size 1080x1920 --gpu H200 --against full",
@@ -75,7 +75,7 @@ class WorkloadOptions:
         Raises:
             ValueError: a size that cannot be read, or sizes that do not go together.
         """
-        from pixelrefer_fast.bench.estimate.estimate import Workload
+        from pixelrefer_fast.bench.estimate.workload import Workload
         from pixelrefer_fast.cli.estimate import boxed, parsed_size
 
         height, width = parsed_size("--image-size", self.size)

@@ -31,7 +31,7 @@ _SPACE = 0.28  # of the size of a text, between two words
 
 
 @dataclass(frozen=True)
-class Line:
+class DemoQuestion:
     """A question of the demo: `objects` stand for its tags in order; answers by the name of the model."""
 
     text: str
@@ -97,7 +97,9 @@ def _badge_places(masks: dict[int, np.ndarray], shape: tuple[int, int], size: in
     return places
 
 
-def scene_picture(scene: Scene, title: str, subtitle: str, lines: Sequence[Line], facts: Sequence[str]) -> Image.Image:
+def scene_picture(
+    scene: Scene, title: str, subtitle: str, lines: Sequence[DemoQuestion], facts: Sequence[str]
+) -> Image.Image:
     """The scene on the left, questions and answers beside it, and a line of facts for each model below."""
     picture = marked_frame(scene, 0, _SCENE_WIDTH, _SCENE_HEIGHT, 20)
     left = MARGIN + picture.width + MARGIN
@@ -110,7 +112,9 @@ def scene_picture(scene: Scene, title: str, subtitle: str, lines: Sequence[Line]
     return _stacked(sheet, _foot(facts))
 
 
-def video_picture(scene: Scene, title: str, subtitle: str, lines: Sequence[Line], facts: Sequence[str]) -> Image.Image:
+def video_picture(
+    scene: Scene, title: str, subtitle: str, lines: Sequence[DemoQuestion], facts: Sequence[str]
+) -> Image.Image:
     """The frames in a row, questions and answers below in two columns, and a line of facts for each model."""
     assert scene.times is not None
     across = len(scene.frames) if len(scene.frames) <= 4 else 3
@@ -152,7 +156,7 @@ def _foot(facts: Sequence[str]) -> Image.Image:
     return foot
 
 
-def _questions(lines: Sequence[Line], width: int) -> Image.Image:
+def _questions(lines: Sequence[DemoQuestion], width: int) -> Image.Image:
     """All questions, one below the other: the question, then each model's name with its answer and its mark."""
     sheet = Image.new("RGB", (width, 4000), PAPER)
     pen = ImageDraw.Draw(sheet)
@@ -189,7 +193,7 @@ def _flow(pen: ImageDraw.ImageDraw, text: str, objects: Sequence[int], top: floa
     return middle + line_height / 2
 
 
-def _answers(pen: ImageDraw.ImageDraw, line: Line, top: float, width: int) -> float:
+def _answers(pen: ImageDraw.ImageDraw, line: DemoQuestion, top: float, width: int) -> float:
     """The answers side by side where they fit, else one below the other; the truth where one is wrong."""
     font, small, line_height = default_font(TEXT), default_font(SMALL), TEXT * 1.45
     blocks = []

@@ -37,7 +37,7 @@ def run_demo(folder: Path, seed: int | None = None, out: TextIO | None = None) -
         ValueError: the folder cannot be made or written.
     """
     import pixelrefer_fast
-    from pixelrefer_fast.cli.demo.picture import Line, scene_picture, video_picture
+    from pixelrefer_fast.cli.demo.picture import DemoQuestion, scene_picture, video_picture
     from pixelrefer_fast.pictures import answers
     from pixelrefer_fast.world import make_scene
 
@@ -64,7 +64,7 @@ def run_demo(folder: Path, seed: int | None = None, out: TextIO | None = None) -
         if out:
             _print(asked, costs, out)
         lines = [
-            Line(
+            DemoQuestion(
                 q.text,
                 q.objects,
                 q.answer,

@@ -55,7 +55,7 @@ class Torch:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BuildPlan:
     """What can be built here: a module is in `missing`, with the reason, or it is built."""
 
     torch: Torch | None
@@ -90,7 +90,7 @@ def marker() -> bytes:
     return f"pixelrefer_fast csrc {digest()}".encode()
 
 
-def plan(environment: Mapping[str, str] = os.environ) -> Plan:
+def plan(environment: Mapping[str, str] = os.environ) -> BuildPlan:
     """Look for a C++ compiler, torch, nvcc; nothing is compiled."""
     torch, compiler = find_torch(environment), _compiler(environment)
     nvcc = _nvcc(environment)
@@ -115,11 +115,11 @@ def plan(environment: Mapping[str, str] = os.environ) -> Plan:
             missing["_C_cuda"] = "the torch that was found is built without CUDA"
         elif nvcc is None:
             missing["_C_cuda"] = "no nvcc was found: neither in CUDA_HOME/bin nor on the PATH"
-    return Plan(torch, compiler or (), nvcc, missing)
+    return BuildPlan(torch, compiler or (), nvcc, missing)
 
 
 def build(
-    planned: Plan,
+    planned: BuildPlan,
     target: Path,
     progress: Callable[[str], None],
     environment: Mapping[str, str] = os.environ,
@@ -142,7 +142,7 @@ def build(
 
 
 def _build(
-    planned: Plan, name: str, target: Path, progress: Callable[[str], None], environment: Mapping[str, str]
+    planned: BuildPlan, name: str, target: Path, progress: Callable[[str], None], environment: Mapping[str, str]
 ) -> Path:
     with tempfile.TemporaryDirectory(prefix="pixelrefer_fast-") as scratch:
         objects = {source: Path(scratch) / f"{source.replace('/', '-')}.o" for source in SOURCES[name]}
@@ -256,7 +256,7 @@ def _jobs(environment: Mapping[str, str]) -> int:
     return max(1, min(cores, int(available[1]) * 1024 // JOB_MEMORY) if available else cores)
 
 
-def _compile_command(planned: Plan, source: str, to: Path, environment: Mapping[str, str]) -> list[str]:
+def _compile_command(planned: BuildPlan, source: str, to: Path, environment: Mapping[str, str]) -> list[str]:
     assert planned.torch is not None
     to_object = ("-c", str(_csrc() / source), "-o", str(to))
     hidden = ("-Xcompiler", "-fPIC,-fvisibility=hidden")
@@ -272,7 +272,7 @@ def _compile_command(planned: Plan, source: str, to: Path, environment: Mapping[
     return [*planned.compiler, *options, *shared, *to_object]
 
 
-def _link_command(planned: Plan, name: str, objects: list[str], to: Path) -> list[str]:
+def _link_command(planned: BuildPlan, name: str, objects: list[str], to: Path) -> list[str]:
     assert planned.torch is not None
     libraries = [f"-L{planned.torch.folder / 'lib'}", "-ltorch_cpu", "-lc10"]
     to_module = ("-o", str(to))
@@ -282,12 +282,12 @@ def _link_command(planned: Plan, name: str, objects: list[str], to: Path) -> lis
     return [*planned.compiler, "-shared", *objects, *libraries, *to_module]
 
 
-def _nvcc_command(planned: Plan) -> list[str]:
+def _nvcc_command(planned: BuildPlan) -> list[str]:
     assert planned.nvcc is not None
     return [planned.nvcc, "-std=c++17", "-O3", f"--compiler-bindir={shutil.which(planned.compiler[0])}"]
 
 
-def _known_architectures(planned: Plan) -> str:
+def _known_architectures(planned: BuildPlan) -> str:
     """The default list, less what an older nvcc does not know, with PTX of the newest."""
     assert planned.nvcc is not None
     ran = subprocess.run([planned.nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=False)

@@ -8,31 +8,27 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from plain_memory import plain_memory
 
-import pixelrefer_fast as pf
-from pixelrefer_fast.bench.estimate import costs, estimate_check, gpus
+from pixelrefer_fast.bench.estimate import costs, gpus
 from pixelrefer_fast.bench.estimate.costs import Machine
 from pixelrefer_fast.bench.estimate.estimate import (
     Estimate,
-    Workload,
     config_of,
     estimate,
     other_kind,
     paper_flops,
-    sizes_of,
 )
 from pixelrefer_fast.bench.estimate.gpus import Gpu
+from pixelrefer_fast.bench.estimate.planned import plan_of, sizes_of
+from pixelrefer_fast.bench.estimate.workload import Workload
 from pixelrefer_fast.bench.measure import memory
-from pixelrefer_fast.bench.report import results
-from pixelrefer_fast.bench.run import stages, whole, workloads
+from pixelrefer_fast.bench.run import loads, stages, workloads
 from pixelrefer_fast.bench.run.askers import Ours, as_measured, counting_stages
 from pixelrefer_fast.checkpoint.config import VisionConfig
 from pixelrefer_fast.checkpoint.embedded import embedded_folder
-from pixelrefer_fast.device import memory as device_memory
 from pixelrefer_fast.device.counters import counting
 from pixelrefer_fast.encoding.encoder import VisionEncoder
 from pixelrefer_fast.encoding.object_tokenizer import ObjectTokenizer, kmeans_starts
@@ -41,17 +37,6 @@ from pixelrefer_fast.media import open_media
 from pixelrefer_fast.planning.selection import select_patches
 
 CPU = Machine("cpu", 4)
-
-
-@pytest.fixture(scope="module")
-def models(lite: Any, full: Any) -> dict[str, Any]:
-    """The two trained models, and the recorded ones, which have the released views and numbers of tokens."""
-    return {
-        "embedded:lite": pf.load("embedded:lite", device="cpu", dtype="float32"),
-        "embedded:full": pf.load("embedded:full", device="cpu", dtype="float32"),
-        "lite": lite,
-        "full": full,
-    }
 
 
 def asked(workload: Workload) -> tuple[Any, list[Any], str]:
@@ -130,8 +115,8 @@ def test_tokens_and_flops_are_those_that_are_counted(models: dict[str, Any], nam
 def test_objects_with_a_question_each_and_batches(models: dict[str, Any], name: str) -> None:
     model = models[name]
     for load, workload in (
-        (whole.image_load("", (168, 200), 3), Workload(objects=3, height=168, width=200, each=True)),
-        (whole.batch_load("", (168, 168), 3), Workload(height=168, width=168, batch=3, each=True)),
+        (loads.image_load("", (168, 200), 3), Workload(objects=3, height=168, width=200, each=True)),
+        (loads.batch_load("", (168, 168), 3), Workload(height=168, width=168, batch=3, each=True)),
     ):
         workload = dataclasses.replace(workload, ellipses=True, seed=0, answer=3, shared=False)
         ours = Ours(model)
@@ -156,7 +141,7 @@ def test_objects_with_a_question_each_and_batches(models: dict[str, Any], name: 
 
 def test_questions_about_one_image_share_its_vision_tokens(models: dict[str, Any]) -> None:
     model = models["embedded:full"]
-    load, ours = whole.image_load("", (168, 200), 3), Ours(model)
+    load, ours = loads.image_load("", (168, 200), 3), Ours(model)
     with as_measured(model):
         model.decoder.prefix_bytes = 2**20
         prompts = sum(answer.prompt_tokens for answer in ours.answers(load.requests, 1))
@@ -221,7 +206,7 @@ def test_a_gpu_s_region_stage_and_encoder(
     config = dataclasses.replace(config_of(name), vision=vision)
     config.llm["hidden_size"] = 128
     workload = Workload(objects=objects, height=300, width=420)
-    plan = cost_plan(config, workload)
+    plan = plan_of(config, workload)
     selection = select_patches(plan)
     tokenizer, encoder = (
         part.to(kernel_device, dtype).requires_grad_(False) for part in (ObjectTokenizer(config), VisionEncoder(vision))
@@ -253,12 +238,6 @@ def test_a_gpu_s_region_stage_and_encoder(
     assert sum(kernels.values()) == sum(w.times for w in works if w.what in ("rope2d", "varlen_attention", "add_norm"))
 
 
-def cost_plan(config: Any, workload: Workload) -> Any:
-    from pixelrefer_fast.bench.estimate.estimate import plan_of
-
-    return plan_of(config, workload)
-
-
 def test_the_paper_s_formula() -> None:
     """TFLOP of equation 9 with Qwen2.5's sizes and the paper's tokens, as worked out by hand before."""
     for name, vision, expected in (
@@ -272,28 +251,6 @@ def test_the_paper_s_formula() -> None:
     # the infusion is little beside the layers, and there is one for each mark
     assert paper_flops(full, 32, 0) < paper_flops(lite, 32, 0) < 1.1 * paper_flops(full, 32, 0)
     assert paper_flops(lite, 64, 0, 2) == pytest.approx(2 * paper_flops(lite, 32, 0), rel=0.01)
-
-
-def test_boxes_are_those_of_the_benchmarks() -> None:
-    assert Workload(objects=5, height=720, width=1280).boxes() == workloads.boxes(5, 720, 1280)
-    masks = list(Workload(objects=2, height=90, width=120, ellipses=True, seed=0).masks(1))
-    assert all(np.array_equal(a, b) for a, b in zip(masks, whole.ellipses(2, 90, 120, 1), strict=True))
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"objects": 0}, "objects: expected at least 1, got 0"),
-        ({"marked": 2}, "frames: expected a number of frames"),
-        ({"frames": 3, "marked": 4}, "marked: expected at most 3"),
-        ({"frames": 3, "seen": 9}, "seen: expected at most 3"),
-        ({"box": (2000, 10)}, "box: expected one within 1080x1920 pixels, got 2000x10"),
-        ({"kept": 1.5}, "kept: expected a share"),
-    ],
-)
-def test_workloads_that_cannot_be(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Workload(**fields)
 
 
 def test_what_cannot_be_estimated() -> None:
@@ -337,7 +294,7 @@ def test_of_a_hub_id_the_configuration_alone_is_downloaded(monkeypatch: pytest.M
 
 def test_gpus_by_name() -> None:
     assert gpus.find("nvidia h200").name == gpus.find("H200").name == "H200"
-    assert gpus.find("rtx 4090") is gpus.find("GeForce RTX-4090")
+    assert gpus.find("rtx 4090") is gpus.find("GeForce RTX-4090") is gpus.find("4090")
     with pytest.raises(ValueError, match=r"--gpu: expected this or one of H200, .*, got 'H300'"):
         gpus.find("H300")
     h200 = gpus.find("H200")
@@ -409,54 +366,3 @@ def test_an_estimate_as_json() -> None:
     assert document["flops"] == sum(stage["flops"] for stage in document["stages"])
     assert document["gpu"]["used"] == {"copy": gpus.find("A100").copy, "bfloat16": gpus.find("A100").rate("bfloat16")}
     assert "an H200's shares" in document["gpu"]["basis"]
-
-
-CHECK_GPU = Gpu(
-    "this", "a CPU", 10**10, 1e9, {}, "", measured={"copy": 1e9, "float32": 1e9}, measured_source="told", kind="cpu"
-)
-
-
-def test_measuring_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    workload = Workload(objects=2, height=112, width=112, answer=2)
-    check = estimate_check.measure("embedded:lite", workload, "cpu", "float32", 1, CHECK_GPU)
-    by_name = {(q.name, q.unit): q for q in check.quantities}
-    assert all(q.error == 0 for q in check.quantities if q.unit == "FLOP" and q.measured)
-    for name in ("patches", "object", "prompt, its text by rule"):
-        assert by_name[name, "tokens"].error == 0, name
-    assert abs(by_name["memory, at the most", "bytes"].error or 0) < 0.1
-    assert by_name["all", "s"].measured > by_name["first token", "s"].measured > 0
-    document = estimate_check.document([check])
-    assert results.validate(document) == []
-    results.append(tmp_path / "estimate.json", document)
-    kept = results.latest(tmp_path / "estimate.json")["rows"][0]["extra"]["quantities"]
-    assert kept["all, FLOP"]["error"] == 0
-    monkeypatch.setattr(device_memory, "free_memory", lambda device: 10**9)
-    with pytest.raises(ValueError, match=r"--measure: expected .* GB of free memory for lite-7b, got 1"):
-        estimate_check.measure("lite-7b", workload, "cpu", "float32", 1, CHECK_GPU)
-    with pytest.raises(ValueError, match="--measure: expected one image or video"):
-        estimate_check.measure("embedded:lite", Workload(batch=2), "cpu", "float32", 1, CHECK_GPU)
-
-
-def test_rows_of_the_benchmarks(models: dict[str, Any], tmp_path: Path) -> None:
-    rows = []
-    effort = whole.Effort(tokens=2, repeats=1)
-    for name, load in (
-        ("embedded:lite", whole.image_load("image", (112, 112), 2)),
-        ("embedded:full", whole.video_load("video", (112, 112), 2, "full")),
-    ):
-        with as_measured(models[name]):
-            rows.append(whole.measure(Ours(models[name]), load, 2, effort, name, checked=False))
-    path = tmp_path / "bench.json"
-    results.append(path, results.document("bench", rows, {"copy": 1e10, "float32": 1e10}))
-    checks = list(estimate_check.check_file(path))
-    assert [check.case for check in checks] == ["whole: image", "whole: video"]
-    for check in checks:
-        quantities = {(q.name, q.unit): q for q in check.quantities}
-        assert quantities["all", "FLOP"].error == 0
-        assert quantities["object", "tokens"].error == 0
-        assert {"pooling", "encoder", "prefill", "decode"} <= {name for name, unit in quantities if unit == "FLOP"}
-        assert ("first token", "s") in quantities
-    empty = tmp_path / "empty.json"
-    results.append(empty, results.document("bench", [], {}))
-    with pytest.raises(ValueError, match=r"expected rows of whole, .*, found none"):
-        list(estimate_check.check_file(empty))

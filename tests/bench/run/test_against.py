@@ -9,8 +9,9 @@ import torch
 from bench_rows import TINY, shrink
 
 from pixelrefer_fast.bench.report import results, tables
-from pixelrefer_fast.bench.run import against, whole
+from pixelrefer_fast.bench.run import against, loads
 from pixelrefer_fast.bench.run.askers import Ours
+from pixelrefer_fast.bench.run.effort import Effort, TimeLimit
 
 
 class Twin:
@@ -42,7 +43,7 @@ def pair_rows(small_lite: Any, small_full: Any) -> dict[str, list[results.Row]]:
     with pytest.MonkeyPatch.context() as patch:
         shrink(patch)
         return {
-            model.kind: against.run_pairs(model, model.kind, TINY, whole.Budget()) for model in (small_lite, small_full)
+            model.kind: against.run_pairs(model, model.kind, TINY, TimeLimit()) for model in (small_lite, small_full)
         }
 
 
@@ -71,18 +72,18 @@ def test_full_takes_more_and_the_table_says_how_much(pair_rows: dict[str, list[r
     assert len(tables.against_table(document)[0]) == 1 + 3 * len(against.PAIRS)
 
 
-def test_no_time_for_it(small_lite: Any, tiny: whole.Effort) -> None:
-    rows = against.run_pairs(small_lite, "m", tiny, whole.Budget(-1.0))
+def test_no_time_for_it(small_lite: Any, tiny: Effort) -> None:
+    rows = against.run_pairs(small_lite, "m", tiny, TimeLimit(-1.0))
     assert results.validate(results.document("bench", rows)) == []
     assert all("reason" in row for row in rows)
 
 
-def test_a_rival_that_says_the_same(small_lite: Any, tiny: whole.Effort) -> None:
+def test_a_rival_that_says_the_same(small_lite: Any, tiny: Effort) -> None:
     rival = Twin(small_lite)
-    rows = against.run_against_rival(rival, small_lite, "embedded:lite", tiny, whole.Budget())
+    rows = against.run_against_rival(rival, small_lite, "embedded:lite", tiny, TimeLimit())
     document = results.document("bench", rows)
     assert results.validate(document) == []
-    assert [row["by"] for row in rows] == ["twin", "ours"] * whole.CASES
+    assert [row["by"] for row in rows] == ["twin", "ours"] * loads.CASES
     for row in rows:
         assert row["ok"]
         assert row["extra"]["equal"] == row["extra"]["asked_again"] == row["sizes"]["objects"]
@@ -94,10 +95,10 @@ def test_a_rival_that_says_the_same(small_lite: Any, tiny: whole.Effort) -> None
 
 
 def test_a_rival_that_says_something_else_shows_no_speed_up(
-    small_lite: Any, tiny: whole.Effort, monkeypatch: pytest.MonkeyPatch
+    small_lite: Any, tiny: Effort, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(against, "case_loads", lambda model: [whole.image_load("one object", (112, 112))])
-    rows = against.run_against_rival(Twin(small_lite, wrong=True), small_lite, "m", tiny, whole.Budget())
+    monkeypatch.setattr(against, "case_loads", lambda model: [loads.image_load("one object", (112, 112))])
+    rows = against.run_against_rival(Twin(small_lite, wrong=True), small_lite, "m", tiny, TimeLimit())
     theirs, ours = rows
     assert theirs["ok"]
     assert not ours["ok"]

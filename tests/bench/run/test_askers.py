@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from pixelrefer_fast import ops
-from pixelrefer_fast.bench.run import whole
+from pixelrefer_fast.bench.run import loads
 from pixelrefer_fast.bench.run.askers import (
+    BenchRequest,
     Ours,
     answer_all,
     as_measured,
@@ -24,11 +25,11 @@ from pixelrefer_fast.device.stages import STAGES
 
 
 @pytest.fixture(scope="module")
-def load() -> whole.Load:
-    return whole.image_load("two objects", (112, 140), 2)
+def load() -> loads.Load:
+    return loads.image_load("two objects", (112, 140), 2)
 
 
-def test_answers_have_the_length_that_is_asked_for(small_lite: Any, load: whole.Load) -> None:
+def test_answers_have_the_length_that_is_asked_for(small_lite: Any, load: loads.Load) -> None:
     ends, prefixes = small_lite.decoder.end_ids, small_lite.decoder.prefix_bytes
     ours = Ours(small_lite)
     with as_measured(small_lite):
@@ -43,15 +44,15 @@ def test_answers_have_the_length_that_is_asked_for(small_lite: Any, load: whole.
     assert given.startswith(text)
 
 
-def test_bad_requests_raise_what_is_wrong_with_them(small_lite: Any, load: whole.Load) -> None:
-    bad = whole.Request(load.requests[0].media, "no tag", load.requests[0].regions)
+def test_bad_requests_raise_what_is_wrong_with_them(small_lite: Any, load: loads.Load) -> None:
+    bad = BenchRequest(load.requests[0].media, "no tag", load.requests[0].regions)
     with pytest.raises(ValueError, match="region"):
         Ours(small_lite).answers([load.requests[0], bad], 2)
 
 
 @pytest.mark.parametrize("kind", ["lite", "full"])
 def test_stages_count_what_the_costs_of_a_question_are(
-    kind: str, load: whole.Load, request: pytest.FixtureRequest
+    kind: str, load: loads.Load, request: pytest.FixtureRequest
 ) -> None:
     model: Any = request.getfixturevalue(f"small_{kind}")
     ours, one = Ours(model), load.requests[:1]
@@ -68,7 +69,7 @@ def test_stages_count_what_the_costs_of_a_question_are(
     assert all(own.launches.total() > 0 for name, own in counts.items() if name != "infusion" or kind == "lite")
 
 
-def test_nobody_listens_after_counting(small_lite: Any, load: whole.Load) -> None:
+def test_nobody_listens_after_counting(small_lite: Any, load: loads.Load) -> None:
     with counting_stages("cpu") as counts:
         assert not counts
     assert list(counts) == list(STAGES)
@@ -77,7 +78,7 @@ def test_nobody_listens_after_counting(small_lite: Any, load: whole.Load) -> Non
     assert {name: own.launches.total() for name, own in counts.items()} == before == dict.fromkeys(STAGES, 0)
 
 
-def test_another_number_of_object_tokens(small_lite: Any, load: whole.Load) -> None:
+def test_another_number_of_object_tokens(small_lite: Any, load: loads.Load) -> None:
     before = small_lite.config.mask_num
     with object_tokens(small_lite, before + 3):
         assert len(Ours(small_lite).encode(load.requests[0].media, load.requests[0].regions)) == before + 3
@@ -99,7 +100,7 @@ def test_a_twin_has_a_vision_side_of_its_own_and_the_same_language_model(small_l
     assert twin.decoder is small_lite.decoder
 
 
-def test_what_is_right_is_found_right(small_lite: Any, load: whole.Load) -> None:
+def test_what_is_right_is_found_right(small_lite: Any, load: loads.Load) -> None:
     ours = Ours(small_lite)
     with as_measured(small_lite):
         found = check(ours, load.requests, answer_all(ours, load.requests, 3), 3)
@@ -108,7 +109,7 @@ def test_what_is_right_is_found_right(small_lite: Any, load: whole.Load) -> None
     assert found.error <= found.limit == 1e-4
 
 
-def test_wrong_answers_are_found(small_lite: Any, load: whole.Load) -> None:
+def test_wrong_answers_are_found(small_lite: Any, load: loads.Load) -> None:
     ours = Ours(small_lite)
     with as_measured(small_lite):
         answers = answer_all(ours, load.requests, 3)
@@ -117,7 +118,7 @@ def test_wrong_answers_are_found(small_lite: Any, load: whole.Load) -> None:
     assert (found.equal, found.asked) == (1, 2)
 
 
-def test_wrong_object_tokens_are_found(small_lite: Any, load: whole.Load, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_object_tokens_are_found(small_lite: Any, load: loads.Load, monkeypatch: pytest.MonkeyPatch) -> None:
     right = ops.object_pool
 
     def wrong(*args: Any, backend: str = "auto") -> Any:

@@ -1,66 +1,22 @@
-"""Whole cases and curves: loads as they are said to be, rows that the schema takes, budgets that hold."""
+"""Whole cases and curves: rows that the schema takes, limits of time that hold."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 
 from pixelrefer_fast.bench.report import results
-from pixelrefer_fast.bench.run import whole
+from pixelrefer_fast.bench.run import loads, whole
 from pixelrefer_fast.bench.run.askers import Ours, as_measured
+from pixelrefer_fast.bench.run.effort import Effort, TimeLimit
 
 
-def test_loads_are_what_they_say() -> None:
-    load = whole.image_load("x", (60, 90), 3)
-    assert load.sizes == {"objects": 3, "frames": 1, "marked": 1, "height": 60, "width": 90, "batch": 1}
-    together = load.together
-    assert together is not None
-    assert len(together.regions) == 3
-    for mask in together.regions:
-        assert mask.shape == (60, 90)
-        rows, columns = np.nonzero(mask)
-        assert 0 < mask.sum() < 60 * 90 / 4
-        assert rows.min() >= 0
-        assert columns.max() < 90
-    batch = whole.batch_load("y", (60, 90), 2)
-    assert batch.together is None
-    assert batch.batch_size == batch.sizes["objects"] == 2
-
-
-@pytest.mark.parametrize(
-    ("kind", "marked", "frames"), [("lite", None, [0, 1, 2, 3, 4]), ("lite", 2, [0, 4]), ("full", None, [2])]
-)
-def test_videos_are_seen_whole_and_marked_where_they_say(kind: str, marked: int | None, frames: list[int]) -> None:
-    load = whole.video_load("x", (56, 70), 5, kind, marked)
-    (request,) = load.requests
-    assert request.media.sample() == [0, 1, 2, 3, 4]
-    assert list(request.regions[0]) == frames
-    assert load.sizes["marked"] == len(frames)
-
-
-def test_the_pictures_have_the_papers_tokens() -> None:
-    height, width = whole.PAPER_PICTURE
-    assert height * width // 14**2 == 1408
-    assert whole.FRAMES * 1408 // 4 == 7040
-
-
-def test_as_many_calls_as_are_worth_it() -> None:
-    effort = whole.Effort(repeats=5, seconds=1.0)
-    assert not effort.enough([])
-    assert effort.enough([1.5])  # slower than all that may be spent: once
-    assert not effort.enough([0.6, 0.6])
-    assert effort.enough([0.6, 0.6, 0.6])
-    assert not effort.enough([0.01] * 4)
-    assert effort.enough([0.01] * 5)
-
-
-def test_cases_and_their_rows(small_lite: Any, tiny: whole.Effort) -> None:
+def test_cases_and_their_rows(small_lite: Any, tiny: Effort) -> None:
     told: list[str] = []
-    rows = whole.run_cases(small_lite, "embedded:lite", tiny, whole.Budget(), told.append)
+    rows = whole.run_cases(small_lite, "embedded:lite", tiny, TimeLimit(), told.append)
     assert told == [row["case"] for row in rows]
-    assert len(told) == whole.CASES
+    assert len(told) == loads.CASES
     document = results.document("bench", rows, {"copy": 1e10, "float32": 1e10})
     assert results.validate(document) == []
     for row in document["rows"]:
@@ -79,17 +35,17 @@ def test_cases_and_their_rows(small_lite: Any, tiny: whole.Effort) -> None:
         assert row["percent_matrix"] > 0
 
 
-def test_stages_of_a_question(small_lite: Any, tiny: whole.Effort) -> None:
-    rows = whole.run_stages(small_lite, "embedded:lite", tiny, whole.Budget())
+def test_stages_of_a_question(small_lite: Any, tiny: Effort) -> None:
+    rows = whole.run_stages(small_lite, "embedded:lite", tiny, TimeLimit())
     assert results.validate(results.document("bench", rows)) == []
     names = [row["extra"]["stage"] for row in rows]
     assert names[-2:] == ["prefill", "decode"]
     assert rows[-1]["sizes"]["steps"] == tiny.tokens - 1
-    assert whole.run_stages(small_lite, "embedded:lite", tiny, whole.Budget(-1.0)) == []
+    assert whole.run_stages(small_lite, "embedded:lite", tiny, TimeLimit(-1.0)) == []
 
 
-def test_curves_and_their_rows(small_lite: Any, tiny: whole.Effort) -> None:
-    rows = whole.run_curves(small_lite, "embedded:lite", tiny, whole.Budget())
+def test_curves_and_their_rows(small_lite: Any, tiny: Effort) -> None:
+    rows = whole.run_curves(small_lite, "embedded:lite", tiny, TimeLimit())
     assert results.validate(results.document("bench", rows)) == []
     points = [(row["extra"]["curve"], row["extra"]["value"]) for row in rows]
     assert points == [("objects", 1), ("objects", 2), ("frames", 2), ("side", 112), ("n", 2), ("batch", 2)]
@@ -101,22 +57,22 @@ def test_curves_and_their_rows(small_lite: Any, tiny: whole.Effort) -> None:
     assert small_lite.config.mask_num == 4
 
 
-def test_what_there_is_no_time_for_has_a_reason(small_lite: Any, tiny: whole.Effort) -> None:
-    rows = whole.run_cases(small_lite, "m", tiny, whole.Budget(-1.0))
-    rows += whole.run_curves(small_lite, "m", tiny, whole.Budget(-1.0))
+def test_what_there_is_no_time_for_has_a_reason(small_lite: Any, tiny: Effort) -> None:
+    rows = whole.run_cases(small_lite, "m", tiny, TimeLimit(-1.0))
+    rows += whole.run_curves(small_lite, "m", tiny, TimeLimit(-1.0))
     assert results.validate(results.document("bench", rows)) == []
     assert all("no time left" in row["reason"] and not row["ok"] and "seconds" not in row for row in rows)
 
 
 def test_the_next_point_is_expected_to_take_as_much_more_as_it_is_larger(
-    small_lite: Any, tiny: whole.Effort, monkeypatch: pytest.MonkeyPatch
+    small_lite: Any, tiny: Effort, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dataclasses import replace
 
     clock = iter(range(0, 1000, 3))  # each measurement takes three seconds
     asked: list[float] = []
 
-    class Watched(whole.Budget):
+    class Watched(TimeLimit):
         def refuses(self, expected: float = 0.0) -> str | None:
             asked.append(expected)
             return "too long" if expected > 100 else None
@@ -133,7 +89,7 @@ def test_the_next_point_is_expected_to_take_as_much_more_as_it_is_larger(
 
 
 def test_a_point_that_does_not_fit_ends_its_curve(
-    small_lite: Any, tiny: whole.Effort, monkeypatch: pytest.MonkeyPatch
+    small_lite: Any, tiny: Effort, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dataclasses import replace
 
@@ -142,15 +98,15 @@ def test_a_point_that_does_not_fit_ends_its_curve(
 
     monkeypatch.setattr(whole, "measure", refuse)
     effort = replace(tiny, curves={"objects": (1, 2), "n": (1,)})
-    rows = whole.run_curves(small_lite, "m", effort, whole.Budget())
+    rows = whole.run_curves(small_lite, "m", effort, TimeLimit())
     assert [row["reason"] for row in rows] == ["ValueError: prompt: expected fewer tokens"] * 3
     assert small_lite.config.mask_num == 4
 
 
-def test_short_answers_are_refused(small_lite: Any, tiny: whole.Effort) -> None:
+def test_short_answers_are_refused(small_lite: Any, tiny: Effort) -> None:
     class Short(Ours):
         def answers(self, requests: Any, max_new_tokens: int, batch_size: int | None = None) -> Any:
             return super().answers(requests, max(1, max_new_tokens - 1), batch_size)
 
     with as_measured(small_lite), pytest.raises(RuntimeError, match=r"3 tokens of ours, got \[2\]"):
-        whole.time_in_turn([Short(small_lite)], whole.image_load("x", (112, 112)), 3, tiny)
+        whole.time_in_turn([Short(small_lite)], loads.image_load("x", (112, 112)), 3, tiny)

@@ -1,0 +1,200 @@
+"""What `gpu_check.py` can run, each part with its command, its limit, and what it needs."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PYTHON = sys.executable
+OPS_BENCH = (PYTHON, "benchmarks/ops_bench.py")
+# all of the extension or a failure: `doctor --build` is content with what can be built
+BUILD = (
+    "import sys; from pixelrefer_fast.doctor import probes; from pixelrefer_fast.ops.extension import load; "
+    "sys.exit(probes.main(['--build']) or load.reason('cpu') or load.reason('cuda'))"
+)
+EXTENSION = ("pack_objects", "pack_views", "scatter_tokens")
+KERNELS = ("add_norm", "infuse", "object_pool", "paged_attention", "rope2d", "varlen_attention", "view_patches")
+SANITIZERS = ("memcheck", "racecheck", "initcheck")
+# `python -m` would put the root on the path, where kernels/ is in the way of a library of that name
+SAFE = {"PYTHONSAFEPATH": "1"}
+GRAPH_BYTES = str(2 << 30)
+MARKS = ("mark.kernel", "mark.gpu")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One command.
+
+    Attributes:
+        limit: seconds after which it is ended.
+        core: one of the parts that run when none is named.
+        beside: it needs the processor and not the device: what follows runs beside it, up to a part that `waits`.
+        waits: it begins when everything before it has ended.
+        lacking: why it is left out, if anything says so before it begins.
+        probe: a command that fails where this part cannot work.
+        environment: set for it.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    limit: int
+    core: bool = False
+    beside: bool = False
+    waits: bool = True
+    lacking: str | None = None
+    probe: tuple[str, ...] | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def parts(out: Path, device: str = "cuda", reference: Path | None = None, golden: Path | None = None) -> list[Part]:
+    """All parts, the most telling first.
+
+    Args:
+        out: folder of the results.
+        device: "cuda", or "cpu" for a rehearsal: small sizes, and what only a GPU can do is left out.
+        reference: a checkout of the reference, a rival.
+        golden: folder with folders `lite` and `full` of recorded cases.
+    """
+    cuda = device == "cuda"
+    results = str(out / "results.json")
+    here = ("--device", device)
+    only_cuda = None if cuda else "it needs a GPU"
+    pytest = (PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--continue-on-collection-errors")
+    spread = ("-n", "8") if importlib.util.find_spec("xdist") and cuda else ()
+    readable = readable_tests() or ["tests"]
+    marked = (*pytest, "-m", "kernel or gpu" if cuda else "kernel")
+    on_device = ("tests/test_device_pass.py", "tests/extension/test_device.py", "tests/device/test_graphs.py")
+    no_tests = None if importlib.util.find_spec("pytest") else "pytest is not installed"
+    smoke = (*OPS_BENCH, *here, "--smoke", "--repeats", "1")
+
+    def verify(kind: str) -> Part:
+        folder = golden / kind if golden else Path(kind)
+        lacking = None if importlib.util.find_spec("cv2") else "OpenCV is not installed"
+        if not folder.is_dir():
+            lacking = "no recorded cases are here: --golden DIR"
+        command = (PYTHON, "-m", "pixelrefer_fast.cli", "verify", str(folder), *here, "--dtype", "float32")
+        return Part(f"verify-{kind}", command, 60, core=True, waits=False, lacking=lacking, environment=SAFE)
+
+    def sanitized(tool: str, what: str, names: tuple[str, ...]) -> Part:
+        sanitizer = ("compute-sanitizer", "--error-exitcode", "9", "--tool", tool)
+        # every allocation by itself, so that what lies beyond a tensor is nobody's
+        alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        lacking = only_cuda or (None if shutil.which("compute-sanitizer") else "compute-sanitizer is not here")
+        asked = (*sanitizer, PYTHON, "-c", "import torch; torch.zeros(9, device='cuda').sum().item()")
+        limit = 75 if tool == "memcheck" else 120
+        core = tool == "memcheck"
+        command = (*sanitizer, *smoke, "--op", *names)
+        return Part(f"{tool}-{what}", command, limit, core, lacking=lacking, probe=asked, environment=alone)
+
+    def ops(name: str, limit: int, *more: str, core: bool = False) -> Part:
+        # results are written at the end, so that it has to end by itself
+        seconds = str(limit - 30) if cuda else "5"
+        repeats = () if cuda else ("--op", "add_norm", "rope2d", "--repeats", "5")
+        return Part(name, (*OPS_BENCH, *here, *repeats, "--seconds", seconds, *more, "--json", results), limit, core)
+
+    def script(name: str, limit: int, *more: str) -> Part:
+        file = name.partition("-")[0]
+        return Part(name, (PYTHON, f"benchmarks/{file}.py", *here, *more, "--json", results), limit, lacking=only_cuda)
+
+    rival = () if reference is None else ("--reference", str(reference))
+    size = ("--seconds", "100", "--model", "lite-2b", "--graph-bytes", GRAPH_BYTES) if cuda else ("--seconds", "20")
+    bench = (PYTHON, "-m", "pixelrefer_fast.cli", "bench", "--quick", *here, *size, "--out", str(out / "bench"), *rival)
+    decode = ("--model", "lite-2b", "lite-7b", "--repeats", "5")
+    every = [
+        Part(
+            "build",
+            (PYTHON, "-c", BUILD),
+            170,
+            core=True,
+            beside=True,
+            lacking=only_cuda,
+            environment={**SAFE, **architecture()},
+        ),
+        Part(
+            "machine",
+            ("nvidia-smi",),
+            30,
+            core=True,
+            waits=False,
+            lacking=None if shutil.which("nvidia-smi") else "nvidia-smi is not here",
+        ),
+        # compiles every kernel, so that what follows need not
+        Part("kernels", (*smoke, "--op", *KERNELS), 120, core=True, waits=False),
+        verify("lite"),
+        verify("full"),
+        Part("extension", (*smoke, "--op", *EXTENSION), 60, core=True),
+        Part(
+            "waits-graphs",
+            (*pytest, "-m", "gpu", *(path for path in on_device if path in readable)),
+            75,
+            core=True,
+            lacking=only_cuda or no_tests,
+            environment=SAFE,
+        ),
+        Part("bench", bench, 135, core=True, environment=SAFE),
+        ops("ops", 110, core=True),
+        sanitized("memcheck", "kernels", KERNELS),
+        sanitized("memcheck", "extension", EXTENSION),
+        Part(
+            "tests",
+            (*marked, *spread, *(readable if cuda else ["tests/ops/test_add_norm_kernel.py"])),
+            240 if cuda else 120,
+            core=True,
+            lacking=no_tests,
+            environment=SAFE if cuda else {**SAFE, "TRITON_INTERPRET": "1"},
+        ),
+        ops("ops-compiled", 300, "--compiled", "--repeats", "10"),
+        *(sanitized(tool, "kernels", KERNELS) for tool in SANITIZERS[1:]),
+        *(sanitized(tool, "extension", EXTENSION) for tool in SANITIZERS[1:]),
+        script("region_stage", 120, *rival),
+        script("decode", 240, *decode),
+        script("decode-graphs", 240, *decode, "--graph-bytes", GRAPH_BYTES),
+        script("throughput", 120),
+        Part("tune", (PYTHON, "tools/tune.py", "--seconds", "240"), 300, lacking=only_cuda),
+        Part("tuned-tests", (*marked, *spread, "tests/ops"), 180, lacking=only_cuda or no_tests, environment=SAFE),
+        ops("tuned-ops", 180),
+    ]
+    # a rehearsal shows that parts run, on a machine that may be slow
+    return every if cuda else [replace(part, limit=3 * part.limit) for part in every]
+
+
+def readable_tests() -> list[str]:
+    """The test files with kernels or a GPU in them whose imports are all here."""
+    own = {path.stem for path in (REPOSITORY / "tests" / "helpers").glob("*.py")} | {"pixelrefer_fast"}
+    found: dict[str, bool] = {}
+    files = []
+    for path in sorted((REPOSITORY / "tests").rglob("test_*.py")):
+        text = path.read_text(encoding="utf-8")
+        if not any(mark in text for mark in MARKS):
+            continue
+        for name in set(_imported(text)) - own:
+            found.setdefault(name, importlib.util.find_spec(name) is not None)
+        if all(found.get(name, True) for name in _imported(text)):
+            files.append(path.relative_to(REPOSITORY).as_posix())
+    return files
+
+
+def _imported(text: str) -> Iterator[str]:
+    """Packages that a module imports as it is imported itself."""
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.partition(".")[0]
+
+
+def architecture() -> dict[str, str]:
+    """What to compile the extension for: this device alone, if it says what it is."""
+    try:
+        asked = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+        found = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=30).stdout.split()
+    except (OSError, subprocess.TimeoutExpired):
+        found = []
+    return {"TORCH_CUDA_ARCH_LIST": found[0]} if found else {}

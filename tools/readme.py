@@ -1,0 +1,139 @@
+"""The README's first minute, typed line by line: does a newcomer see what is printed there?
+
+python tools/readme.py                      # in this environment, in a folder of its own
+python tools/readme.py --update             # and the README gets what came out
+python tools/readme.py --fresh              # installs included: a clean clone, an environment of its own
+python tools/readme.py --fresh --torch torch==2.13.0   # another torch than the README's line brings
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+SECTION = "## The first minute"
+SECONDS = 900  # for the slowest line, an install
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is typed, and what is printed after it.
+
+    Attributes:
+        typed: a command line, or a Python program.
+        python: whether it is a program.
+        printed: what the README says comes out.
+    """
+
+    typed: str
+    python: bool
+    printed: str
+
+    @property
+    def installs(self) -> bool:
+        return not self.python and self.typed.startswith("pip ")
+
+
+def steps(text: str) -> Iterator[Step]:
+    """The steps of the README's section, in order.
+
+    Raises:
+        ValueError: there is no such section, or a program without its output.
+    """
+    section = text.partition(f"\n{SECTION}\n")[2].partition("\n## ")[0]
+    if not section:
+        raise ValueError(f"README.md: expected a section {SECTION!r}, found none")
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", section, re.M | re.S)
+    for i, (language, body) in enumerate(blocks):
+        if language == "python":
+            if i + 1 == len(blocks) or blocks[i + 1][0] != "text":
+                raise ValueError("README.md: expected a block of text after each program, with what it prints")
+            yield Step(body, True, blocks[i + 1][1])
+        elif language == "console":
+            for part in re.split(r"^\$ ", body, flags=re.M)[1:]:
+                line, _, printed = part.partition("\n")
+                yield Step(line.partition("  #")[0].strip(), False, printed)
+
+
+def run(step: Step, folder: Path, binaries: Path) -> str:
+    """What a step prints on its standard output.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    command = [str(binaries / "python"), "-c", step.typed] if step.python else ["bash", "-c", step.typed]
+    path = f"{binaries}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    if done.returncode:
+        raise subprocess.CalledProcessError(done.returncode, step.typed, done.stdout, done.stderr)
+    return done.stdout
+
+
+def install(commands: list[str], folder: Path, torch: str | None) -> Path:
+    """Type the README's installs in a clean clone, with a new environment; where its programs are."""
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(folder / "clone")], check=True)
+    subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
+    binaries = folder / "venv" / "bin"
+    if torch is not None:
+        commands = [f"pip install {torch}" if line.startswith("pip install torch") else line for line in commands]
+        os.environ["PIP_CONSTRAINT"] = str(folder / "constraint.txt")
+        (folder / "constraint.txt").write_text(torch + "\n")
+    for line in commands:
+        print("$", line, flush=True)
+        run(Step(line, False, ""), folder / "clone", binaries)
+    return binaries
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fresh", action="store_true", help="with the installs, in a clean clone and environment")
+    parser.add_argument("--torch", metavar="REQUIREMENT", help="with --fresh: in place of the README's torch")
+    parser.add_argument("--update", action="store_true", help="write what came out into the README")
+    options = parser.parse_args()
+    text = README.read_text(encoding="utf-8")
+    found = list(steps(text))
+    wrong = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder, binaries = Path(name), Path(sys.executable).parent
+        if options.fresh:
+            binaries = install([step.typed for step in found if step.installs], folder, options.torch)
+        work = folder / "work"
+        work.mkdir()
+        for step in found:
+            if step.installs:
+                continue
+            print("$", "python" if step.python else step.typed, flush=True)
+            printed = run(step, work, binaries)
+            print(printed, end="", flush=True)
+            if printed != step.printed:
+                wrong += 1
+                print(f"the README says:\n{step.printed}", end="")
+                before = f"```text\n{step.printed}" if step.python else f"$ {step.typed}\n{step.printed}"
+                text = text.replace(before, before.removesuffix(step.printed) + printed, 1)
+    if options.update and wrong:
+        README.write_text(text, encoding="utf-8")
+    return int(wrong > 0 and not options.update)
+
+
+if __name__ == "__main__":
+    try:
+        raise SystemExit(main())
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(f"error: {error.cmd!r} failed:\n{error.stdout}{error.stderr}") from None
