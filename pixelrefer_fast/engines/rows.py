@@ -71,7 +71,7 @@ class RowReader:
         if isinstance(media, bytes):
             key: object = media
         elif isinstance(media, np.ndarray):
-            key = media.shape, media.dtype.str, hashlib.blake2b(np.ascontiguousarray(media)).digest()
+            key = media.shape, media.dtype.str, hashlib.blake2b(np.ascontiguousarray(media).data).digest()
         else:
             return media
         return self._known.setdefault(key, media)
