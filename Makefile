@@ -5,7 +5,7 @@ OLDEST := .venv-oldest
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: demo test test-interpret test-slow test-oldest newcomer compile-check cuda-check emulate emulate-all extension lint \
-	format bench bench-ops bench-suite gpu-check mini mini-pages clean
+	format bench bench-ops bench-suite gpu-check mini mini-pages fuzz clean
 
 demo: $(VENV)/.ready
 	$(BIN)/pixelrefer-fast demo --out out/demo
@@ -26,6 +26,10 @@ test-slow: $(VENV)/.ready
 # torch than its line brings
 newcomer:
 	python3 tools/readme.py --fresh $(if $(TORCH),--torch $(TORCH))
+
+# hostile inputs for so many seconds each (seeded; FUZZ_SEED=n), and a table of what became of them
+fuzz: $(VENV)/.ready
+	FUZZ_SECONDS=$(or $(SECONDS),600) FUZZ_TABLE=$(or $(TABLE),out/fuzz.md) $(BIN)/pytest tests/fuzz
 
 # the oldest supported torch, triton and transformers, in an environment of their own
 test-oldest:
