@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from pixelrefer_fast import ops
 from pixelrefer_fast.decoding.cache import BlockPool
+from pixelrefer_fast.decoding.projections import Projections
 
 if TYPE_CHECKING:
     from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -58,6 +59,11 @@ class LanguageModel:
     def __init__(self, llm: Qwen2ForCausalLM, backend: str = "auto") -> None:
         self.llm = llm
         self.backend = backend
+        self._projections = Projections()
+
+    def __getstate__(self) -> dict[str, object]:
+        """A copy has weights, and what is merged of them, of its own."""
+        return self.__dict__ | {"_projections": Projections()}
 
     @property
     def config(self) -> Qwen2Config:
@@ -134,18 +140,19 @@ class LanguageModel:
         return self._logits(self._layers(self.embed(tokens), place, attend))
 
     def _layers(self, x: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
-        model = self.llm.model
+        model, config = self.llm.model, self.config
+        heads, groups = config.num_attention_heads, config.num_key_value_heads or config.num_attention_heads
         cos, sin = (table[0, :, None] for table in model.rotary_emb(x[None], positions[None]))  # (n, 1, d) each
+        sin = torch.cat([-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]], -1)
         for number, layer in enumerate(model.layers):
-            attention = layer.self_attn
-            normed = _norm(layer.input_layernorm, x)
-            q, k, v = (
-                project(normed).unflatten(1, (-1, attention.head_dim))
-                for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-            )
-            attended = attend(number, _rotated(q, cos, sin), _rotated(k, cos, sin), v)
+            attention, mlp = layer.self_attn, layer.mlp
+            projected = self._projections.qkv(number, layer)(_norm(layer.input_layernorm, x))
+            projected = projected.unflatten(1, (-1, attention.head_dim))
+            turned = _rotated(projected[:, : heads + groups], cos, sin)
+            attended = attend(number, turned[:, :heads], turned[:, heads:], projected[:, heads + groups :])
             x = x + attention.o_proj(attended.flatten(1))
-            x = x + layer.mlp(_norm(layer.post_attention_layernorm, x))
+            gate, up = self._projections.gate_up(number, layer)(_norm(layer.post_attention_layernorm, x)).chunk(2, -1)
+            x = x + mlp.down_proj(mlp.act_fn(gate) * up)
         return _norm(model.norm, x)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -158,6 +165,5 @@ def _norm(module: Qwen2RMSNorm, x: torch.Tensor) -> torch.Tensor:
 
 
 def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """(n, heads, d) turned by its positions: element i with element i + d / 2."""
-    first, second = x.chunk(2, -1)
-    return x * cos + torch.cat([-second, first], -1) * sin
+    """(n, heads, d) turned by its positions: element i with element i + d / 2; the first half of `sin` is negative."""
+    return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
