@@ -8,14 +8,10 @@ adapter), or whose weight was moved since, is computed by itself.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-if TYPE_CHECKING:
-    from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 
 class Projection:
@@ -39,30 +35,9 @@ class Projection:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(n, sum of outputs) of (n, C)."""
         if self.weight is None:
-            return torch.cat([module(x) for module in self.modules], -1)
+            found = [module(x) for module in self.modules]
+            return found[0] if len(found) == 1 else torch.cat(found, -1)
         return F.linear(x, self.weight, self.bias)
-
-
-class Projections:
-    """Merged products of a model's layers, made when they are first used."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[int, str], Projection] = {}
-
-    def qkv(self, number: int, layer: Qwen2DecoderLayer) -> Projection:
-        """Queries, keys and values of a layer."""
-        attention = layer.self_attn
-        return self._of(number, "qkv", (attention.q_proj, attention.k_proj, attention.v_proj))
-
-    def gate_up(self, number: int, layer: Qwen2DecoderLayer) -> Projection:
-        """Gate and up of a layer."""
-        return self._of(number, "gate_up", (layer.mlp.gate_proj, layer.mlp.up_proj))
-
-    def _of(self, number: int, name: str, modules: Sequence[nn.Module]) -> Projection:
-        found = self._known.get((number, name))
-        if found is None or not found.fits(modules):
-            found = self._known[number, name] = Projection(modules)
-        return found
 
 
 def _merged(modules: Sequence[nn.Module]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -81,6 +56,8 @@ def _merged(modules: Sequence[nn.Module]) -> tuple[torch.Tensor | None, torch.Te
 @torch.no_grad()
 def _joined(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
     """All rows, which the parameters are views of from now on."""
+    if len(parameters) == 1:
+        return parameters[0].data
     whole = torch.cat([p.data for p in parameters])
     for parameter, rows in zip(parameters, whole.split([len(p) for p in parameters]), strict=True):
         parameter.data = rows
