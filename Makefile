@@ -6,7 +6,7 @@ RAY := .venv-ray
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: demo test test-interpret test-slow test-oldest test-ray newcomer compile-check cuda-check emulate emulate-all \
-	extension lint format bench bench-ops bench-suite gpu-check mini mini-pages clean
+	extension lint format bench bench-ops bench-suite gpu-check mini mini-pages fuzz clean
 
 demo: $(VENV)/.ready
 	$(BIN)/pixelrefer-fast demo --out out/demo
@@ -27,6 +27,10 @@ test-slow: $(VENV)/.ready
 # torch than its line brings
 newcomer:
 	python3 tools/readme.py --fresh $(if $(TORCH),--torch $(TORCH))
+
+# hostile inputs for so many seconds each (seeded; FUZZ_SEED=n), and a table of what became of them
+fuzz: $(VENV)/.ready
+	FUZZ_SECONDS=$(or $(SECONDS),600) FUZZ_TABLE=$(or $(TABLE),out/fuzz.md) $(BIN)/pytest tests/fuzz
 
 # the oldest supported torch, triton and transformers, in an environment of their own
 test-oldest:

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 
 from pixelrefer_fast import ops
 from pixelrefer_fast.decoding.cache import BlockPool
+from pixelrefer_fast.decoding.layers import Layer, Norm, Rotary
 
 if TYPE_CHECKING:
     from transformers import Qwen2Config, Qwen2ForCausalLM
-    from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -51,13 +50,20 @@ class LanguageModel:
     """A Qwen2ForCausalLM of transformers, run by us.
 
     Args:
-        llm: the model; its modules are looked up at every call, so that they may be quantised or moved.
+        llm: the model; its modules are looked up at every pass over prompts, so that they may be quantised or moved
+            while nothing is being decoded.
         backend: who computes the operations.
     """
 
     def __init__(self, llm: Qwen2ForCausalLM, backend: str = "auto") -> None:
         self.llm = llm
         self.backend = backend
+        self._layers: list[Layer] = []
+        self._rotary: Rotary | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        """A copy has weights, and what is merged of them, of its own."""
+        return self.__dict__ | {"_layers": [], "_rotary": None}
 
     @property
     def config(self) -> Qwen2Config:
@@ -107,7 +113,8 @@ class LanguageModel:
                 backend=self.backend,
             )
 
-        hidden = self._layers(embeds, layout.positions, attend)
+        self._look_up()
+        hidden = self._hidden(embeds, layout.positions, layout.longest_key, attend)
         return self._logits(hidden.index_select(0, layout.last))
 
     def step(self, tokens: torch.Tensor, lengths: torch.Tensor, table: torch.Tensor, pool: BlockPool) -> torch.Tensor:
@@ -131,33 +138,40 @@ class LanguageModel:
             pool.write(layer, rows, k, v)
             return ops.paged_attention(q, pool.keys[layer], pool.values[layer], table, after, backend=self.backend)
 
-        return self._logits(self._layers(self.embed(tokens), place, attend))
+        if self._rotary is None:
+            self._look_up()
+        return self._logits(self._hidden(self.embed(tokens), place, table.shape[1] * pool.size, attend))
 
-    def _layers(self, x: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+    def _look_up(self) -> None:
+        """Find modules and merge weights, where they are not those of the last time."""
         model = self.llm.model
-        cos, sin = (table[0, :, None] for table in model.rotary_emb(x[None], positions[None]))  # (n, 1, d) each
-        for number, layer in enumerate(model.layers):
-            attention = layer.self_attn
-            normed = _norm(layer.input_layernorm, x)
-            q, k, v = (
-                project(normed).unflatten(1, (-1, attention.head_dim))
-                for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-            )
-            attended = attend(number, _rotated(q, cos, sin), _rotated(k, cos, sin), v)
-            x = x + attention.o_proj(attended.flatten(1))
-            x = x + layer.mlp(_norm(layer.post_attention_layernorm, x))
-        return _norm(model.norm, x)
+        if len(self._layers) != len(model.layers):
+            self._layers = [Layer(module) for module in model.layers]
+        for number, module in enumerate(model.layers):
+            if not self._layers[number].fits(module):
+                self._layers[number] = Layer(module)
+        if self._rotary is None or not self._rotary.fits(model.rotary_emb, model.norm.weight):
+            self._rotary = Rotary(model.rotary_emb, model.norm.weight)
+
+    def _hidden(self, x: torch.Tensor, positions: torch.Tensor, most: int, attend: Attend) -> torch.Tensor:
+        """Through all layers; `positions` are below `most`."""
+        config = self.config
+        heads, groups = config.num_attention_heads, config.num_key_value_heads or config.num_attention_heads
+        assert self._rotary is not None
+        cos, sin = self._rotary(positions, most)
+        for number, layer in enumerate(self._layers):
+            projected = layer.qkv(layer.before_attention(x)).view(len(x), heads + 2 * groups, -1)
+            turned = _rotated(projected[:, : heads + groups], cos, sin)
+            attended = attend(number, turned[:, :heads], turned[:, heads:], projected[:, heads + groups :])
+            x = x + layer.out(attended.flatten(1))
+            gate, up = layer.gate_up(layer.before_mlp(x)).chunk(2, -1)
+            x = x + layer.down(layer.activation(gate) * up)
+        return Norm(self.llm.model.norm)(x)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.llm.lm_head(hidden).float()
 
 
-def _norm(module: Qwen2RMSNorm, x: torch.Tensor) -> torch.Tensor:
-    """A Qwen2RMSNorm, as one kernel where torch has one."""
-    return F.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
-
-
 def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """(n, heads, d) turned by its positions: element i with element i + d / 2."""
-    first, second = x.chunk(2, -1)
-    return x * cos + torch.cat([-second, first], -1) * sin
+    """(n, heads, d) turned by its positions: element i with element i + d / 2; the first half of `sin` is negative."""
+    return x * cos + x.roll(x.shape[-1] // 2, -1) * sin

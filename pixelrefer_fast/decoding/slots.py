@@ -122,6 +122,7 @@ class Slots:
         self._ends = sorted(e for e in ends if 0 <= e < vocabulary)
         self._alternatives = min(ALTERNATIVES, vocabulary)
         self._entries: list[Entry] = []  # by slot
+        self._views: dict[int, dict[str, torch.Tensor]] = {}  # of the state, by the number of slots
         device = model.device
 
         def vacant(name: str, dtype: torch.dtype, *shape: int) -> torch.Tensor:
@@ -217,7 +218,9 @@ class Slots:
 
     def views(self, slots: int) -> dict[str, torch.Tensor]:
         """The state of the first slots: what a step reads and writes."""
-        return {name: x[:slots] for name, x in self.state.items()}
+        if slots not in self._views:
+            self._views[slots] = {name: x[:slots] for name, x in self.state.items()}
+        return self._views[slots]
 
     def step(self, slots: int, width: int) -> torch.Tensor:
         """Decode one token in each of the first slots; the logits (slots, V).
@@ -323,6 +326,7 @@ class Slots:
                 wider = held.new_full((self.size, wide), -1 if name == "ends" else 0)
             wider[:, : held.shape[1]] = held
             self.state[name] = wider
+            self._views.clear()
             self.version += 1
 
     def _vacate(self, first: int, stop: int) -> None:

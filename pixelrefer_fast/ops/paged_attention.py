@@ -57,9 +57,9 @@ def paged_attention(
     size, groups = keys.shape[1:3]
     width = table.shape[1]
     # (B, G, W * size, d)
+    blocks = table.flatten().long()
     k, v = (
-        x.index_select(0, table.flatten().long()).view(batch, width * size, groups, head_dim).transpose(1, 2)
-        for x in (keys, values)
+        x.index_select(0, blocks).view(batch, width * size, groups, head_dim).transpose(1, 2) for x in (keys, values)
     )
     # the heads of a group are queries of one head
     grouped = q.unflatten(1, (groups, heads // max(groups, 1)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from types import SimpleNamespace
 import pytest
 from command_line import HEIGHT, WIDTH, FakeModel, one_error_line
 from PIL import Image
+
+from pixelrefer_fast.cli.output import print_texts
 
 
 def test_describe_prints_a_text_per_region_and_nothing_else_on_stdout(
@@ -112,3 +115,9 @@ def test_without_a_model_the_embedded_one_says_what_it_is(
     for arguments in (("describe", image), ("ask", image, "What is <region>?")):
         document = json.loads(run(*arguments, "--box", "1,1,9,9", "--json").out)
         assert document["model"] == name
+
+
+def test_answers_without_text_are_marked() -> None:
+    out = io.StringIO()
+    print_texts(["a cat", "", " \n"], out)
+    assert out.getvalue() == "0: a cat\n1: (empty answer)\n2: (empty answer)\n"

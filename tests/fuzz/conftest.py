@@ -15,4 +15,5 @@ def fuzzer() -> Iterator[Fuzzer]:
     fuzzer = Fuzzer.from_environment()
     yield fuzzer
     if table := os.environ.get("FUZZ_TABLE"):
+        Path(table).parent.mkdir(parents=True, exist_ok=True)
         Path(table).write_text(fuzzer.markdown(), encoding="utf-8")

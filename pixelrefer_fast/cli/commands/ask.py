@@ -10,7 +10,7 @@ import typer
 from pixelrefer_fast.checks.printable import safe_text, write_json
 from pixelrefer_fast.cli.models import chosen_model
 from pixelrefer_fast.cli.options import AsJson, Computing, Marks, Model, SeenFrames, Writing, examples
-from pixelrefer_fast.cli.output import end_mark, reserved_stdout
+from pixelrefer_fast.cli.output import EMPTY, end_mark, reserved_stdout
 from pixelrefer_fast.cli.regions import listed, marked_media
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def ask(
             document |= {"regions": None if regions is None else listed(regions)}
             write_json(document | {"seconds": {"load": loading, "ask": answering}}, out)
         else:
-            print(safe_text(answer.text or "") + end_mark(answer.finish_reason), file=out)
+            print((safe_text(answer.text or "") or EMPTY) + end_mark(answer.finish_reason), file=out)
 
 
 def _encoded(source: str, marks: Marks, seen: SeenFrames) -> Objects:

@@ -1,0 +1,90 @@
+"""A layer of Qwen2 as a step uses it: its modules and merged weights, found once for many steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from pixelrefer_fast.decoding.projections import Projection
+
+if TYPE_CHECKING:
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm, Qwen2RotaryEmbedding
+
+STATIC = ("default", "linear", "llama3", "yarn")  # kinds of rotary embedding that no length changes
+
+
+class Norm:
+    """A Qwen2RMSNorm, as one kernel where torch has one."""
+
+    def __init__(self, module: Qwen2RMSNorm) -> None:
+        self.weight, self.epsilon = module.weight, module.variance_epsilon
+        self._shape = tuple(module.weight.shape)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.rms_norm(x, self._shape, self.weight, self.epsilon)
+
+
+class Layer:
+    """What a layer computes with.
+
+    Args:
+        module: of transformers.
+    """
+
+    def __init__(self, module: Qwen2DecoderLayer) -> None:
+        attention, mlp = module.self_attn, module.mlp
+        self.before_attention = Norm(module.input_layernorm)
+        self.qkv = Projection((attention.q_proj, attention.k_proj, attention.v_proj))
+        self.out = Projection((attention.o_proj,))
+        self.before_mlp = Norm(module.post_attention_layernorm)
+        self.gate_up = Projection((mlp.gate_proj, mlp.up_proj))
+        self.activation: Callable[[torch.Tensor], torch.Tensor] = mlp.act_fn
+        self.down = Projection((mlp.down_proj,))
+
+    def fits(self, module: Qwen2DecoderLayer) -> bool:
+        """Whether these still are the module's own."""
+        attention, mlp = module.self_attn, module.mlp
+        return (
+            self.before_attention.weight is module.input_layernorm.weight
+            and self.before_mlp.weight is module.post_attention_layernorm.weight
+            and self.qkv.fits((attention.q_proj, attention.k_proj, attention.v_proj))
+            and self.out.fits((attention.o_proj,))
+            and self.gate_up.fits((mlp.gate_proj, mlp.up_proj))
+            and self.down.fits((mlp.down_proj,))
+        )
+
+
+class Rotary:
+    """Cosines and sines of positions, kept for those that come again.
+
+    Args:
+        module: of transformers.
+        like: a tensor of the dtype and device that they are wanted in.
+    """
+
+    def __init__(self, module: Qwen2RotaryEmbedding, like: torch.Tensor) -> None:
+        self.module = module
+        self._like = like[:1].detach()
+        # by length; a captured step reads the one that it was captured with
+        self._tables: dict[int, torch.Tensor] = {}
+
+    def fits(self, module: Qwen2RotaryEmbedding, like: torch.Tensor) -> bool:
+        return module is self.module and (like.dtype, like.device) == (self._like.dtype, self._like.device)
+
+    def __call__(self, positions: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(n, 1, d) each, the first half of the sines negative; `positions` (n,) are below `most`."""
+        if self.module.rope_type not in STATIC:
+            cos, sin = self._computed(positions).unbind(1)
+            return cos, sin
+        length = 1 << (most - 1).bit_length()
+        if length not in self._tables:
+            self._tables[length] = self._computed(torch.arange(length, device=positions.device))
+        cos, sin = self._tables[length].index_select(0, positions).unbind(1)
+        return cos, sin
+
+    def _computed(self, positions: torch.Tensor) -> torch.Tensor:
+        cos, sin = (table[0, :, None] for table in self.module(self._like, positions[None]))
+        first, second = sin.chunk(2, -1)
+        return torch.stack([cos, torch.cat([-first, second], -1)], 1)
