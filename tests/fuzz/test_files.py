@@ -81,4 +81,4 @@ def test_damaged_objects(fuzzer: Fuzzer, tmp_path: Path) -> None:
         assert (loaded.objects, loaded.times, loaded.provenance) == (objects.objects, objects.times, objects.provenance)
         return "same objects"
 
-    fuzzer.run("files of objects", case, 1500)
+    fuzzer.run("files of objects", case, 700)

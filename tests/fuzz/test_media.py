@@ -55,7 +55,7 @@ def _opened(data: bytes) -> str:
 
 
 def test_damaged_pictures(fuzzer: Fuzzer, pictures: list[bytes]) -> None:
-    fuzzer.run("bytes of images", lambda rng: _opened(damaged(pictures[rng.integers(len(pictures))], rng)), 1500)
+    fuzzer.run("bytes of images", lambda rng: _opened(damaged(pictures[rng.integers(len(pictures))], rng)), 700)
 
 
 def test_damaged_videos(fuzzer: Fuzzer, videos: list[bytes]) -> None:
@@ -79,4 +79,4 @@ def test_no_png_is_read_with_other_pixels(fuzzer: Fuzzer, pictures: list[bytes])
         assert np.array_equal(media, expected[0] if which == 0 else frames[0])
         return "same pixels"
 
-    fuzzer.run("bytes of PNG", case, 1500)
+    fuzzer.run("bytes of PNG", case, 700)

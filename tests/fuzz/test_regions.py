@@ -34,7 +34,7 @@ def _masks(value: object) -> str:
 
 
 def test_values_as_regions(fuzzer: Fuzzer) -> None:
-    fuzzer.run("regions: any value", lambda rng: _masks(odd_value(rng)), 2500)
+    fuzzer.run("regions: any value", lambda rng: _masks(odd_value(rng)), 1200)
 
 
 def _near_region(rng: np.random.Generator) -> object:
@@ -63,7 +63,7 @@ def _near_region(rng: np.random.Generator) -> object:
 
 
 def test_regions_with_one_part_wrong(fuzzer: Fuzzer) -> None:
-    fuzzer.run("regions: one part wrong", lambda rng: _masks(_near_region(rng)), 2500)
+    fuzzer.run("regions: one part wrong", lambda rng: _masks(_near_region(rng)), 1200)
 
 
 def _picture(rng: np.random.Generator) -> str:
@@ -75,4 +75,4 @@ def _picture(rng: np.random.Generator) -> str:
 
 
 def test_arrays_as_pictures(fuzzer: Fuzzer) -> None:
-    fuzzer.run("arrays as pictures", _picture, 2500)
+    fuzzer.run("arrays as pictures", _picture, 1200)

@@ -48,7 +48,7 @@ def test_lines(fuzzer: Fuzzer) -> None:
         assert len(line.asks) > 0
         return "read"
 
-    fuzzer.run("lines of JSON", case, 2500, (BadLine,))
+    fuzzer.run("lines of JSON", case, 1200, (BadLine,))
 
 
 def test_options(fuzzer: Fuzzer) -> None:
@@ -69,7 +69,7 @@ def test_options(fuzzer: Fuzzer) -> None:
         split_options(options, EncodeOptions, Generation)
         return "options"
 
-    fuzzer.run("options", case, 2500)
+    fuzzer.run("options", case, 1200)
 
 
 RECORDS = [
