@@ -3,9 +3,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 RAY := .venv-ray
+SERVE := .venv-serve
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-interpret test-slow test-oldest test-ray newcomer compile-check cuda-check emulate emulate-all \
+.PHONY: demo test test-interpret test-slow test-oldest test-ray test-serve newcomer compile-check cuda-check emulate emulate-all \
 	extension lint format bench bench-ops bench-suite gpu-check mini mini-pages fuzz clean
 
 demo: $(VENV)/.ready
@@ -43,6 +44,14 @@ test-ray: $(RAY)/.ready
 
 $(RAY)/.ready: pyproject.toml tools/make_venv.sh
 	EXTRAS=ray PIXELREFER_FAST_BUILD_CUDA=0 tools/make_venv.sh $(RAY) "pytest>=8.3"
+	@touch $@
+
+# the server and the official client, all traffic on loopback, in an environment of their own, which is kept
+test-serve: $(SERVE)/.ready
+	timeout 300 $(SERVE)/bin/pytest tests/serving -s
+
+$(SERVE)/.ready: pyproject.toml tools/make_venv.sh
+	EXTRAS=serve PIXELREFER_FAST_BUILD_CUDA=0 tools/make_venv.sh $(SERVE) "pytest>=8.3" "openai>=2"
 	@touch $@
 
 # every kernel in every shipped configuration, compiled without a device; UPDATE=1 writes the tables of docs/kernels/

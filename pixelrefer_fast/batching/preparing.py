@@ -144,8 +144,13 @@ def _of_video(objects: Objects) -> bool:
 
 def name_objects(question: str, objects: Objects) -> str:
     """A question without tags, the objects named before it."""
-    where = "video" if _of_video(objects) else "image"
-    if len(objects) == 1:
+    return named_objects(question, len(objects), _of_video(objects))
+
+
+def named_objects(question: str, count: int, video: bool) -> str:
+    """A question without tags, so many objects of an image or video named before it."""
+    where = "video" if video else "image"
+    if count == 1:
         return f"There is one object in the {where}: {REGION_TAG}.\n{question}"
-    names = ", ".join(f"<object{i}>{REGION_TAG}" for i in range(len(objects)))
-    return f"There are {len(objects)} objects in the {where}: {names}.\n{question}"
+    names = ", ".join(f"<object{i}>{REGION_TAG}" for i in range(count))
+    return f"There are {count} objects in the {where}: {names}.\n{question}"

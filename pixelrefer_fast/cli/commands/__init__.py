@@ -24,6 +24,7 @@ from pixelrefer_fast.cli.commands import (
     encode,
     estimate,
     profile,
+    serve,
     train,
     verify,
     world,
@@ -75,5 +76,6 @@ _add(evaluate.evaluate, evaluate.EXAMPLES, name="eval")
 _add(bench.bench, bench.EXAMPLES)
 _add(estimate.estimate, estimate.EXAMPLES)
 _add(profile.profile, profile.EXAMPLES, cls=InOrder)
+_add(serve.serve, serve.EXAMPLES)
 _add(train.train, train.EXAMPLES)
 _add(world.world, world.EXAMPLES)
