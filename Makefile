@@ -6,8 +6,8 @@ RAY := .venv-ray
 SERVE := .venv-serve
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-interpret test-slow test-oldest test-ray test-serve newcomer compile-check cuda-check emulate emulate-all \
-	extension lint format bench bench-ops bench-suite gpu-check mini mini-pages fuzz clean
+.PHONY: demo test test-interpret test-slow test-oldest test-ray test-serve newcomer compile-check cuda-check emulate \
+	emulate-all extension lint format bench bench-ops bench-suite gpu-check mini mini-pages fuzz clean
 
 demo: $(VENV)/.ready
 	$(BIN)/pixelrefer-fast demo --out out/demo
