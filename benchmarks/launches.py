@@ -63,9 +63,10 @@ def region_pass(
     from pixelrefer_fast.encoding.object_tokenizer import kmeans_starts
     from pixelrefer_fast.planning.selection import select_patches
     from pixelrefer_fast.planning.views import Mark, plan_views
+    from pixelrefer_fast.regions.boxed_mask import BoxedMask
 
     masks = workloads.blobs(objects, HEIGHT, WIDTH, SEED)
-    marks = [Mark(i % images, mask, f"region {i}") for i, mask in enumerate(masks)]
+    marks = [Mark(i % images, BoxedMask.of(mask), f"region {i}") for i, mask in enumerate(masks)]
     plan = plan_views(config(width, n), [(HEIGHT, WIDTH)] * images, marks, objects)
     like = next(module.parameters())
     selection = select_patches(plan)

@@ -19,6 +19,7 @@ from pixelrefer_fast.encoding.patches import pack_patches
 from pixelrefer_fast.planning.request import FrameSource
 from pixelrefer_fast.planning.selection import select_patches
 from pixelrefer_fast.planning.views import Mark, ViewPlan, plan_views
+from pixelrefer_fast.regions.boxed_mask import BoxedMask
 
 pytestmark = pytest.mark.gpu
 
@@ -60,7 +61,7 @@ def _marks(number: int) -> list[Mark]:
         mask = np.zeros((240, 320), dtype=np.uint8)
         top, left = int(rng.integers(0, 150)), int(rng.integers(0, 200))
         mask[top : top + 20 + 12 * i, left : left + 25 + 9 * i] = 1
-        marks.append(Mark(0, mask, f"region {i}"))
+        marks.append(Mark(0, BoxedMask.of(mask), f"region {i}"))
     return marks
 
 
@@ -93,7 +94,7 @@ def test_nothing_waits_for_the_device(on_device: Any, nothing_waits: None) -> No
 
 
 def test_a_prompt_is_embedded_without_a_wait(on_device: Any) -> None:
-    objects = on_device.encode(_image(), [mark.mask for mark in _marks(5)])
+    objects = on_device.encode(_image(), [mark.mask.full() for mark in _marks(5)])
     prompt = on_device.network.build_prompt("What are " + "<region>" * 5 + "?", objects)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")

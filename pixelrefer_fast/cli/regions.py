@@ -94,7 +94,7 @@ def given_regions(ctx: typer.Context, media: np.ndarray | Video, marks: Marks) -
     marked = _segmented(marked, media, marks.segmenter)
     for one in marked:
         for number in one.region.frames or (None,):
-            one.region.mask(*_size(media), number, name=one.given)
+            one.region.boxed(*_size(media), number, name=one.given)
     return marked
 
 

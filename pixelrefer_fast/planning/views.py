@@ -18,6 +18,7 @@ import torch
 from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.checks.values import labelled
 from pixelrefer_fast.ops.view_patches import AREA, BLACK, LINEAR, PATCH, PLAN_COLUMNS
+from pixelrefer_fast.regions.boxed_mask import BoxedMask
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right
 EMPTY: Box = (0, 0, 0, 0)  # of a mask without a marked pixel
@@ -25,6 +26,7 @@ EMPTY: Box = (0, 0, 0, 0)  # of a mask without a marked pixel
 PAD = 2 * PATCH  # pixels of context around an object's bounding box
 CELL = PATCH * PATCH
 MAX_CELLS = {"lite": 50, "full": 100}  # an object of more cells of 14x14 pixels is scaled down to that many
+DRAWN_ROWS = 4  # of a large mask, for each row of its grid: the two that are read, and one on either side
 MIN_PIXELS = 56 * 56
 MAX_ASPECT = 200
 MAX_CROP_PIXELS = 2**27  # a few scattered pixels can ask for a crop of any size; this one takes 400 MB
@@ -35,7 +37,7 @@ class Mark:
     """One mask of one object: `image` says in which of the request's images or frames it lies."""
 
     image: int
-    mask: np.ndarray  # (H, W) uint8 of 0 and 1, the image's size
+    mask: BoxedMask  # of the image's size
     name: str  # how errors call it
 
 
@@ -234,17 +236,9 @@ def _with_final(name: str, view: View, budget: int) -> View:
     return replace(view, final_height=height, final_width=width)
 
 
-def _bounds(mask: np.ndarray) -> Box | None:
-    """First and last row and column with a marked pixel: (top, left, bottom, right), the last two included."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
-        return None
-    return int(rows[0]), int(columns[0]), int(rows[-1]), int(columns[-1])
-
-
 def _crop_lite(mark: Mark) -> tuple[Box, Box]:
     """Box for the position term and half-open crop; both zeros for an empty mask."""
-    bounds = _bounds(mark.mask)
+    bounds = mark.mask.bounds
     if bounds is None:
         return EMPTY, EMPTY
     height, width = mark.mask.shape
@@ -255,7 +249,7 @@ def _crop_lite(mark: Mark) -> tuple[Box, Box]:
 
 def _crop_full(mark: Mark) -> tuple[Box, Box]:
     """Box for the position term, which is the crop as well: its last row and column are left out of the pixels."""
-    bounds = _bounds(mark.mask)
+    bounds = mark.mask.bounds
     if bounds is None:
         raise ValueError(f"{mark.name}: expected a mask with at least one marked pixel, got an empty one")
     height, width = mark.mask.shape
@@ -272,7 +266,7 @@ def _crop_full(mark: Mark) -> tuple[Box, Box]:
 
 def _scale(mark: Mark, crop: Box, config: ModelConfig) -> tuple[tuple[int, int], np.ndarray]:
     """Size of the scaled crop in pixels and the mask at its patch resolution, (rows, columns) float32."""
-    area = int(mark.mask.sum(dtype=np.int64))
+    area = mark.mask.area
     if area == 0:
         return (PATCH, PATCH), np.zeros((1, 1), dtype=np.float32)
     limit = MAX_CELLS[config.kind]
@@ -290,17 +284,32 @@ def _scale(mark: Mark, crop: Box, config: ModelConfig) -> tuple[tuple[int, int],
             f"{crop[2] - crop[0]}x{crop[3] - crop[1]}: enlarging that crop {scale} times would take "
             f"{rows * PATCH}x{columns * PATCH} pixels"
         )
-    cut = np.ascontiguousarray(mark.mask[crop[0] : crop[2], crop[1] : crop[3]])
-    return (rows * PATCH, columns * PATCH), _mask_grid(cut, rows, columns, config.kind)
+    draw = _mask_grid_lite if config.kind == "lite" else _mask_grid_full
+    return (rows * PATCH, columns * PATCH), draw(mark.mask, crop, rows, columns)
 
 
-def _mask_grid(mask: np.ndarray, rows: int, columns: int, kind: str) -> np.ndarray:
-    """The mask at patch resolution, resized as each reference does: Lite keeps fractions, Full rounds each pass."""
-    if kind == "lite":
-        import cv2
+def _mask_grid_lite(mask: BoxedMask, crop: Box, rows: int, columns: int) -> np.ndarray:
+    """The mask at patch resolution, resized as Lite's reference does, which keeps fractions."""
+    import cv2
 
-        return cv2.resize(mask.astype(np.float32), (columns, rows), interpolation=cv2.INTER_LINEAR)
-    resized = torch.nn.functional.interpolate(
-        torch.from_numpy(mask)[None, None], size=(rows, columns), mode="bilinear", align_corners=False
-    )
+    top, left, bottom, right = crop
+    height, first_row, first_column = bottom - top, mask.top - top, mask.left - left
+    picture = np.zeros((height, right - left), np.float32)
+    box_rows, box_columns = mask.pixels.shape
+    drawn = picture[first_row : first_row + box_rows, first_column : first_column + box_columns]
+    if height > DRAWN_ROWS * rows:
+        # bilinear without antialiasing: an output row reads two rows; memory of the others is never touched
+        low = ((np.arange(rows) + 0.5) * height / rows - 0.5).astype(np.int64) - first_row
+        near = (low[:, None] + np.arange(-1, DRAWN_ROWS - 1)).ravel()
+        near = near[(near >= 0) & (near < box_rows)]
+        drawn[near] = mask.pixels[near]
+    else:
+        drawn[:] = mask.pixels
+    return cv2.resize(picture, (columns, rows), interpolation=cv2.INTER_LINEAR)
+
+
+def _mask_grid_full(mask: BoxedMask, crop: Box, rows: int, columns: int) -> np.ndarray:
+    """The mask at patch resolution, resized as Full's reference does, which rounds each pass."""
+    cut = torch.from_numpy(mask.window(*crop))[None, None]
+    resized = torch.nn.functional.interpolate(cut, size=(rows, columns), mode="bilinear", align_corners=False)
     return resized[0, 0].numpy().astype(np.float32)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from pixelrefer_fast.checks.values import check_size, is_integer, labelled, shown
+from pixelrefer_fast.regions.boxed_mask import BoxedMask
 from pixelrefer_fast.regions.formats import (
     are_mask_rows,
     as_array,
@@ -41,7 +42,7 @@ class Region:
 
     A region is made by the `from_...` methods or by `Region.of`. It is immutable, a copy of what it was made from, and
     small compared to the image. Coordinates are pixels, x to the right and y down. A malformed region raises ValueError
-    when it is made; errors that depend on the image's size are raised by `mask`.
+    when it is made; errors that depend on the image's size are raised by `mask` and `boxed`.
     """
 
     marks: tuple[tuple[int | None, Shape], ...]
@@ -236,7 +237,11 @@ class Region:
         return any(isinstance(shape, Clicks) for _, shape in self.marks)
 
     def mask(self, height: int, width: int, frame: int | None = None, *, name: str = "region") -> np.ndarray:
-        """The marked pixels as a new (height, width) uint8 array of 0 and 1.
+        """The marked pixels as a new (height, width) uint8 array of 0 and 1; arguments and errors of `boxed`."""
+        return self.boxed(height, width, frame, name=name).full()
+
+    def boxed(self, height: int, width: int, frame: int | None = None, *, name: str = "region") -> BoxedMask:
+        """The marked pixels in their bounding box.
 
         Args:
             height, width: size of the image.
@@ -249,13 +254,13 @@ class Region:
         if not is_integer(height) or not is_integer(width):
             raise ValueError(f"{name}: expected a size in pixels, got {shown(height)}x{shown(width)}")
         check_size(height, width, name)
-        pixels = self._shape_in(frame, name).pixels(int(height), int(width), name)
-        if not pixels.any():
+        boxed = self._shape_in(frame, name).boxed(int(height), int(width), name)
+        if boxed.bounds is None:
             raise ValueError(
                 f"{name}: expected at least one marked pixel inside the image of {height}x{width} (height x width), "
                 f"got none from {self!r}"
             )
-        return pixels
+        return boxed
 
     def _shape_in(self, frame: int | None, name: str) -> Shape:
         if self.frames is None:

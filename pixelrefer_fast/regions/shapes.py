@@ -1,7 +1,7 @@
 """The forms in which a region is marked, and the pixels that each form covers.
 
-Every shape is immutable and small compared to the image. It has `pixels(height, width, name)`, the (H, W) uint8 mask of
-0 and 1 for an image of that size (possibly empty), and `to_json()`, which returns plain JSON types.
+Every shape is immutable and small compared to the image. It has `boxed(height, width, name)`, its mask in an image of
+that size (possibly empty), drawn in its bounding box only, and `to_json()`, which returns plain JSON types.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from pixelrefer_fast.checks.values import check_size, is_integer, is_number, numpy_of, shown
+from pixelrefer_fast.regions.boxed_mask import BoxedMask
 from pixelrefer_fast.regions.rle import compress_counts, compress_mask, parse_counts
 
 MAX_COORDINATE = 2**24
@@ -49,13 +50,14 @@ class Box:
         if not (self.x0 < self.x1 and self.y0 < self.y1):
             raise ValueError(f"box: expected x0 < x1 and y0 < y1, got {self.x0, self.y0, self.x1, self.y1}")
 
-    def pixels(self, height: int, width: int, name: str) -> np.ndarray:
-        mask = np.zeros((height, width), np.uint8)
+    def boxed(self, height: int, width: int, name: str) -> BoxedMask:
         across, down = (width, height) if self.normalized else (1, 1)
         left, top = max(math.floor(self.x0 * across), 0), max(math.floor(self.y0 * down), 0)
-        # A negative end would count from the far side
-        mask[top : max(math.ceil(self.y1 * down), 0), left : max(math.ceil(self.x1 * across), 0)] = 1
-        return mask
+        rows = min(math.ceil(self.y1 * down), height) - top
+        columns = min(math.ceil(self.x1 * across), width) - left
+        if rows <= 0 or columns <= 0:
+            return BoxedMask.empty(height, width)
+        return BoxedMask(height, width, top, left, np.ones((rows, columns), bool))
 
     def to_json(self) -> dict[str, Any]:
         value = {"type": "box", "xyxy": [self.x0, self.y0, self.x1, self.y1]}
@@ -89,7 +91,7 @@ class Polygons:
         if outline > MAX_OUTLINE:
             raise ValueError(f"polygon: expected an outline of at most {MAX_OUTLINE} pixels, got {outline:.0f}")
 
-    def pixels(self, height: int, width: int, name: str) -> np.ndarray:
+    def boxed(self, height: int, width: int, name: str) -> BoxedMask:
         from pycocotools import mask as coco
 
         if self.size is not None and self.size != (height, width):
@@ -98,7 +100,7 @@ class Polygons:
                 f"{name}: expected polygons for {height}x{width} (the image's height x width), got ones for {made}"
             )
         rles = coco.frPyObjects([list(polygon) for polygon in self.polygons], height, width)
-        return Rle(height, width, coco.merge(rles)["counts"]).pixels(height, width, name)
+        return Rle(height, width, coco.merge(rles)["counts"]).boxed(height, width, name)
 
     def to_json(self) -> dict[str, Any]:
         value: dict[str, Any] = {"type": "polygon", "polygons": [list(polygon) for polygon in self.polygons]}
@@ -123,14 +125,13 @@ class Scribble:
         if self.width <= 0:
             raise ValueError(f"scribble: expected a positive width, got {self.width}")
 
-    def pixels(self, height: int, width: int, name: str) -> np.ndarray:
+    def boxed(self, height: int, width: int, name: str) -> BoxedMask:
         points = np.array(self.points)
         radius = max(self.width / 2, math.sqrt(0.5))
         top = max(math.ceil(points[:, 1].min() - radius), 0)
         bottom = min(math.floor(points[:, 1].max() + radius), height - 1)
-        mask = np.zeros((height, width), np.uint8)
         if bottom < top:
-            return mask
+            return BoxedMask.empty(height, width)
         # Each segment covers one span of columns per row: +1 where it starts, -1 behind its end, summed along the rows
         steps = np.zeros((bottom - top + 1, width + 1), np.int32)
         for start, end in zip(points, points[1:] if len(points) > 1 else points, strict=False):
@@ -145,8 +146,7 @@ class Scribble:
             rows = rows[inside] - top
             steps[rows, first[inside].astype(np.int64)] += 1
             steps[rows, last[inside].astype(np.int64) + 1] -= 1
-        mask[top : bottom + 1] = np.cumsum(steps, axis=1, out=steps)[:, :-1] > 0
-        return mask
+        return BoxedMask.trimmed(height, width, top, 0, np.cumsum(steps, axis=1, out=steps)[:, :-1] > 0)
 
     def to_json(self) -> dict[str, Any]:
         return {"type": "scribble", "points": [list(point) for point in self.points], "width": self.width}
@@ -176,12 +176,20 @@ class Rle:
         parse_counts(counts, height, width)
         return cls(height, width, counts)
 
-    def pixels(self, height: int, width: int, name: str) -> np.ndarray:
+    def boxed(self, height: int, width: int, name: str) -> BoxedMask:
         check_made_for(self.height, self.width, height, width, name)
         counts = parse_counts(self.counts, height, width)
-        values = np.zeros(len(counts), np.uint8)
-        values[1::2] = 1
-        return np.ascontiguousarray(np.repeat(values, counts).reshape(width, height).T)
+        ends = np.cumsum(counts)
+        marked = np.flatnonzero(counts[1::2]) * 2 + 1
+        if not len(marked):
+            return BoxedMask.empty(height, width)
+        # drawn are the columns from the first to the last marked pixel; the runs before and after are cut to them
+        left, right = int(ends[marked[0] - 1]) // height, int(ends[marked[-1]] - 1) // height + 1
+        ends = np.clip(ends, left * height, right * height)
+        values = np.zeros(len(counts), bool)
+        values[1::2] = True
+        columns = np.repeat(values, np.diff(ends, prepend=left * height)).reshape(right - left, height)
+        return BoxedMask.trimmed(height, width, 0, left, columns.T)
 
     def to_json(self) -> dict[str, Any]:
         return {"type": "rle", "size": [self.height, self.width], "counts": self.counts.decode("ascii")}
@@ -212,35 +220,29 @@ class Bitmap:
             mask = mask > 0.5
         elif mask.dtype.kind not in "biu":
             raise ValueError(f"mask: expected bool, integer or float values, got {mask.dtype}")
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        if not len(rows):
-            return cls(height, width, 0, 0, 0, 0, b"")
-        top, left = int(rows[0]), int(columns[0])
-        mask = mask[top : rows[-1] + 1, left : columns[-1] + 1]
-        marked = mask != 0
-        if is_label_map(mask, marked):
+        boxed = BoxedMask.of(mask)
+        rows, columns = boxed.pixels.shape
+        if rows and is_label_map(mask[boxed.top :, boxed.left :][:rows, :columns], boxed.pixels):
             raise ValueError(
                 "mask: expected one object, got integers of several values, as a label map has; pass "
                 "Region.from_labels(array) for a region of each label, or array == label for one"
                 + ("; for boxes pass [x0, y0, x1, y1] for each" if width == 4 else "")
             )
-        return cls(height, width, top, left, len(marked), len(marked[0]), np.packbits(marked).tobytes())
+        return cls(height, width, boxed.top, boxed.left, rows, columns, np.packbits(boxed.pixels).tobytes())
 
     @property
     def is_empty(self) -> bool:
         return self.box_height == 0
 
-    def pixels(self, height: int, width: int, name: str) -> np.ndarray:
+    def boxed(self, height: int, width: int, name: str) -> BoxedMask:
         hint = "; for boxes pass [x0, y0, x1, y1] for each" if self.width == 4 else ""
         check_made_for(self.height, self.width, height, width, name, hint)
-        mask = np.zeros((height, width), np.uint8)
         bits = np.unpackbits(np.frombuffer(self.bits, np.uint8), count=self.box_height * self.box_width)
-        rows, columns = slice(self.top, self.top + self.box_height), slice(self.left, self.left + self.box_width)
-        mask[rows, columns] = bits.reshape(self.box_height, self.box_width)
-        return mask
+        pixels = bits.view(bool).reshape(self.box_height, self.box_width)
+        return BoxedMask(height, width, self.top, self.left, pixels)
 
     def to_json(self) -> dict[str, Any]:
-        counts = compress_mask(self.pixels(self.height, self.width, "mask"))
+        counts = compress_mask(self.boxed(self.height, self.width, "mask").full())
         return Rle(self.height, self.width, counts).to_json()
 
 

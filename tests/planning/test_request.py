@@ -67,8 +67,8 @@ def test_marks_of_an_image() -> None:
     assert [(m.image, m.name) for m in marks] == [(0, "region 0"), (0, "region 1")]
     expected = np.zeros((20, 30))
     expected[3:13, 2:12] = 1
-    assert np.array_equal(marks[0].mask, expected)
-    assert marks[1].mask.all()
+    assert np.array_equal(marks[0].mask.full(), expected)
+    assert marks[1].mask.full().all()
 
 
 def test_marks_of_a_video() -> None:
@@ -80,7 +80,7 @@ def test_marks_of_a_video() -> None:
         (3, "region 0, frame 3"),
         (0, "region 1, frame 0"),
     ]
-    assert [int(np.flatnonzero(m.mask.any(0))[0]) for m in marks] == [1, 3, 0]
+    assert [m.mask.left for m in marks] == [1, 3, 0]
 
 
 def test_masks_are_drawn_when_they_are_looked_at() -> None:

@@ -17,6 +17,7 @@ from planning import AREA, BLACK, LINEAR, LITE, boxes_mask, model_config, plan_o
 
 from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.planning.views import Mark, ViewPlan, pixel_budget, plan_views, processor_size
+from pixelrefer_fast.regions.boxed_mask import BoxedMask
 
 # The spec, a second time
 
@@ -60,7 +61,8 @@ def _spec_mark(config: ModelConfig, mark: Mark, budget: int) -> dict[str, Any]:
     """Sections 1: the crop's view, the box, the mask's grid, the tokens."""
     lite = config.kind == "lite"
     height, width = mark.mask.shape
-    marked = np.argwhere(mark.mask)
+    mask = mark.mask.full()
+    marked = np.argwhere(mask)
     if not len(marked):
         view = _spec_view(config, budget, BLACK, (0, 0, 14, 14), (14, 14), LINEAR)
         return {"view": view, "box": (0, 0, 0, 0), "grid": np.zeros((1, 1)), "tokens": config.mask_num}
@@ -79,7 +81,7 @@ def _spec_mark(config: ModelConfig, mark: Mark, budget: int) -> dict[str, Any]:
     rows, columns = math.ceil(h * s / 14), math.ceil(w * s / 14)
     size = (rows * 14, columns * 14)
     resize = AREA if lite and not (size[0] >= h or size[1] >= w) else LINEAR
-    cut = mark.mask[crop[0] : crop[2], crop[1] : crop[3]].copy()
+    cut = mask[crop[0] : crop[2], crop[1] : crop[3]].copy()
     if lite:
         grid = _bilinear(cut.astype(np.float64), rows, columns)
         tokens = config.mask_num
@@ -192,7 +194,7 @@ def _requests(draw: st.DrawFn) -> tuple[list[tuple[int, int]], list[Mark]]:
             top, left = draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))
             bottom, right = draw(st.integers(top + 1, height)), draw(st.integers(left + 1, width))
             boxes.append((top, left, bottom, right))
-        marks.append(Mark(image, boxes_mask(height, width, *boxes), f"region {i}"))
+        marks.append(Mark(image, BoxedMask.of(boxes_mask(height, width, *boxes)), f"region {i}"))
     return sizes, marks
 
 
@@ -245,7 +247,7 @@ def test_lite_against_the_spec(request: tuple, mask_num: int, length: int) -> No
 )
 def test_full_against_the_spec(request: tuple, mask_num: int, length: int, merge: int) -> None:
     sizes, marks = request
-    marks = [m for m in marks if m.mask.any()]
+    marks = [m for m in marks if m.mask.area]
     assume(marks)
     config = model_config("full", mask_num, length)
     scene_budget, budget = _spec_budget(config, len(sizes), merge), _spec_budget(config, len(marks), 1)

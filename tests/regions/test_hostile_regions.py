@@ -151,7 +151,7 @@ def test_random_uncompressed_counts(size, counts):
     if valid:
         values = np.repeat(np.arange(len(counts)) % 2, counts).reshape(size[::-1]).T
         shape = Region.from_rle({"size": size, "counts": counts}).marks[0][1]
-        assert np.array_equal(shape.pixels(*size, "region"), values)
+        assert np.array_equal(shape.boxed(*size, "region").full(), values)
     else:
         with pytest.raises(ValueError, match=r"^RLE counts: expected"):
             Region.from_rle({"size": size, "counts": counts})

@@ -101,7 +101,7 @@ def test_triangles_hold_the_pixels_well_inside(corners):
         distances.append(math.copysign(1, area) * cross / math.dist((x0, y0), (x1, y1)))
     depth = np.min(distances, axis=0)
     shape = Region.from_polygon([corners]).marks[0][1]
-    filled = shape.pixels(20, 20, "region")
+    filled = shape.boxed(20, 20, "region").full()
     assert filled[depth > 1].all()
     assert not filled[depth < -1.5].any()
 
@@ -120,7 +120,7 @@ def test_scribbles_against_distances(points, width_quarters, size):
         place = np.clip((centres - start) @ (end - start) / span, 0, 1) if span else np.zeros(size)
         nearest = start + place[..., None] * (end - start)
         distance = np.minimum(distance, np.linalg.norm(centres - nearest, axis=-1))
-    filled = Region.from_scribble(points, width_quarters / 4).marks[0][1].pixels(height, image_width, "region")
+    filled = Region.from_scribble(points, width_quarters / 4).marks[0][1].boxed(height, image_width, "region").full()
     clear = np.abs(distance - radius) > 1e-6
     assert np.array_equal(filled[clear], (distance <= radius)[clear])
     assert filled[~clear].all()  # the edge belongs to the stroke
@@ -158,4 +158,4 @@ def test_json_round_trip(region):
     for (_, one), (_, other) in zip(region.marks, back.marks, strict=True):
         size = (getattr(one, "height", 20), getattr(one, "width", 20))
         size = tuple(value if isinstance(value, int) else 20 for value in size)
-        assert np.array_equal(one.pixels(*size, "region"), other.pixels(*size, "region"))
+        assert np.array_equal(one.boxed(*size, "region").full(), other.boxed(*size, "region").full())

@@ -239,7 +239,7 @@ def prepared(kind: str, media: Any, regions: Any) -> Inputs:
     source = FrameSource.of(opened)
     marked = as_regions(regions)
     frames = bind_regions(source, marked)
-    masks = torch.from_numpy(np.stack([m.mask for m in Request(source, marked, frames, ()).marks()]))
+    masks = torch.from_numpy(np.stack([m.mask.full() for m in Request(source, marked, frames, ()).marks()]))
     if not isinstance(opened, Video):
         options = {"mask_ids": [0] * len(masks), "image_downsampling": 1}
         return Inputs([opened], "image", masks, options)
