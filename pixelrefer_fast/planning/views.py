@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass, field
 from itertools import accumulate
 from typing import Any
 
@@ -26,7 +26,7 @@ EMPTY: Box = (0, 0, 0, 0)  # of a mask without a marked pixel
 PAD = 2 * PATCH  # pixels of context around an object's bounding box
 CELL = PATCH * PATCH
 MAX_CELLS = {"lite": 50, "full": 100}  # an object of more cells of 14x14 pixels is scaled down to that many
-DRAWN_ROWS = 4  # of a large mask, for each row of its grid: the two that are read, and one on either side
+DRAWN_WHOLE = 2**15  # pixels of a bounding box up to which it is quicker not to look for the rows that are read
 MIN_PIXELS = 56 * 56
 MAX_ASPECT = 200
 MAX_CROP_PIXELS = 2**27  # a few scattered pixels can ask for a crop of any size; this one takes 400 MB
@@ -177,8 +177,8 @@ def plan_views(
     budget = pixel_budget(config, max(len(scene), 1), scene_merge)
     for image in scene:
         height, width = sizes[image]
-        whole = View(image, 0, 0, height, width, height, width, LINEAR, 0, 0, scene_merge)
-        plan.scene.append(plan.add(_with_final(f"image {image}", whole, budget)))
+        whole, size = (0, 0, height, width), (height, width)
+        plan.scene.append(plan.add(_view(f"image {image}", image, whole, size, LINEAR, budget, scene_merge)))
 
     budget = pixel_budget(config, max(num_marks, 1))
     context: dict[int, tuple[int, ...]] = {}
@@ -189,11 +189,9 @@ def plan_views(
         size, mask_grid = _scale(mark, crop, config)
         if config.kind == "lite" and mark.image not in context:
             # made once per image, on its first object: every later one gets the first one's local view
-            context[mark.image] = tuple(
-                plan.add(_with_final(mark.name, v, budget)) for v in _context(mark, crop, config)
-            )
+            context[mark.image] = tuple(plan.add(view) for view in _context(mark, crop, config, budget))
         global_view, local_view = context.get(mark.image, (None, None))
-        view = _with_final(mark.name, _crop_view(mark, crop, size, config.kind), budget)
+        view = _crop_view(mark, crop, size, config.kind, budget)
         plan.marks.append(
             MarkPlan(
                 name=mark.name,
@@ -210,30 +208,30 @@ def plan_views(
     return plan
 
 
-def _crop_view(mark: Mark, crop: Box, size: tuple[int, int], kind: str) -> View:
-    """The scaled crop, before the image processor; an empty mask's is black."""
+def _crop_view(mark: Mark, crop: Box, size: tuple[int, int], kind: str, budget: int) -> View:
+    """The scaled crop; an empty mask's is black."""
     if crop == EMPTY:
-        return View(BLACK, 0, 0, PATCH, PATCH, PATCH, PATCH, LINEAR, 0, 0, 1)
+        return _view(mark.name, BLACK, (0, 0, PATCH, PATCH), (PATCH, PATCH), LINEAR, budget)
     shrinks = kind == "lite" and size[0] < crop[2] - crop[0] and size[1] < crop[3] - crop[1]
-    return View(mark.image, *crop, *size, AREA if shrinks else LINEAR, 0, 0, 1)
+    return _view(mark.name, mark.image, crop, size, AREA if shrinks else LINEAR, budget)
 
 
-def _context(mark: Mark, crop: Box, config: ModelConfig) -> tuple[View, View]:
+def _context(mark: Mark, crop: Box, config: ModelConfig, budget: int) -> tuple[View, View]:
     """Global and local view; the local view of an empty mask is the whole image."""
-    height, width = mark.mask.shape
-    whole: Box = (0, 0, height, width)
+    whole: Box = (0, 0, mark.mask.height, mark.mask.width)
     local = whole if crop == EMPTY else crop
     global_size, local_size = config.global_view_size, config.local_view_size
     return (
-        View(mark.image, *whole, global_size, global_size, AREA, 0, 0, 1),
-        View(mark.image, *local, local_size, local_size, AREA, 0, 0, 1),
+        _view(mark.name, mark.image, whole, (global_size, global_size), AREA, budget),
+        _view(mark.name, mark.image, local, (local_size, local_size), AREA, budget),
     )
 
 
-def _with_final(name: str, view: View, budget: int) -> View:
+def _view(name: str, image: int, box: Box, size: tuple[int, int], filter: int, budget: int, merge: int = 1) -> View:
+    """A box of an image, resized to `size`, and by the image processor to what its budget allows."""
     with labelled(name):
-        height, width = processor_size(view.height, view.width, PATCH * view.merge, budget)
-    return replace(view, final_height=height, final_width=width)
+        final_height, final_width = processor_size(*size, PATCH * merge, budget)
+    return View(image, *box, *size, filter, final_height, final_width, merge)
 
 
 def _crop_lite(mark: Mark) -> tuple[Box, Box]:
@@ -297,10 +295,11 @@ def _mask_grid_lite(mask: BoxedMask, crop: Box, rows: int, columns: int) -> np.n
     picture = np.zeros((height, right - left), np.float32)
     box_rows, box_columns = mask.pixels.shape
     drawn = picture[first_row : first_row + box_rows, first_column : first_column + box_columns]
-    if height > DRAWN_ROWS * rows:
-        # bilinear without antialiasing: an output row reads two rows; memory of the others is never touched
+    if mask.pixels.size > DRAWN_WHOLE:
+        # bilinear without antialiasing: an output row reads two rows. They are drawn with one more on either side;
+        # the memory of the others is never touched
         low = ((np.arange(rows) + 0.5) * height / rows - 0.5).astype(np.int64) - first_row
-        near = (low[:, None] + np.arange(-1, DRAWN_ROWS - 1)).ravel()
+        near = (low[:, None] + np.arange(-1, 3)).ravel()
         near = near[(near >= 0) & (near < box_rows)]
         drawn[near] = mask.pixels[near]
     else:

@@ -26,7 +26,8 @@ class BoxedMask:
     @classmethod
     def of(cls, mask: np.ndarray) -> BoxedMask:
         """Of a whole mask (H, W) of any dtype and strides: anything but 0 is marked. It may share the mask's memory."""
-        return cls.trimmed(*mask.shape, 0, 0, mask)
+        height, width = mask.shape
+        return cls.trimmed(height, width, 0, 0, mask)
 
     @classmethod
     def trimmed(cls, height: int, width: int, top: int, left: int, part: np.ndarray) -> BoxedMask:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from planning import boxes_mask, plan_of
+from plans import boxes_mask, plan_of
 
 from pixelrefer_fast.encoding.encoder import PassLayout
 from pixelrefer_fast.encoding.object_tokenizer import kmeans_starts

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from kernel_place import INTERPRETED
-from planning import AREA, BLACK, LINEAR, boxes_mask, marks_of, model_config
+from plans import AREA, BLACK, LINEAR, boxes_mask, marks_of, model_config
 
 from pixelrefer_fast.device.launches import Launch, listen
 from pixelrefer_fast.kernels import view_patches as kernel

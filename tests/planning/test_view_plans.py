@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from planning import AREA, BLACK, FULL, LINEAR, LITE, boxes_mask, marks_of, model_config, plan_of
+from plans import AREA, BLACK, FULL, LINEAR, LITE, boxes_mask, marks_of, model_config, plan_of
 
 from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.planning.views import ViewPlan, plan_views

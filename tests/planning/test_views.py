@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from planning import AREA, BLACK, LINEAR, LITE, boxes_mask, model_config, plan_of
+from plans import AREA, BLACK, LINEAR, LITE, boxes_mask, model_config, plan_of
 
 from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.planning.views import Mark, ViewPlan, pixel_budget, plan_views, processor_size
