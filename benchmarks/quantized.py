@@ -29,7 +29,7 @@ def row(name: str, device: str, dtype: str, kind: str | None, questions: int) ->
     from pixelrefer_fast.world.evaluate import evaluate
 
     try:
-        model = pf.load(name, device=device, dtype=dtype, quantization=kind)
+        model = pf.load(name, device=device, dtype=dtype, quantization=kind, feature_bytes=0)
     except ValueError as error:
         return {"kind": kind, "refused": str(error)}
     evaluate(model, questions=45)  # warm

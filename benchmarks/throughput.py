@@ -117,7 +117,7 @@ def benchmark(
     """Measure every load."""
     import pixelrefer_fast as pf
 
-    model = pf.load(name, device=device, dtype=dtype)
+    model = pf.load(name, device=device, dtype=dtype, feature_bytes=0)
     rows = []
     for load in LOADS:
         print(f"{load} ...", file=sys.stderr)

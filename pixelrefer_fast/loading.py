@@ -19,7 +19,10 @@ from pixelrefer_fast.checkpoint.quantization import check_kind, quantise
 from pixelrefer_fast.checkpoint.tokenizer import tokenizer_files
 from pixelrefer_fast.checks.values import is_integer, shortened, shown
 from pixelrefer_fast.device.graphs import GraphCache
+from pixelrefer_fast.encoding.kept_features import KeptFeatures
 from pixelrefer_fast.model import PixelRefer, PixelReferLite
+
+FEATURE_BYTES = 1 << 27  # of a 2B model: about fifteen images of 1080p
 
 
 def auto_device(device: str | torch.device = "auto") -> torch.device:
@@ -66,6 +69,7 @@ def load(
     backend: str = "auto",
     graph_bytes: int = 0,
     quantization: str | None = None,
+    feature_bytes: int = FEATURE_BYTES,
 ) -> PixelRefer | PixelReferLite:
     """Load a checkpoint in the released layout, or one of the two small trained models inside this package.
 
@@ -80,6 +84,9 @@ def load(
             recently used is dropped first). 0 captures none.
         quantization: "int8", "fp8" or "int4": quantizes the weights of the LLM's linear layers by torchao. This changes
             answers; such a model can answer, but not be saved or trained.
+        feature_bytes: memory for features of images that were asked about, and for copies of these images by which
+            they are known again; asking again about an image then encodes only what was not asked before. The least
+            recently used is dropped first. 0 keeps none.
 
     Returns:
         PixelRefer or PixelReferLite, depending on the checkpoint.
@@ -94,6 +101,7 @@ def load(
     precision = auto_dtype(dtype, target)
     ops.check_backend(backend)
     graphs = _graphs(graph_bytes, target)
+    kept = _kept_features(feature_bytes)
     check_kind(quantization)
     checkpoint = open_checkpoint(path_or_hub_id)
     model = empty_model(checkpoint, backend)  # before sizes that only config.json claims take memory
@@ -104,6 +112,7 @@ def load(
     if quantization is not None:
         quantise(model.network.llm, quantization)
         model.network.quantization = quantization
+    model.network.kept_features = kept
     model.network.loaded(digests)
     return model
 
@@ -172,6 +181,12 @@ def _graphs(limit: int, device: torch.device) -> GraphCache | None:
     if reason := graphs.unusable(device):
         raise ValueError(f"graph_bytes: expected 0 on {device}, got {limit}: {reason}")
     return graphs
+
+
+def _kept_features(limit: int) -> KeptFeatures | None:
+    if not is_integer(limit) or limit < 0:
+        raise ValueError(f"feature_bytes: expected a number of bytes, 0 or more, got {limit!r}")
+    return KeptFeatures(int(limit)) if limit else None
 
 
 def _optional(model: PixelRefer | PixelReferLite) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, ClassVar
 
@@ -22,6 +22,7 @@ from pixelrefer_fast.decoding.prompt import Prompt, build_prompt
 from pixelrefer_fast.device.stages import stage
 from pixelrefer_fast.device.transfers import upload
 from pixelrefer_fast.encoding.encoder import VisionEncoder
+from pixelrefer_fast.encoding.kept_features import KeptFeatures
 from pixelrefer_fast.encoding.object_tokenizer import ObjectTokenizer
 from pixelrefer_fast.encoding.objects import Objects, SceneTokens
 from pixelrefer_fast.encoding.patches import pack_patches
@@ -54,6 +55,7 @@ class Network(nn.Module):
     Attributes:
         quantization: how the LLM's linear layers are quantised; None: they are not.
         segmenter: makes the masks of regions that are given as points.
+        kept_features: of images that were asked about; None: none are kept.
 
     Raises:
         ops.BackendError: the backend serves nothing here.
@@ -80,6 +82,7 @@ class Network(nn.Module):
         self.backend = backend
         self.quantization: str | None = None
         self.segmenter: Segmenter = GrabCut()
+        self.kept_features: KeptFeatures | None = None
         self.encoder = VisionEncoder(config.vision)
         self.object_tokenizer = ObjectTokenizer(config)
         self.projector = VisionProjector(config.vision.hidden_size, config.llm["hidden_size"])
@@ -193,7 +196,12 @@ class Network(nn.Module):
 
     @torch.inference_mode()
     def encode(
-        self, plan: ViewPlan, source: FrameSource, starts: Starts, scenes: Sequence[tuple[int, ...]]
+        self,
+        plan: ViewPlan,
+        source: FrameSource,
+        starts: Starts,
+        scenes: Sequence[tuple[int, ...]],
+        kept: KeptFeatures | None = None,
     ) -> tuple[torch.Tensor, list[SceneTokens | None]]:
         """From pixels to object tokens and, in Full, vision tokens.
 
@@ -202,6 +210,7 @@ class Network(nn.Module):
             source: their pixels.
             starts: makes the first centroids.
             scenes: the views of each request's whole images or frames, in order; empty where none is wanted.
+            kept: what it knows of the views is not encoded again, and it learns the rest.
 
         Returns:
             Object tokens (T, C) of all marks, and the vision tokens of each request.
@@ -210,10 +219,22 @@ class Network(nn.Module):
             ValueError: a frame that cannot be read, a k-means start that does not fit.
         """
         on_host, centroids = self.select(plan, starts)
-        patches, selection, centroids = self.views(plan, source, on_host, centroids)
-        features = self.features(patches, plan.grids, selection.reads)
+        known = {} if kept is None else kept.find(plan, source, on_host, self._encoder_state())
+        fresh = [v for v in range(len(plan.views)) if v not in known]
+        rest = plan if len(fresh) == len(plan.views) else plan.only(fresh)
+        packed, selection, centroids = self.views(rest, source, on_host, centroids)
+        reads = selection.reads_of(plan, fresh)
+        features = self.features(packed, rest.grids, reads)
+        if kept is not None:
+            features = kept.complete(plan, source, selection, features, known)
         tokens = self.object_tokens(features, selection, centroids)
+        patches = dict(zip(fresh, packed.split([plan.views[v].patches for v in fresh]), strict=True))
         return tokens, self.scene_tokens(plan, scenes, selection, patches, features)
+
+    def _encoder_state(self) -> Hashable:
+        """What features depend on beside pixels: changes with every change of the encoder's weights."""
+        weights = ((w.data_ptr(), 0 if w.is_inference() else w._version) for w in self.encoder.parameters())
+        return self.backend, self.dtype, *weights
 
     @stage("views")
     def views(
@@ -262,10 +283,10 @@ class Network(nn.Module):
         plan: ViewPlan,
         scenes: Sequence[tuple[int, ...]],
         selection: Selection,
-        patches: torch.Tensor,
+        patches: Mapping[int, torch.Tensor],
         features: torch.Tensor,
     ) -> list[SceneTokens | None]:
-        """Full: the vision tokens of each request's whole images or frames."""
+        """Full: the vision tokens of each request's whole images or frames; `patches` of the frames of videos."""
         return [None] * len(scenes)
 
     def vision_tokens(self, features: torch.Tensor, frames: Sequence[tuple[int, int, int]]) -> list[torch.Tensor]:
@@ -396,7 +417,7 @@ class FullNetwork(Network):
         plan: ViewPlan,
         scenes: Sequence[tuple[int, ...]],
         selection: Selection,
-        patches: torch.Tensor,
+        patches: Mapping[int, torch.Tensor],
         features: torch.Tensor,
     ) -> list[SceneTokens | None]:
         rows = selection.first_rows
@@ -420,16 +441,13 @@ class FullNetwork(Network):
 
 
 def _kept_tokens(
-    plan: ViewPlan, scenes: Collection[tuple[int, ...]], patches: torch.Tensor
+    plan: ViewPlan, scenes: Collection[tuple[int, ...]], patches: Mapping[int, torch.Tensor]
 ) -> dict[tuple[int, ...], torch.Tensor]:
     """Which vision tokens of videos are kept, in host memory."""
     order = sorted(scenes)
     if not order:
         return {}
-    first = plan.first_rows
-    flags = [
-        kept_cells([patches[first[v] : first[v + 1]] for v in scene], plan.views[scene[0]].merge) for scene in order
-    ]
+    flags = [kept_cells([patches[v] for v in scene], plan.views[scene[0]].merge) for scene in order]
     # the one wait of a pass: the length of a video's prompt depends on its pixels
     together = torch.cat(flags).cpu()
     return dict(zip(order, together.split([len(f) for f in flags]), strict=True))

@@ -171,11 +171,11 @@ def assets() -> Path:
 def lite(assets: Path) -> Any:
     import pixelrefer_fast
 
-    return pixelrefer_fast.load(assets / "lite", device="cpu", dtype="float32")
+    return pixelrefer_fast.load(assets / "lite", device="cpu", dtype="float32", feature_bytes=0)
 
 
 @pytest.fixture(scope="session")
 def full(assets: Path) -> Any:
     import pixelrefer_fast
 
-    return pixelrefer_fast.load(assets / "full", device="cpu", dtype="float32")
+    return pixelrefer_fast.load(assets / "full", device="cpu", dtype="float32", feature_bytes=0)

@@ -99,6 +99,8 @@ def test_auto_dtype_of_a_gpu(monkeypatch: pytest.MonkeyPatch, capability, expect
         ({"dtype": "float64"}, "dtype: expected 'auto' or one of"),
         ({"dtype": torch.int8}, "dtype: expected 'auto' or one of"),
         ({"backend": "best"}, "backend: expected one of .* got 'best'"),
+        ({"feature_bytes": -1}, "feature_bytes: expected a number of bytes, 0 or more, got -1"),
+        ({"feature_bytes": "1G"}, "feature_bytes: expected a number of bytes, 0 or more, got '1G'"),
         ({"graph_bytes": -1}, "graph_bytes: expected a number of bytes, 0 or more, got -1"),
         ({"graph_bytes": 1.5}, "graph_bytes: expected a number of bytes, 0 or more, got 1.5"),
         ({"graph_bytes": 2**20}, "graph_bytes: expected 0 on cpu, got 1048576: CUDA graphs exist on cuda only"),

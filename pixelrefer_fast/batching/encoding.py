@@ -139,7 +139,9 @@ def _encode(network: Network, batch: Sequence[Prepared], scenes: SceneCache) -> 
             ]
         )
 
-    tokens, found = network.encode(joint.plan, joint.source, starts, [part.scene for part in joint.parts])
+    tokens, found = network.encode(
+        joint.plan, joint.source, starts, [part.scene for part in joint.parts], network.kept_features
+    )
     with torch.inference_mode(False):
         tokens = tokens.clone()  # tells whether it was written to, which `decoding.prefixes.content` wants to know
     objects = []

@@ -111,14 +111,21 @@ def together(sources: Sequence[FrameSource], first: Sequence[int]) -> FrameSourc
     """All frames of the sources, numbered from `first` on each; they are read source by source, in the order asked."""
     bounds = [*first, sum(len(s.sizes) for s in sources)]
 
+    def owner_of(number: int) -> int:
+        return next(i for i in range(len(sources)) if bounds[i] <= number < bounds[i + 1])
+
     def read(numbers: Sequence[int]) -> Iterator[np.ndarray]:
         start = 0
         while start < len(numbers):
-            owner = next(i for i in range(len(sources)) if bounds[i] <= numbers[start] < bounds[i + 1])
+            owner = owner_of(numbers[start])
             stop = start
             while stop < len(numbers) and bounds[owner] <= numbers[stop] < bounds[owner + 1]:
                 stop += 1
             yield from sources[owner].read([n - bounds[owner] for n in numbers[start:stop]])
             start = stop
 
-    return FrameSource(None, [size for s in sources for size in s.sizes], None, read)
+    def held(number: int) -> np.ndarray | None:
+        owner = owner_of(number)
+        return sources[owner].held(number - bounds[owner])
+
+    return FrameSource(None, [size for s in sources for size in s.sizes], None, read, held)

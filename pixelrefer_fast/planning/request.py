@@ -38,12 +38,14 @@ class FrameSource:
         sizes: (height, width) of each.
         times: seconds of each frame of a video, None for images.
         read: frames by number, in the order asked, (H, W, 3) uint8 each.
+        held: a frame by its number where it lies in memory as it is, else None.
     """
 
     name: str | None
     sizes: Sequence[tuple[int, int]]
     times: Sequence[float] | None
     read: Callable[[Sequence[int]], Iterator[np.ndarray]]
+    held: Callable[[int], np.ndarray | None] = lambda number: None
 
     @classmethod
     def of(cls, media: np.ndarray | Video, name: str | None = None) -> FrameSource:
@@ -57,7 +59,8 @@ class FrameSource:
         cls, images: Sequence[np.ndarray], times: Sequence[float] | None = None, name: str | None = None
     ) -> FrameSource:
         """Of images or frames in memory."""
-        return cls(name, [i.shape[:2] for i in images], times, lambda numbers: (images[n] for n in numbers))
+        sizes = [i.shape[:2] for i in images]
+        return cls(name, sizes, times, lambda numbers: (images[n] for n in numbers), images.__getitem__)
 
     @property
     def video(self) -> bool:

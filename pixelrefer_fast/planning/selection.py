@@ -30,6 +30,11 @@ class Selection:
     local_groups: Groups  # no object in Full
     global_groups: Groups
 
+    def reads_of(self, plan: ViewPlan, views: Sequence[int]) -> torch.Tensor:
+        """`reads` of some views of the plan that this was made for, in the order given."""
+        by_view = self.reads.split([v.patches for v in plan.views])
+        return torch.cat([self.reads[:0], *(by_view[v] for v in views)])
+
     def to(self, device: torch.device) -> Selection:
         """The tables on `device`, in one copy; `reads` stays."""
         local_groups, global_groups = self.local_groups, self.global_groups

@@ -98,6 +98,10 @@ class ViewPlan:
             self.views.append(view)
         return self._index[view]
 
+    def only(self, views: Sequence[int]) -> ViewPlan:
+        """Some of the views, in the order given, and no marks."""
+        return ViewPlan([self.views[v] for v in views])
+
     def table(self, views: Sequence[int] | None = None) -> torch.Tensor:
         """(V, 11) int64, a row a view, as `ops.view_patches` takes it; of some views, in the order given, or of all."""
         chosen = self.views if views is None else [self.views[v] for v in views]

@@ -267,7 +267,7 @@ class Clicks:
         if not any(self.labels):
             raise ValueError("labels: expected at least one point on the object (label 1), got none")
 
-    def pixels(self, height: int, width: int, name: str) -> np.ndarray:
+    def boxed(self, height: int, width: int, name: str) -> BoxedMask:
         raise ValueError(f"{name}: expected a mask, got points, of which a segmenter makes one (pf.segment)")
 
     def to_json(self) -> dict[str, Any]:

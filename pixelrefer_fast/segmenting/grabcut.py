@@ -83,7 +83,7 @@ def _segment(picture: np.ndarray, prompt: SegmentPrompt, frame: int | None) -> S
     mask = cut if scale == 1 else cv2.resize(cut, (width, height), interpolation=cv2.INTER_NEAREST)
     if prompt.box is None:
         return Segment(region_of(mask, frame), rough=True)
-    inside = prompt.box.pixels(height, width, "box")
+    inside = prompt.box.boxed(height, width, "box").full()
     mask = mask & inside
     if mask.sum() < LEAST_OF_BOX * inside.sum():
         return Segment(region_of(inside, frame), rough=True)
@@ -100,7 +100,7 @@ def _certain(picture: np.ndarray, prompt: SegmentPrompt, scales: tuple[float, fl
     else:
         box = prompt.box
         small = Box(box.x0 * scales[0], box.y0 * scales[1], box.x1 * scales[0], box.y1 * scales[1])
-        certain = np.where(small.pixels(height, width, "box") > 0, cv2.GC_PR_FGD, cv2.GC_BGD).astype(np.uint8)
+        certain = np.where(small.boxed(height, width, "box").full() > 0, cv2.GC_PR_FGD, cv2.GC_BGD).astype(np.uint8)
     if prompt.clicks is None:
         return certain
     places = _places(prompt.clicks, scales, height, width)

@@ -30,7 +30,7 @@ def model(request: pytest.FixtureRequest) -> Any:
     """The bundled checkpoints with random weights, and the trained ones."""
     if not is_embedded(request.param):
         return request.getfixturevalue(request.param)
-    return pf.load(request.param, device="cpu", dtype="float32")
+    return pf.load(request.param, device="cpu", dtype="float32", feature_bytes=0)
 
 
 @pytest.fixture(scope="module")

@@ -14,14 +14,14 @@ from pixelrefer_fast.bench.run.effort import Effort
 def small_lite() -> Any:
     import pixelrefer_fast
 
-    return pixelrefer_fast.load("embedded:lite", device="cpu", dtype="float32")
+    return pixelrefer_fast.load("embedded:lite", device="cpu", dtype="float32", feature_bytes=0)
 
 
 @pytest.fixture(scope="session")
 def small_full() -> Any:
     import pixelrefer_fast
 
-    return pixelrefer_fast.load("embedded:full", device="cpu", dtype="float32")
+    return pixelrefer_fast.load("embedded:full", device="cpu", dtype="float32", feature_bytes=0)
 
 
 @pytest.fixture

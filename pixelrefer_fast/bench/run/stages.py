@@ -144,6 +144,8 @@ class StagedQuestion:
         self.end()
         self._calls = {name: [] for name in STAGES}
         network, options = self.model.network, EncodeOptions()
+        if network.kept_features is not None:
+            network.kept_features.clear()  # every stage has all of its work to do
         with listen(self._keep):
             request = network.bind(self.opened.media, self.opened.source, self.regions, options)
             bound = Bound(request, self.question, options, self.generation)

@@ -49,7 +49,7 @@ def run_demo(folder: Path, seed: int | None = None, out: TextIO | None = None) -
         video: answers.check_writable(folder / f"{'video' if video else 'image'}.png") for video in (False, True)
     }
     seed = SEED if seed is None else seed
-    models = {name: pixelrefer_fast.load(name) for name in NAMES}
+    models = {name: pixelrefer_fast.load(name, feature_bytes=0) for name in NAMES}
     report: dict[str, Any] = {"seed": seed, "models": dict(TITLES)}
     for video, target in targets.items():
         scene = make_scene(seed, "heldout", video)
