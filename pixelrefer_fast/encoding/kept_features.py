@@ -141,7 +141,9 @@ class KeptFeatures:
         known = {}
         for place in dict.fromkeys(view.image for view in plan.views):
             pixels = _held(source, place)
-            for number in () if pixels is None else self._by_glance.get(_glance(pixels), ()):
+            if pixels is None:
+                continue
+            for number in self._by_glance.get(_glance(pixels), ()):
                 if np.array_equal(self._images[number].pixels, pixels):
                     self._images.move_to_end(number)
                     known[place] = self._images[number]
