@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, ClassVar
 
@@ -219,22 +219,16 @@ class Network(nn.Module):
             ValueError: a frame that cannot be read, a k-means start that does not fit.
         """
         on_host, centroids = self.select(plan, starts)
-        known = {} if kept is None else kept.find(plan, source, on_host, self._encoder_state())
+        known = {} if kept is None else kept.find(plan, source, on_host, (self.backend, *self.encoder.state()))
         fresh = [v for v in range(len(plan.views)) if v not in known]
-        rest = plan if len(fresh) == len(plan.views) else plan.only(fresh)
+        rest = plan.only(fresh)
         packed, selection, centroids = self.views(rest, source, on_host, centroids)
-        reads = selection.reads_of(plan, fresh)
-        features = self.features(packed, rest.grids, reads)
+        features = self.features(packed, rest.grids, selection.reads_of(plan, fresh))
         if kept is not None:
             features = kept.complete(plan, source, selection, features, known)
         tokens = self.object_tokens(features, selection, centroids)
         patches = dict(zip(fresh, packed.split([plan.views[v].patches for v in fresh]), strict=True))
         return tokens, self.scene_tokens(plan, scenes, selection, patches, features)
-
-    def _encoder_state(self) -> Hashable:
-        """What features depend on beside pixels: changes with every change of the encoder's weights."""
-        weights = ((w.data_ptr(), 0 if w.is_inference() else w._version) for w in self.encoder.parameters())
-        return self.backend, self.dtype, *weights
 
     @stage("views")
     def views(

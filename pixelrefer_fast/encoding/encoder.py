@@ -255,6 +255,10 @@ class VisionEncoder(nn.Module):
                 self._tables[key] = rope2d_table(key[0], self.config.head_dim, device)
         return self._tables[key]
 
+    def state(self) -> tuple[tuple[int, int, torch.dtype], ...]:
+        """What features depend on beside pixels: changes with every change of the weights."""
+        return tuple((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype) for p in self.parameters())
+
     def checkpoint_slots(self) -> dict[str, torch.Tensor]:
         """Where each tensor of a released checkpoint goes: views of the parameters by checkpoint key."""
         slots: dict[str, torch.Tensor] = {}
