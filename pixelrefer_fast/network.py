@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, ClassVar
 
@@ -26,7 +26,7 @@ from pixelrefer_fast.encoding.kept_features import KeptFeatures
 from pixelrefer_fast.encoding.object_tokenizer import ObjectTokenizer
 from pixelrefer_fast.encoding.objects import Objects, SceneTokens
 from pixelrefer_fast.encoding.patches import pack_patches
-from pixelrefer_fast.encoding.projector import VisionProjector, kept_cells
+from pixelrefer_fast.encoding.projector import VisionProjector, kept_tokens
 from pixelrefer_fast.media import Media, Video
 from pixelrefer_fast.planning.merge import plan_request
 from pixelrefer_fast.planning.options import EncodeOptions
@@ -419,7 +419,7 @@ class FullNetwork(Network):
         frames = [(rows[v], rows[v + 1], plan.views[v].merge) for v in views]
         projected = dict(zip(views, self.vision_tokens(features, frames), strict=True))
         videos = {s for s in scenes if len(s) > 1 and plan.views[s[0]].merge > 1}
-        kept = _kept_tokens(plan, videos, patches)
+        kept = kept_tokens(plan, videos, patches)
         made: dict[tuple[int, ...], SceneTokens | None] = {(): None}
         for scene in scenes:
             if scene not in made:
@@ -432,19 +432,6 @@ class FullNetwork(Network):
                 counts = tuple(len(projected[v]) for v in scene)
                 made[scene] = SceneTokens(tokens, kept.get(scene, everything), counts)
         return [made[scene] for scene in scenes]
-
-
-def _kept_tokens(
-    plan: ViewPlan, scenes: Collection[tuple[int, ...]], patches: Mapping[int, torch.Tensor]
-) -> dict[tuple[int, ...], torch.Tensor]:
-    """Which vision tokens of videos are kept, in host memory."""
-    order = sorted(scenes)
-    if not order:
-        return {}
-    flags = [kept_cells([patches[v] for v in scene], plan.views[scene[0]].merge) for scene in order]
-    # the one wait of a pass: the length of a video's prompt depends on its pixels
-    together = torch.cat(flags).cpu()
-    return dict(zip(order, together.split([len(f) for f in flags]), strict=True))
 
 
 def places_of(mask: torch.Tensor) -> torch.Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from pixelrefer_fast.planning.views import ViewPlan
 
 # Mean absolute difference of a cell's normalised (-1..1) values, times 255, above which it counts as changed.
 CHANGED = 0.1
@@ -61,3 +63,16 @@ def kept_cells(frames: Sequence[torch.Tensor], merge: int) -> torch.Tensor:
         changed[0] |= ~changed.any()
         kept.append(changed)
     return torch.cat(kept)
+
+
+def kept_tokens(
+    plan: ViewPlan, scenes: Collection[tuple[int, ...]], patches: Mapping[int, torch.Tensor]
+) -> dict[tuple[int, ...], torch.Tensor]:
+    """Which vision tokens of videos are kept, in host memory."""
+    order = sorted(scenes)
+    if not order:
+        return {}
+    flags = [kept_cells([patches[v] for v in scene], plan.views[scene[0]].merge) for scene in order]
+    # the one wait of a pass: the length of a video's prompt depends on its pixels
+    together = torch.cat(flags).cpu()
+    return dict(zip(order, together.split([len(f) for f in flags]), strict=True))
