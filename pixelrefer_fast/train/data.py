@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -154,6 +155,15 @@ class TokenBatches(Sampler[list[int]]):
                 count += 1
                 yield index
             number += 1
+
+
+def begin_worker(number: int) -> None:
+    """What a process that reads items does first, as `worker_init_fn`: it leaves alone what it inherited.
+
+    Its parent may have decoded videos. FFmpeg's converters, freed by the garbage collector, would wait for threads that
+    a fork does not take along.
+    """
+    gc.freeze()
 
 
 class Collator:

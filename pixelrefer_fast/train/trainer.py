@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from pixelrefer_fast.train.config import Stage, TrainConfig
-from pixelrefer_fast.train.data import Collator, Items, TokenBatches
+from pixelrefer_fast.train.data import Collator, Items, TokenBatches, begin_worker
 from pixelrefer_fast.train.module import TrainingModel
 from pixelrefer_fast.train.optimizer import MuonAdamW
 from pixelrefer_fast.train.parts import learning_state, load_learning_state, parameter_groups
@@ -90,6 +90,7 @@ class StageTrainer(Trainer):
             batch_sampler=self.batches,
             collate_fn=self.data_collator,
             num_workers=workers,
+            worker_init_fn=begin_worker,
             persistent_workers=workers > 0,
         )
 

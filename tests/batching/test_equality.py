@@ -17,6 +17,7 @@ from pixelrefer_fast.checkpoint.embedded import EMBEDDED_FULL, EMBEDDED_LITE, is
 from pixelrefer_fast.decoding.options import Generation
 from pixelrefer_fast.planning.options import EncodeOptions
 from pixelrefer_fast.planning.request import FrameSource, Request
+from pixelrefer_fast.regions.boxed_mask import BoxedMask
 from pixelrefer_fast.verify.case import RecordedCase
 from pixelrefer_fast.verify.replay import _plan
 
@@ -92,8 +93,8 @@ class _Drawn:
     def __init__(self, masks: dict[int, np.ndarray]) -> None:
         self.masks = masks
 
-    def mask(self, height: int, width: int, frame: int | None = None, *, name: str = "") -> np.ndarray:
-        return self.masks[frame if frame is not None else next(iter(self.masks))]
+    def boxed(self, height: int, width: int, frame: int | None = None, *, name: str = "") -> BoxedMask:
+        return BoxedMask.of(self.masks[frame if frame is not None else next(iter(self.masks))])
 
     def to_json(self) -> dict[str, Any]:
         return {}

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from pixelrefer_fast.train.batch import Sample
 from pixelrefer_fast.train.config import Records, World
-from pixelrefer_fast.train.data import Collator, Items, TokenBatches
+from pixelrefer_fast.train.data import Collator, Items, TokenBatches, begin_worker
 from pixelrefer_fast.train.malformed import Malformed, MalformedError, MalformedLog
 from pixelrefer_fast.train.module import TrainingModel
 from pixelrefer_fast.train.records_source import RecordsSource
@@ -209,7 +209,12 @@ def test_items_are_read_by_other_processes_as_well(world_folder: Path, lite: Any
     collate = Collator(items, lite.config, lite.tokenizer, None)
     order = [[0, 1, 2], [3, 4]]
     (own, other), (again, last) = (
-        [batch["batch"] for batch in DataLoader(items, batch_sampler=order, collate_fn=collate, num_workers=workers)]
+        [
+            batch["batch"]
+            for batch in DataLoader(
+                items, batch_sampler=order, collate_fn=collate, num_workers=workers, worker_init_fn=begin_worker
+            )
+        ]
         for workers in (0, 1)
     )
     assert torch.equal(own.patches, again.patches)
