@@ -16,6 +16,8 @@ import pytest
 from command_line import ASSETS, FakeModel, default_signals, one_error_line
 from PIL import Image
 
+from pixelrefer_fast.batching import Answer
+
 
 @pytest.mark.parametrize(
     ("error", "code", "said"),
@@ -77,10 +79,11 @@ CLOSED = """
 import os, sys
 import pixelrefer_fast
 from pixelrefer_fast import cli
+from pixelrefer_fast.batching import Answer
 class Model:
     def describe(self, media, regions, question=None, **options):
         print("a library says hello"); print("and complains", file=sys.stderr); os.write(2, b"from C")
-        return ["x"]
+        return [Answer(0, "x", finish="stop")]
 pixelrefer_fast.load = lambda name, **where: Model()
 sys.exit(cli.main(sys.argv[1:]))
 """
@@ -141,7 +144,11 @@ def test_arguments_that_are_not_text(run: Callable[..., SimpleNamespace], image:
 def test_warnings_are_lines_on_stderr(
     run: Callable[..., SimpleNamespace], model: FakeModel, image: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model, "describe", lambda *_, **__: warnings.warn("region 0: tiny", stacklevel=1) or ["x"])
+    def warned(*_: object, **__: object) -> list[Answer]:
+        warnings.warn("region 0: tiny", stacklevel=1)
+        return [Answer(0, "x", finish="stop")]
+
+    monkeypatch.setattr(model, "describe", warned)
     result = run("describe", image, "--box", "1,1,9,9")
     assert result.out == "0: x\n"
     assert result.err == "warning: region 0: tiny\n"

@@ -89,7 +89,7 @@ def test_a_question_is_the_prompt_that_it_is_at_inference(model):
             (question, answer), request = sample.turns[0], sample.request
             plan = model.network.plan(request)
             tokens, scene = encode_plan(model, plan, request.source)
-            objects = model.network.objects_of(request, [m.tokens for m in plan.marks], tokens, scene)
+            objects = model.network.objects_of(request, [m.tokens for m in plan.marks], tokens, scene, "")
             embeds = model.network.embed_prompt(model.network.build_prompt(question, objects), objects)
             with torch.inference_mode():
                 wanted = model.network.llm(inputs_embeds=embeds[None], use_cache=False).logits[0, -1]

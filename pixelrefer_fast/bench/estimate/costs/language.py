@@ -97,13 +97,12 @@ def _llm_layers(config: ModelConfig, rows: int, machine: Machine) -> Iterator[Wo
     # one kernel where torch has one, six operations where it is counted as what it is made of
     passes, launches = (2, 1) if machine.kernels else (7, 6)
     yield machine.pointwise("norm", rows * width, passes, launches, 2 * layers + 1)
-    yield machine.linear("query", rows, width, width, times=layers)
-    yield machine.linear("key, value", rows, width, keys, times=2 * layers)
-    yield machine.pointwise("rotary position", rows * (width + keys), 10, 10, layers)
+    yield machine.linear("query, key, value", rows, width, width + 2 * keys, times=layers)
+    yield machine.pointwise("rotary position", rows * (width + keys), 10, 4, layers)
     yield machine.pointwise("keys and values, written", rows * keys, 4, 2, layers)
     yield machine.linear("out", rows, width, width, bias=False, times=layers)
     yield machine.pointwise("sums", rows * width, 3, 1, 2 * layers)
-    yield machine.linear("gate, up", rows, width, inner, bias=False, times=2 * layers)
+    yield machine.linear("gate, up", rows, width, 2 * inner, bias=False, times=layers)
     yield machine.pointwise("silu, product", rows * inner, 5, 2, layers)
     yield machine.linear("down", rows, inner, width, bias=False, times=layers)
 
