@@ -12,19 +12,19 @@ from pixelrefer_fast.media import Media, Video
 from pixelrefer_fast.planning.request import REGION_TAG
 from pixelrefer_fast.regions import Region
 from pixelrefer_fast.segmenting import marked_by
-from pixelrefer_fast.serving.media import Opened
+from pixelrefer_fast.serving.media import Fetched
 from pixelrefer_fast.serving.regions import read_regions
 from pixelrefer_fast.serving.schemas import (
     ChatRequest,
     ImagePart,
     InputImagePart,
     Json,
-    Marked,
+    MarkedFields,
     Message,
     RegionPart,
     TextPart,
     VideoPart,
-    Writing,
+    WritingFields,
 )
 from pixelrefer_fast.serving.state import State
 
@@ -35,7 +35,7 @@ _SAME_NAME = (
 
 
 @dataclass(frozen=True)
-class Asked:
+class ChatAsk:
     """The arguments of a model's `ask`."""
 
     media: Media | Objects
@@ -44,7 +44,7 @@ class Asked:
     options: dict[str, Any]
 
 
-def read_options(writing: Writing, most_tokens: int) -> dict[str, Any]:
+def read_options(writing: WritingFields, most_tokens: int) -> dict[str, Any]:
     """Options of the library's `Generation`, those that were given.
 
     Raises:
@@ -70,7 +70,7 @@ def _token(key: str) -> int:
     return int(key)
 
 
-def read_marked(state: State, marked: Marked, given: Sequence[Json]) -> tuple[Media, list[Region]]:
+def read_marked(state: State, marked: MarkedFields, given: Sequence[Json]) -> tuple[Media, list[Region]]:
     """The image or video of a request, and its regions.
 
     Raises:
@@ -80,7 +80,7 @@ def read_marked(state: State, marked: Marked, given: Sequence[Json]) -> tuple[Me
     return opened.media, _regions(state, opened.media, given)
 
 
-def read_media(state: State, marked: Marked) -> Opened:
+def read_media(state: State, marked: MarkedFields) -> Fetched:
     """The image or video of a request; ValueError as `read_marked`."""
     if (marked.image is None) == (marked.video is None):
         raise ValueError("image: expected either an image or a video, got both or none")
@@ -97,7 +97,7 @@ def _regions(state: State, media: Media, given: Sequence[Json]) -> list[Region]:
     return marked_by(state.segmenter, media, read_regions(given, media))
 
 
-def read_chat(state: State, chat: ChatRequest) -> Asked:
+def read_chat(state: State, chat: ChatRequest) -> ChatAsk:
     """What a chat completion asks.
 
     Raises:
@@ -118,7 +118,7 @@ def read_chat(state: State, chat: ChatRequest) -> Asked:
             raise ValueError("objects: expected no image, video or regions with them, which have theirs")
         if not text:
             raise ValueError("messages: expected a question about the objects, got none")
-        return Asked(state.encoded.get(chat.objects, chat.model), text, None, options)
+        return ChatAsk(state.encoded.get(chat.objects, chat.model), text, None, options)
     if opened is None:
         raise ValueError("messages: expected an image_url or a video_url, got none")
     regions = _regions(state, opened.media, given) if given else list(opened.marked)
@@ -129,15 +129,15 @@ def read_chat(state: State, chat: ChatRequest) -> Asked:
         text = DESCRIBE_VIDEO if video else DESCRIBE_IMAGE
     elif regions and REGION_TAG not in text:
         text = named_objects(text, len(regions), video)
-    return Asked(opened.media, text, regions, options)
+    return ChatAsk(opened.media, text, regions, options)
 
 
-def _read_messages(state: State, chat: ChatRequest) -> tuple[str, Opened | None, list[Json]]:
+def _read_messages(state: State, chat: ChatRequest) -> tuple[str, Fetched | None, list[Json]]:
     """Text, media and regions of all messages."""
     users = [message for message in chat.messages if message.role == "user"]
     if len(users) != 1 or any(message.role == "assistant" for message in chat.messages):
         raise ValueError("messages: expected one of a user, none of an assistant: each question stands by itself")
-    opened: Opened | None = None
+    opened: Fetched | None = None
     texts: list[str] = []
     sources: list[list[Json]] = [chat.regions or []]
     inline: list[Json] = []
@@ -169,7 +169,7 @@ def _parts(message: Message) -> list[TextPart | ImagePart | InputImagePart | Vid
     return list(message.content)
 
 
-def _read_part(state: State, part: ImagePart | InputImagePart | VideoPart) -> tuple[Opened, list[list[Json]]]:
+def _read_part(state: State, part: ImagePart | InputImagePart | VideoPart) -> tuple[Fetched, list[list[Json]]]:
     regions = [part.regions or []]
     if isinstance(part, InputImagePart):
         return state.reader.image(part.image_url, "image_url"), regions

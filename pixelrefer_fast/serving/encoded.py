@@ -13,7 +13,7 @@ from pixelrefer_fast.serving.errors import ApiError
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _KeptObjects:
     model: str
     objects: Objects
     until: float
@@ -33,7 +33,7 @@ class EncodedObjects:
         self._most = most_bytes
         self._seconds = seconds
         self._clock = clock
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._kept: OrderedDict[str, _KeptObjects] = OrderedDict()
 
     @property
     def bytes(self) -> int:
@@ -53,7 +53,7 @@ class EncodedObjects:
         while self.bytes + size > self._most:
             self._kept.popitem(last=False)
         name = "obj-" + secrets.token_hex(16)
-        self._kept[name] = _Kept(model, objects, self._clock() + self._seconds, size)
+        self._kept[name] = _KeptObjects(model, objects, self._clock() + self._seconds, size)
         return name
 
     def get(self, name: str, model: str) -> Objects:

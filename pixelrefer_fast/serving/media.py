@@ -20,7 +20,7 @@ _MARKED = re.compile(r"xywh=(?:(pixel|percent):)?([0-9.]+),([0-9.]+),([0-9.]+),(
 
 
 @dataclass(frozen=True)
-class Opened:
+class Fetched:
     """What a URL holds.
 
     Attributes:
@@ -44,7 +44,7 @@ class MediaReader:
         self._limits = limits
         self._roots = tuple(root.resolve(strict=True) for root in roots)
 
-    def image(self, url: str, param: str) -> Opened:
+    def image(self, url: str, param: str) -> Fetched:
         """An image (H, W, 3) uint8.
 
         Raises:
@@ -59,9 +59,9 @@ class MediaReader:
         marked = _fragment(fragment, height, width, param)
         if not marked and alpha is not None:
             marked = (Region.from_mask(alpha),)
-        return Opened(media, marked)
+        return Fetched(media, marked)
 
-    def video(self, url: str, param: str) -> Opened:
+    def video(self, url: str, param: str) -> Fetched:
         """A video; ValueError as `image`."""
         content, fragment = self._content(url, param)
         media = open_media(content)
@@ -72,7 +72,7 @@ class MediaReader:
         self._check_pixels(media.height, media.width, param)
         if len(media) > self._limits.frames:
             raise ValueError(f"{param}: expected at most {self._limits.frames} frames, got {len(media)}")
-        return Opened(media, ())
+        return Fetched(media, ())
 
     def _content(self, url: str, param: str) -> tuple[bytes, str]:
         scheme = url[:8].partition(":")[0].lower()

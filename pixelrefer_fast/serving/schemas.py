@@ -76,7 +76,7 @@ class ResponseFormat(BaseModel):
     type: str
 
 
-class Writing(_Strict):
+class WritingFields(_Strict):
     """How an answer is written; what is left out is the library's default, so that answers are greedy."""
 
     temperature: float | None = None
@@ -94,7 +94,7 @@ class Writing(_Strict):
     max_completion_tokens: int | None = None
 
 
-class ChatRequest(Writing):
+class ChatRequest(WritingFields):
     model: str
     messages: Annotated[list[Message], Field(min_length=1)]
     regions: Regions | None = None
@@ -117,20 +117,20 @@ class ChatRequest(Writing):
     prompt_cache_key: str | None = None
 
 
-class Marked(_Strict):
+class MarkedFields(_Strict):
     """An image or a video, and what is marked in it."""
 
     image: str | None = None
     video: str | None = None
 
 
-class RegionsRequest(Marked, Writing):
+class RegionsRequest(MarkedFields, WritingFields):
     model: str
     regions: Annotated[Regions, Field(min_length=1)]
     question: Annotated[str | None, Field(description="With one <region>; without one each is described.")] = None
 
 
-class EncodeRequest(Marked):
+class EncodeRequest(MarkedFields):
     model: str
     regions: Annotated[Regions, Field(min_length=1)]
     fps: float | None = None
@@ -138,7 +138,7 @@ class EncodeRequest(Marked):
     frames: list[int] | None = None
 
 
-class SegmentRequest(Marked):
+class SegmentRequest(MarkedFields):
     frame: int | None = None
     points: list[list[float]] | None = None
     labels: list[int] | None = None

@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 
 from pixelrefer_fast.decoding import Event
 from pixelrefer_fast.serving import completions
-from pixelrefer_fast.serving.asking import Asked, read_chat
+from pixelrefer_fast.serving.asking import ChatAsk, read_chat
 from pixelrefer_fast.serving.errors import ApiError
 from pixelrefer_fast.serving.schemas import ChatRequest
 from pixelrefer_fast.serving.state import Model, State, state_of
@@ -52,7 +52,7 @@ async def _all(first: bytes, pieces: AsyncGenerator[bytes, None], held: ExitStac
 
 
 async def _stream(
-    state: State, model: Model, chat: ChatRequest, asked: Asked, count: int
+    state: State, model: Model, chat: ChatRequest, asked: ChatAsk, count: int
 ) -> AsyncGenerator[bytes, None]:
     """Server-sent events of `count` answers, in the order in which their tokens come."""
     head = {
@@ -116,7 +116,7 @@ class _Events:
     Every answer is followed in a task of its own, so that cancelling whoever reads them leaves no generator half-way.
     """
 
-    def __init__(self, model: Model, asked: Asked, count: int) -> None:
+    def __init__(self, model: Model, asked: ChatAsk, count: int) -> None:
         self._told: asyncio.Queue[tuple[int, Event | Exception | None]] = asyncio.Queue()
         self._tasks = [asyncio.ensure_future(self._follow(model, asked, index)) for index in range(count)]
         self._left = count
@@ -141,7 +141,7 @@ class _Events:
         for task in self._tasks:
             task.cancel()
 
-    async def _follow(self, model: Model, asked: Asked, index: int) -> None:
+    async def _follow(self, model: Model, asked: ChatAsk, index: int) -> None:
         options = dict(asked.options)
         if options.get("seed") is not None:
             options["seed"] += index  # as the library's own `n`
