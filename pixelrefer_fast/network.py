@@ -89,6 +89,7 @@ class Network(nn.Module):
         self.llm = Qwen2ForCausalLM(Qwen2Config(**config.llm))
         self.decoder = Decoder(self.llm, tokenizer, self.generation, backend)
         self._fingerprint: str | None = None
+        self._tree: list[tuple[nn.Module, list[nn.Module | None]]] = []
         self._written: list[tuple[int, int]] = []
         self.eval().requires_grad_(False)
 
@@ -121,7 +122,11 @@ class Network(nn.Module):
 
     def _writes(self) -> list[tuple[int, int]]:
         """Which tensors the weights are, and how often each was written to."""
-        return [(id(p), 0 if p.is_inference() else p._version) for p in self.parameters()]
+        # asked for with every request about encoded objects, and `parameters()` takes a millisecond for a small model
+        if not self._tree or any(list(module._modules.values()) != own for module, own in self._tree):
+            self._tree = [(module, list(module._modules.values())) for module in self.modules()]
+        held = (p for module, _ in self._tree for p in module._parameters.values() if p is not None)
+        return [(id(p), 0 if p.is_inference() else p._version) for p in held]
 
     def checkpoint_slots(self) -> dict[str, torch.Tensor]:
         """Where each tensor of a released checkpoint goes, by checkpoint key; views of this model's own memory."""
