@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
-import os
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Sequence
 from typing import Literal, overload
 
@@ -15,6 +14,7 @@ from pixelrefer_fast.batching.progress import batch_progress
 from pixelrefer_fast.batching.queue import Caller, RequestQueue
 from pixelrefer_fast.checks.values import is_integer, shown
 from pixelrefer_fast.decoding import Event
+from pixelrefer_fast.device.processes import PerProcess
 from pixelrefer_fast.network import Network
 
 AHEAD = 2  # batches that are taken from the caller's requests before answers are fetched
@@ -105,12 +105,11 @@ class BatchCalls:
 
     @property
     def requests(self) -> RequestQueue:
-        """The queue through which all requests of this model go: one in each process, since a fork has its parent's
-        locks but not the threads that would release them."""
-        queues: dict[int, RequestQueue] = self.__dict__.setdefault("_queues", {})
-        process = os.getpid()
-        found = queues.get(process)
-        return found or queues.setdefault(process, RequestQueue(self.network))  # one step: no lock to inherit
+        """The queue through which all requests of this model go."""
+        queues: PerProcess[RequestQueue] | None = self.__dict__.get("_queues")
+        if queues is None:
+            queues = self.__dict__.setdefault("_queues", PerProcess(lambda: RequestQueue(self.network)))
+        return queues.get()
 
     def __getstate__(self) -> dict[str, object]:
         return {key: value for key, value in self.__dict__.items() if key != "_queues"}

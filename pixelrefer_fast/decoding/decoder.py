@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -22,6 +21,7 @@ from pixelrefer_fast.decoding.sequence import Sequence, texts
 from pixelrefer_fast.decoding.slots import Slots
 from pixelrefer_fast.decoding.step_graphs import StepGraphs
 from pixelrefer_fast.decoding.text import Detokenizer
+from pixelrefer_fast.device.processes import PerProcess
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
@@ -35,7 +35,7 @@ AHEAD = {"cuda": True, "cpu": False}  # whether a step's output is read while th
 
 
 class _Own:
-    """What a decoder has in one process: a fork has its parent's locks, but not the threads that would release them."""
+    """What a decoder has in one process."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -98,18 +98,15 @@ class Decoder:
             raise ValueError(f"top_k: expected an integer, got {shown(top_k)}")
         self.top_k = top_k
         self._detokenizer = Detokenizer(tokenizer)
-        self._by_process: dict[int, _Own] = {}
+        self._by_process = PerProcess(_Own)
 
     def __getstate__(self) -> dict[str, object]:
         """A copy decodes by itself: what runs and what is cached stays with this one."""
-        return self.__dict__ | {"_by_process": {}}
+        return self.__dict__ | {"_by_process": PerProcess(_Own)}
 
     @property
     def _own(self) -> _Own:
-        own = self._by_process.setdefault(os.getpid(), _Own())  # one step: no lock that a fork could inherit
-        if len(self._by_process) > 1:
-            self._by_process = {os.getpid(): own}
-        return own
+        return self._by_process.get()
 
     @property
     def _engine(self) -> Engine | None:
