@@ -23,7 +23,7 @@ import numpy as np
 from recipe.sizes import NAMES
 
 from pixelrefer_fast.batching import Ask
-from pixelrefer_fast.checkpoint.embedded import PREFIX, embedded_digest
+from pixelrefer_fast.checkpoint.embedded import PREFIX
 from pixelrefer_fast.loading import load
 from pixelrefer_fast.model import PixelRefer, PixelReferLite
 from pixelrefer_fast.world import Question, Scene, ask_about, make_scene, normalise
@@ -229,7 +229,7 @@ def main() -> None:
     for kind in options.kinds:
         model = load(f"{PREFIX}{kind}", device="cpu", dtype="float32")
         found = {name: summarise(ask(model, words)) for name, words in sets().items()}
-        document = {"weights": embedded_digest(f"{PREFIX}{kind}"), "sets": found}
+        document = {"weights": model.fingerprint, "sets": found}
         (RESULTS / f"{kind}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         for name, own in found.items():
             print(kind, name, own["as_written"], own["respelt"], own["empty"], own["unknown"])

@@ -42,7 +42,6 @@ from recipe.speaking import teach_speech
 from safetensors.torch import load_file, save_file
 
 from pixelrefer_fast._version import __version__
-from pixelrefer_fast.checkpoint.embedded import PREFIX, embedded_digest
 from pixelrefer_fast.loading import load
 from pixelrefer_fast.model import PixelRefer, PixelReferLite
 from pixelrefer_fast.train.config import World, load_config
@@ -245,16 +244,17 @@ def make_spoken(kind: str, out: Path) -> None:
         start = settled / "mean"
         shutil.rmtree(start, ignore_errors=True)
         shutil.copytree(settled / "model", start)
-        _average(start, settled / "1-settling" / "model")
+        weights = [folder / "model.safetensors" for folder in (start, settled / "1-settling" / "model")]
+        save_file(_mean(weights), weights[0], metadata={"format": "pt"})
     model = load(start, device="cpu", dtype="float32")
     for part, settings in SPEAKING.items():
         folder = out / f"{part}-{kind}"
         if not (folder / SPOKEN_FILE).is_file():
             teach_speech(model, folder, seed=SEED, resume=_begun(folder), **settings)
         load_refined(model, folder / SPOKEN_FILE)
-    states = [load_file(out / f"{part}-{kind}" / SPOKEN_FILE) for part in SHIPPED[kind]]
-    mean = {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
-    save_file(mean, out / f"spoken-{kind}.safetensors")
+    save_file(
+        _mean([out / f"{part}-{kind}" / SPOKEN_FILE for part in SHIPPED[kind]]), out / f"spoken-{kind}.safetensors"
+    )
     load_refined(model, out / f"spoken-{kind}.safetensors")
     shutil.rmtree(out / f"final-{kind}", ignore_errors=True)
     model.to(torch.bfloat16).save(out / f"final-{kind}")
@@ -344,11 +344,13 @@ def ship(out: Path) -> None:
         shutil.copyfile(out / f"encoder-{part}" / LOG, ROOT / "training" / "logs" / f"log-encoder-{part}.jsonl")
 
 
-def _average(target: Path, other: Path) -> None:
-    """Give a checkpoint the mean of its weights and another's: it keeps nearly all that either knows better."""
-    own, theirs = (load_file(folder / "model.safetensors") for folder in (target, other))
-    mean = {name: ((weight.float() + theirs[name].float()) / 2).to(weight.dtype) for name, weight in own.items()}
-    save_file(mean, target / "model.safetensors", metadata={"format": "pt"})
+def _mean(files: list[Path]) -> dict[str, torch.Tensor]:
+    """The mean of files of weights: it keeps nearly all that any of them knows better."""
+    states = [load_file(file) for file in files]
+    return {
+        name: torch.stack([state[name].float() for state in states]).mean(0).to(weight.dtype)
+        for name, weight in states[0].items()
+    }
 
 
 def ask(kind: str) -> None:
@@ -357,7 +359,7 @@ def ask(kind: str) -> None:
     found = evaluate(model, questions=QUESTIONS)
     document = {
         "model": NAMES[kind],
-        "weights": embedded_digest(f"{PREFIX}{kind}"),
+        "weights": model.fingerprint,
         "split": "heldout",
         "questions": len(found.results),
         "accuracy": found.accuracy,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from importlib.resources import files
 from pathlib import Path
 
@@ -37,12 +36,3 @@ def embedded_folder(name: str = EMBEDDED_LITE) -> Path:
             f"{folder}: expected the embedded model {name}, found no such folder; install the package again"
         )
     return folder
-
-
-def embedded_digest(name: str) -> str:
-    """SHA-256 of an embedded model's weights: results that were made with others are out of date.
-
-    Raises:
-        ValueError: as `embedded_folder`.
-    """
-    return hashlib.sha256((embedded_folder(name) / "model.safetensors").read_bytes()).hexdigest()

@@ -12,7 +12,7 @@ import pytest
 from sampling import at_most, least_right, lower_bound
 
 import pixelrefer_fast as pf
-from pixelrefer_fast.checkpoint.embedded import EMBEDDED_FULL, EMBEDDED_LITE, TITLES, embedded_digest, embedded_folder
+from pixelrefer_fast.checkpoint.embedded import EMBEDDED_FULL, EMBEDDED_LITE, TITLES, embedded_folder
 from pixelrefer_fast.ops.extension import load as extension
 from pixelrefer_fast.world import CATEGORIES, ask_about, make_scene, normalise
 from pixelrefer_fast.world.evaluate import Evaluation, evaluate
@@ -56,8 +56,8 @@ def test_held_out_questions_are_answered_as_well_as_the_card_says(sample: Evalua
     assert total >= least_right(known["accuracy"], known["questions"], SAMPLE)
 
 
-def test_the_card_s_numbers_are_of_the_weights_that_ship(name: str, known: dict[str, Any]) -> None:
-    assert known["weights"] == embedded_digest(name), "run: python training/train_mini.py ask-..."
+def test_the_card_s_numbers_are_of_the_weights_that_ship(model: Any, known: dict[str, Any]) -> None:
+    assert known["weights"] == model.fingerprint, "run: python training/train_mini.py ask-..."
 
 
 def test_the_bounds_would_notice_a_model_that_guesses(known: dict[str, Any]) -> None:

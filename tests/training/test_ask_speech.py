@@ -11,7 +11,8 @@ import pytest
 from recipe.sizes import NAMES
 
 from pixelrefer_fast.batching import Ask
-from pixelrefer_fast.checkpoint.embedded import PREFIX, embedded_digest
+from pixelrefer_fast.checkpoint.embedded import PREFIX
+from pixelrefer_fast.loading import load
 from pixelrefer_fast.world.composed import COMPOSED
 from pixelrefer_fast.world.questions import REGION
 from pixelrefer_fast.world.spoken import HELD_OUT, SPOKEN, TRAINED, bare
@@ -91,7 +92,7 @@ def test_silence_is_counted_and_the_page_names_what_is_not_understood() -> None:
 @pytest.mark.parametrize("kind", NAMES)
 def test_what_was_found_is_of_the_weights_that_ship(kind: str) -> None:
     found = json.loads((ask_speech.RESULTS / f"{kind}.json").read_text(encoding="utf-8"))
-    assert found["weights"] == embedded_digest(f"{PREFIX}{kind}"), f"run: python training/ask_speech.py {kind}"
+    assert found["weights"] == load(f"{PREFIX}{kind}").fingerprint, f"run: python training/ask_speech.py {kind}"
     assert all(own["empty"] == 0 for own in found["sets"].values())
 
 
