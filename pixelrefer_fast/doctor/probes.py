@@ -49,7 +49,7 @@ MODULES = (
     "model",
     "loading",
     "verify",
-    "render",
+    "pictures",
     "cli.commands",
 )  # of ours, imported to see whether they do
 VARIABLES = (

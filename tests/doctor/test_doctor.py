@@ -44,6 +44,11 @@ def run(tmp_path: Path, stubs: dict[str, str], *arguments: str, **environment: s
     )
 
 
+def test_every_module_that_it_imports_is_there() -> None:
+    assert "pictures" in doctor.MODULES
+    assert doctor._package()["broken_modules"] == {}
+
+
 def test_a_whole_report_is_json_and_names_everything(tmp_path: Path) -> None:
     ran = run(tmp_path, {}, "--json", PIXELREFER_FAST_X="1", PIXELREFER_FAST_TOKEN="hush", HF_HUB_OFFLINE="1")
     assert ran.returncode == 0, ran.stderr
