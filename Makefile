@@ -121,7 +121,7 @@ mini-pages: $(VENV)/.ready
 	$(BIN)/python training/model_card.py
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(RAY) build *.egg-info out pixelrefer_fast/*.so
+	rm -rf $(VENV) $(OLDEST) $(RAY) $(SERVE) build *.egg-info out pixelrefer_fast/*.so
 
 # the extension is part of it, so what it is built from counts
 $(VENV)/.ready: pyproject.toml setup.py tools/make_venv.sh $(shell find csrc -name '*.cpp' -o -name '*.cu*' -o -name '*.h')
