@@ -233,11 +233,8 @@ class _Model(BatchCalls, nn.Module):
         """
         _check_described(question)
         if _are_many(image_or_video, regions):
-            answers = self.ask_batch(_marked(image_or_video, regions, question, options), **options)
-            if not all(answer.ok for answer in answers):
-                raise BatchError(answers)
-            given = iter([answer if details else answer.text for answer in answers])
-            return [[next(given) for _ in as_regions(own)] for own in regions]
+            marked = _marked(image_or_video, regions, question, options)
+            return _by_media(self.ask_batch([ask for own in marked for ask in own], **options), marked, details)
         singles, count = self._singles(image_or_video, regions, question, options)
         found = self._answer_all(singles, None, count)
         return [answer if details else answer.text for answer in found]
@@ -259,11 +256,9 @@ class _Model(BatchCalls, nn.Module):
         _check_described(question)
         if _are_many(image_or_video, regions):
             marked = _marked(image_or_video, regions, question, options)
-            answers = [answer async for answer in self.ask_iter_async(marked, ordered=True, **options)]
-            if not all(answer.ok for answer in answers):
-                raise BatchError(answers)
-            given = iter([answer if details else answer.text for answer in answers])
-            return [[next(given) for _ in as_regions(own)] for own in regions]
+            asks = [ask for own in marked for ask in own]
+            answers = [answer async for answer in self.ask_iter_async(asks, ordered=True, **options)]
+            return _by_media(answers, marked, details)
         singles, _ = await asyncio.to_thread(self._singles, image_or_video, regions, question, options)
         found = []
         async with contextlib.aclosing(self.ask_iter_async(singles, ordered=True)) as answered:
@@ -341,15 +336,27 @@ def _check_described(question: str | None) -> None:
 
 def _marked(
     media: Sequence[object], regions: Sequence[object], question: str | None, options: dict[str, Any]
-) -> list[Ask]:
-    """The requests of `describe` about a list of images and videos."""
+) -> list[list[Ask]]:
+    """The requests of `describe` about each of a list of images and videos."""
     split_options(options, EncodeOptions, Generation)
-    asks = []
+    every = []
     for i, (one, own) in enumerate(zip(media, regions, strict=True)):
         with labelled(f"image or video {i}"):
             marked = as_regions(own)
-        for number, region in enumerate(marked):
-            ask = Ask(one, question, [region])
+        asks = [Ask(one, question, [region]) for region in marked]
+        for number, ask in enumerate(asks):
             ask.first_region = number
-            asks.append(ask)
-    return asks
+        every.append(asks)
+    return every
+
+
+def _by_media(answers: Sequence[Answer], marked: Sequence[Sequence[Ask]], details: bool) -> list[list[Any]]:
+    """Texts or whole answers of each image and video.
+
+    Raises:
+        BatchError: a request failed.
+    """
+    if not all(answer.ok for answer in answers):
+        raise BatchError(list(answers))
+    given = iter([answer if details else answer.text for answer in answers])
+    return [[next(given) for _ in own] for own in marked]
