@@ -7,16 +7,16 @@ a graph for each bucket. `GraphStore` is what it shares with the decoder's steps
 
 from __future__ import annotations
 
-import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from typing import Generic, Protocol, TypeVar
 
 import torch
 
+from pixelrefer_fast.device import trust
+
 SMALLEST_BUCKET = 64
 STEPS = 4  # buckets from one power of two to the next
-log = logging.getLogger("pixelrefer_fast")
 
 Inputs = Mapping[str, torch.Tensor]
 Function = Callable[..., torch.Tensor]
@@ -126,8 +126,9 @@ class GraphStore(Generic[Graph]):
             raise
         except RuntimeError as error:
             # without a capture the same call either works or raises what is wrong with it
-            self.refused[key] = f"the capture failed: {error}"
-            log.warning("graphs: not using one (%s)", self.refused[key])
+            untrusted = isinstance(error, trust.UntrustedCapture)
+            self.refused[key] = str(error) if untrusted else f"the capture failed: {error}"
+            trust.dropped(self.refused[key])
             return False
         self._counts["captures"] += 1
         if graph.held > self.limit_bytes:
@@ -146,14 +147,15 @@ class GraphCache(GraphStore["BufferedGraph"]):
     For one stream at a time: replays of a graph share its inputs and output, which count as its memory.
     """
 
-    def run(self, key: Hashable, function: Function, inputs: Inputs) -> torch.Tensor:
-        """`function(**inputs)`, by replaying its graph, which the first call captures.
+    def run(self, key: Hashable, function: Function, inputs: Inputs, rows: int | None = None) -> torch.Tensor:
+        """`function(**inputs)`, by replaying its graph, which the first call captures and checks (`trust`).
 
         Args:
             key: stands for everything besides the inputs' shapes and dtypes that decides what `function` does: the
                 model, the backend, and every number of the host it uses (`max_q`).
             function: from tensors to one tensor, without gradients, data-dependent shapes or waits for the device.
             inputs: its arguments, all on one device, padded to the shapes of their bucket.
+            rows: of the result that are wanted, the first ones; None: all. What lies after them may be anything.
 
         Returns:
             The result, a copy that belongs to the caller.
@@ -168,11 +170,18 @@ class GraphCache(GraphStore["BufferedGraph"]):
         shapes = tuple((name, x.shape, x.dtype) for name, x in sorted(inputs.items()))
         # normal tensors even within inference mode: buffers that live on are written to in every mode
         with torch.inference_mode(False), torch.no_grad():
-            graph = self._graph((key, device, shapes), lambda: BufferedGraph(self._capturer, function, inputs))
+            graph = self._graph((key, device, shapes), lambda: self._capture(function, inputs, rows))
             if graph is None:
-                return function(**inputs)
+                return function(**inputs)[:rows]
             graph.load(inputs)
-            return self._replay(graph).clone()
+            return self._replay(graph)[:rows].clone()
+
+    def _capture(self, function: Function, inputs: Inputs, rows: int | None) -> BufferedGraph:
+        eager = function(**inputs)
+        graph = BufferedGraph(self._capturer, function, inputs)
+        graph.replay()
+        trust.confirm({"result": eager[:rows]}, {"result": graph.output[:rows]})
+        return graph
 
 
 class BufferedGraph:

@@ -70,11 +70,12 @@ TIMEOUT = 120.0  # seconds for one probe
 def report(timeout: float = TIMEOUT) -> dict[str, Any]:
     """Plain JSON types. A probe that failed is `{"error": "<type>: <message>"}` in the place of its result.
 
-    `ops.<name>.fallbacks` counts calls of this process, where the ops are already loaded; `timeout` in seconds
-    is for one probe.
+    `ops.<name>.fallbacks` and `graphs` count what this process has done, where it has loaded them; `timeout` in
+    seconds is for one probe.
     """
     probed = _in_child([*(f"import:{name}" for name in IMPORTED), *_PROBES], timeout)
     loaded = sys.modules.get("pixelrefer_fast.ops")
+    trust = sys.modules.get("pixelrefer_fast.device.trust")
     packages = {name: probed[f"import:{name}"] for name in IMPORTED}
     for name, package in packages.items():
         if "error" in package:
@@ -92,6 +93,7 @@ def report(timeout: float = TIMEOUT) -> dict[str, Any]:
         "nvidia_driver": _guarded(_nvidia_driver),
         "ops": probed["ops"] if loaded is None else _guarded(_ops),
         "extension": probed["extension"],
+        "graphs": probed["graphs"] | ({} if trust is None else _guarded(trust.counts)),
         "caches": _guarded(_caches),
         "environment": _guarded(_environment),
     }
@@ -276,12 +278,28 @@ def _extension() -> dict[str, Any]:
     return dict(importlib.import_module("pixelrefer_fast.ops.extension.load").describe())
 
 
+def _graphs() -> dict[str, Any]:
+    """Whether a small computation can be captured and replayed here, and what became of captures."""
+    torch = importlib.import_module("torch")
+    graphs = importlib.import_module("pixelrefer_fast.device.graphs")
+    trust = importlib.import_module("pixelrefer_fast.device.trust")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cache = graphs.GraphCache(2**30)
+    reason = cache.unusable(device)
+    if reason is None:
+        x = torch.ones(64, 64, device=device)
+        cache.run("doctor", lambda x: x @ x, {"x": x})
+        reason = next(iter(cache.refused.values()), None)
+    return {"works": reason is None, "reason": reason or "", **trust.counts()}
+
+
 _PROBES: dict[str, Callable[[], Any]] = {
     "package": _package,
     "torch": _torch,
     "devices": _devices,
     "ops": _ops,
     "extension": _extension,
+    "graphs": _graphs,
 }
 _CHILD = (
     "import json, runpy, sys; job = json.loads(sys.argv[1]); sys.path[:] = job['path']; "
@@ -361,7 +379,7 @@ def _problems(found: dict[str, Any]) -> list[str]:
             problems.append(f"{name} is installed but does not import: {package['error']}")
         elif name not in EXTRAS and not package["installed"]:
             problems.append(f"{name} is not installed, and pixelrefer_fast needs it")
-    for part in ("pixelrefer_fast", "torch", "devices", "ops", "extension"):
+    for part in ("pixelrefer_fast", "torch", "devices", "ops", "extension", "graphs"):
         if isinstance(found[part], dict) and "error" in found[part]:
             problems.append(f"{part}: {found[part]['error']}")
     for name, why in found["pixelrefer_fast"].get("broken_modules", {}).items():

@@ -81,6 +81,7 @@ def _sections(found: dict[str, Any]) -> Iterator[tuple[str, list[Row]]]:
     yield "Devices", [*_devices(found["devices"]), ("nvidia driver", *_each(found["nvidia_driver"], _driver))]
     yield "Operations (who can compute them here)", list(_operations(found["ops"], _has_gpu(found)))
     yield "CUDA extension", list(_extension(found["extension"]))
+    yield "Captured CUDA graphs", list(_graphs(found["graphs"]))
     yield "Caches", list(_caches(found["caches"]))
     environment = found["environment"]
     yield "Environment variables", [(k, v, None) for k, v in environment.items()] or [("-", "none of ours set", None)]
@@ -176,6 +177,17 @@ def _extension(extension: dict[str, Any]) -> Iterator[Row]:
     yield "can be built here", " and ".join(extension["can_build"]) or "nothing", None
     if extension["cannot_build"]:
         yield "cannot be built here", extension["cannot_build"], None
+
+
+def _graphs(graphs: Any) -> Iterator[Row]:
+    if _error(graphs) is not None:
+        yield "graphs", _value(graphs), False
+        return
+    yield "work here", "yes" if graphs["works"] else f"no, {graphs['reason']}", True if graphs["works"] else None
+    agreed = f"{graphs['bit_for_bit']} bit for bit, {graphs['within_bar']} within rounding"
+    yield "first replays that agreed", agreed, None
+    for reason, count in graphs["dropped"].items():
+        yield "", f"dropped {count} times: {reason}", None
 
 
 def _caches(caches: Any) -> Iterator[Row]:

@@ -233,7 +233,7 @@ class VisionEncoder(nn.Module):
             return self.run(patches, own, backend)
 
         key = (backend, padded.longest, padded.most_reads, padded.places, padded.partial)
-        return self.graphs.run(key, run, inputs)[:rows]
+        return self.graphs.run(key, run, inputs, rows)
 
     def run(self, patches: torch.Tensor, layout: PassLayout, backend: str = "auto") -> torch.Tensor:
         """One pass, all on the patches' device: no value of a tensor is looked at, so that it can be captured."""

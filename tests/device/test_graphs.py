@@ -43,7 +43,7 @@ def test_captured_once_replayed_with_each_calls_values() -> None:
     # the first result still stands: it is a copy
     assert first.tolist() == [0, 2, 4, 6]
     assert second.tolist() == [10] * 4
-    assert [x.replays for x in recorder.captured] == [2]
+    assert [x.replays for x in recorder.captured] == [3]  # the first is compared with the eager run
     assert cache.counts() == {
         "graphs": 1,
         "held_bytes": SIZE + 16,
@@ -99,7 +99,7 @@ def test_padding_to_a_bucket() -> None:
         x[:length] = torch.arange(length)
         out = cache.run("sums", sums, {"x": x, "offsets": torch.tensor([0, 3, length])})
         assert out.tolist() == [3, sum(range(3, length))]
-    assert [x.replays for x in recorder.captured] == [3]
+    assert [x.replays for x in recorder.captured] == [4]
 
 
 def test_the_least_recently_used_is_given_up() -> None:

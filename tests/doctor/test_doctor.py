@@ -71,6 +71,9 @@ def test_a_whole_report_is_json_and_names_everything(tmp_path: Path) -> None:
     assert found["caches"]["hub"]["path"].endswith("hub")
     assert set(found["extension"]["modules"]) == {"_C", "_C_cuda"}
     assert all(m["loads"] is (m["reason"] == "") for m in found["extension"]["modules"].values())
+    graphs = found["graphs"]
+    assert graphs["works"] is (graphs["reason"] == "")
+    assert graphs["dropped"] == {}
 
 
 @pytest.mark.parametrize(
@@ -121,7 +124,11 @@ def test_a_rich_whose_parts_are_broken_leaves_a_plain_report(monkeypatch: pytest
     monkeypatch.setattr(doctor_table, "_rich", ends)
     error = {"error": "x"}
     parts = ("pixelrefer_fast", "python", "platform", "cpu", "memory", "torch", "devices", "nvidia_driver", "ops")
-    found = dict.fromkeys((*parts, "extension", "caches"), error) | {"packages": {}, "environment": {}, "problems": []}
+    found = dict.fromkeys((*parts, "extension", "graphs", "caches"), error) | {
+        "packages": {},
+        "environment": {},
+        "problems": [],
+    }
     out = io.StringIO()
     doctor_table.show(found, out)
     assert "  python: x  <- problem" in out.getvalue()
@@ -201,6 +208,7 @@ def test_missing_and_damaged_packages_are_told_apart(monkeypatch: pytest.MonkeyP
         "devices": [],
         "ops": {"infuse": {"error": "KeyError: y"}},
         "nvidia_driver": {"found": True, "gpus": []},
+        "graphs": {"works": True, "reason": "", "bit_for_bit": 0, "within_bar": 0, "dropped": {}},
         "extension": {
             "modules": {
                 "_C": {"loads": False, "file": "/x/_C.abi3.so", "reason": "invalid ELF header"},
@@ -259,6 +267,13 @@ def test_the_table_of_a_gpu_machine() -> None:
             "can_build": ["_C"],
             "cannot_build": "_C_cuda: no nvcc",
         },
+        "graphs": {
+            "works": False,
+            "reason": "CUDA graphs exist on cuda only",
+            "bit_for_bit": 5,
+            "within_bar": 2,
+            "dropped": {"its first replay was off": 3},
+        },
         "caches": {
             "hub": {"path": "/hub", "exists": True, "pixelrefer_models": ["A/PixelRefer-2B"]},
             "triton": {"path": "/triton", "exists": False},
@@ -280,6 +295,9 @@ def test_the_table_of_a_gpu_machine() -> None:
             "not built",
             "/x/_C.abi3.so",
             "_C_cuda: no nvcc",
+            "no, CUDA graphs exist on cuda only",
+            "5 bit for bit, 2 within rounding",
+            "dropped 3 times: its first replay was off",
             "A/PixelRefer-2B",
             "/triton (does not exist yet)",
             "TRITON_INTERPRET",
