@@ -25,7 +25,7 @@ def _case(name: str, lengths: Sequence[int], smoke: bool = False) -> Case:
         name,
         functools.partial(makers.paged_attention, sequences=len(lengths), lengths=lengths),
         flops=4 * sum(lengths) * HEADS * HEAD,
-        # keys and values once, queries and results
-        moved=lambda dtype: 2 * (sum(lengths) * GROUPS + len(lengths) * HEADS) * HEAD * dtype.itemsize,
+        # keys and values once, the new ones twice, queries and results
+        moved=lambda dtype: 2 * ((sum(lengths) + len(lengths)) * GROUPS + len(lengths) * HEADS) * HEAD * dtype.itemsize,
         smoke=smoke,
     )

@@ -56,6 +56,7 @@ class BlockPool:
         self._holders: dict[int, int] = {}
         self._free: list[int] = []
         self._soiled: set[int] = set()
+        self._arrivals = torch.zeros(0, dtype=torch.int32, device=device)
         self.keys, self.values = ([self._zeros(0) for _ in range(layers)] for _ in range(2))
 
     @property
@@ -137,6 +138,12 @@ class BlockPool:
         for held in (*self.keys, *self.values):
             own = held.flatten(0, 1)
             own.index_copy_(0, targets, own.index_select(0, sources))
+
+    def arrivals(self, sequences: int) -> torch.Tensor:
+        """Those of `ops.paged_attention`, for so many sequences; the same tensor for fewer afterwards."""
+        if len(self._arrivals) < sequences * self._shape[1]:
+            self._arrivals = torch.zeros(sequences * self._shape[1], dtype=torch.int32, device=self.device)
+        return self._arrivals
 
     def clear(self) -> None:
         """Give all memory back.

@@ -73,18 +73,16 @@ class Rotary:
     def fits(self, module: Qwen2RotaryEmbedding, like: torch.Tensor) -> bool:
         return module is self.module and (like.dtype, like.device) == (self._like.dtype, self._like.device)
 
-    def __call__(self, positions: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(n, 1, d) each, the first half of the sines negative; `positions` (n,) are below `most`."""
+    def __call__(self, positions: torch.Tensor, most: int) -> torch.Tensor:
+        """(n, 2, d): cosines, and sines of which the first half is negative; `positions` (n,) are below `most`."""
         if self.module.rope_type not in STATIC:
-            cos, sin = self._computed(positions).unbind(1)
-            return cos, sin
+            return self._computed(positions)
         length = 1 << (most - 1).bit_length()
         if length not in self._tables:
             self._tables[length] = self._computed(torch.arange(length, device=positions.device))
-        cos, sin = self._tables[length].index_select(0, positions).unbind(1)
-        return cos, sin
+        return self._tables[length].index_select(0, positions)
 
     def _computed(self, positions: torch.Tensor) -> torch.Tensor:
-        cos, sin = (table[0, :, None] for table in self.module(self._like, positions[None]))
+        cos, sin = (table[0] for table in self.module(self._like, positions[None]))
         first, second = sin.chunk(2, -1)
         return torch.stack([cos, torch.cat([-first, second], -1)], 1)

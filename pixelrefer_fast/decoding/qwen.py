@@ -20,7 +20,7 @@ from pixelrefer_fast.decoding.layers import Layer, Norm, Rotary
 if TYPE_CHECKING:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Attend = Callable[[int, torch.Tensor], torch.Tensor]  # of a layer and its queries, keys and values (n, heads, d)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class LanguageModel:
         attention = self.llm.model.layers[0].self_attn
         return BlockPool(
             layers=len(self.llm.model.layers),
-            heads=self.config.num_key_value_heads or self.config.num_attention_heads,
+            heads=self._groups,
             head_dim=attention.head_dim,
             dtype=self.dtype,
             device=self.device,
@@ -97,7 +97,15 @@ class LanguageModel:
     def prefill(self, embeds: torch.Tensor, layout: PrefillLayout, pool: BlockPool) -> torch.Tensor:
         """Keys and values of packed prompts into the cache, and the logits (S, V) of each one's last token, float32."""
 
-        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        self._look_up()
+        assert self._rotary is not None
+        groups = self._groups
+        heads = self.config.num_attention_heads
+        cos, sin = self._rotary(layout.positions, layout.longest_key)[:, :, None].unbind(1)
+
+        def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
+            turned = _rotated(qkv[:, : heads + groups], cos, sin)
+            q, k, v = turned[:, :heads], turned[:, heads:], qkv[:, heads + groups :]
             pool.write(layer, layout.rows, k, v)
             if layout.key_rows is not None:
                 k, v = pool.read(layer, layout.key_rows)
@@ -113,8 +121,7 @@ class LanguageModel:
                 backend=self.backend,
             )
 
-        self._look_up()
-        hidden = self._hidden(embeds, layout.positions, layout.longest_key, attend)
+        hidden = self._hidden(embeds, attend)
         return self._logits(hidden.index_select(0, layout.last))
 
     def step(self, tokens: torch.Tensor, lengths: torch.Tensor, table: torch.Tensor, pool: BlockPool) -> torch.Tensor:
@@ -129,18 +136,22 @@ class LanguageModel:
         Returns:
             (B, V) float32 logits of the tokens that follow.
         """
+        if self._rotary is None:
+            self._look_up()
+        assert self._rotary is not None
         place = lengths.long()
         block = table.gather(1, (place // pool.size)[:, None])[:, 0]
         rows = block * pool.size + place % pool.size
         after = lengths + 1
+        turns = self._rotary(place, table.shape[1] * pool.size)
+        arrivals = pool.arrivals(len(tokens))
 
-        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            pool.write(layer, rows, k, v)
-            return ops.paged_attention(q, pool.keys[layer], pool.values[layer], table, after, backend=self.backend)
+        def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
+            return ops.paged_attention(
+                qkv, turns, rows, pool.keys[layer], pool.values[layer], table, after, arrivals, backend=self.backend
+            )
 
-        if self._rotary is None:
-            self._look_up()
-        return self._logits(self._hidden(self.embed(tokens), place, table.shape[1] * pool.size, attend))
+        return self._logits(self._hidden(self.embed(tokens), attend))
 
     def _look_up(self) -> None:
         """Find modules and merge weights, where they are not those of the last time."""
@@ -153,17 +164,17 @@ class LanguageModel:
         if self._rotary is None or not self._rotary.fits(model.rotary_emb, model.norm.weight):
             self._rotary = Rotary(model.rotary_emb, model.norm.weight)
 
-    def _hidden(self, x: torch.Tensor, positions: torch.Tensor, most: int, attend: Attend) -> torch.Tensor:
-        """Through all layers; `positions` are below `most`."""
-        config = self.config
-        heads, groups = config.num_attention_heads, config.num_key_value_heads or config.num_attention_heads
-        assert self._rotary is not None
-        cos, sin = self._rotary(positions, most)
+    @property
+    def _groups(self) -> int:
+        """Heads of keys, and of values."""
+        return self.config.num_key_value_heads or self.config.num_attention_heads
+
+    def _hidden(self, x: torch.Tensor, attend: Attend) -> torch.Tensor:
+        """Through all layers."""
+        heads = self.config.num_attention_heads + 2 * self._groups
         for number, layer in enumerate(self._layers):
-            projected = layer.qkv(layer.before_attention(x)).view(len(x), heads + 2 * groups, -1)
-            turned = _rotated(projected[:, : heads + groups], cos, sin)
-            attended = attend(number, turned[:, :heads], turned[:, heads:], projected[:, heads + groups :])
-            x = x + layer.out(attended.flatten(1))
+            qkv = layer.qkv(layer.before_attention(x)).view(len(x), heads, -1)
+            x = x + layer.out(attend(number, qkv).flatten(1))
             gate, up = layer.gate_up(layer.before_mlp(x)).chunk(2, -1)
             x = x + layer.down(layer.activation(gate) * up)
         return Norm(self.llm.model.norm)(x)

@@ -124,6 +124,7 @@ class Slots:
         self._entries: list[Entry] = []  # by slot
         self._views: dict[int, dict[str, torch.Tensor]] = {}  # of the state, by the number of slots
         device = model.device
+        pool.arrivals(power_of_two(size))  # what captured steps use stays where it is
 
         def vacant(name: str, dtype: torch.dtype, *shape: int) -> torch.Tensor:
             return torch.full((size, *shape), VACANT.get(name, 0), dtype=dtype, device=device)

@@ -1,7 +1,7 @@
-"""Libraries that compute attention within packed sequences, and what each of them takes.
+"""Libraries that compute attention within packed sequences or over blocks of keys, and what each of them takes.
 
 Nothing is imported before the first call that asks. A library that is missing, cannot be imported, or has another
-interface than the one used here says so, and `varlen_attention` goes on to the next.
+interface than the one used here says so, and the operation goes on to the next.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ HALVES = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Library:
-    """A function `f(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k)` of a library, under its own names.
+    """A function of a library, under its own names: what `varlen_attention` calls, or `paged_attention` (`PAGED`).
 
     Attributes:
         backend: the provider's name.
         module: where the function is imported from.
         function: its name.
-        parameters: its names for the seven arguments.
+        parameters: its names for the arguments.
         causal: its names for a causal mask aligned bottom-right, with the value that asks for it; the first that the
             installed version has is used.
         grouped: its name for what has to be True where k and v have fewer heads; "" where nothing has to be said.
@@ -96,6 +96,19 @@ LIBRARIES = (
     ),
 )
 
+# of `paged_attention`: a query of each sequence, keys and values in blocks
+PAGED = Library(
+    backend="flash_attn_3",
+    module="flash_attn_interface",
+    function="flash_attn_with_kvcache",
+    parameters=("q", "k_cache", "v_cache", "cache_seqlens", "page_table"),
+    causal=(),
+    grouped="",
+    majors=(9,),
+    largest_head=256,
+    documented="github.com/Dao-AILab/flash-attention hopper/flash_attn_interface.py",
+)
+
 
 def available(library: Library) -> str | None:
     """Why a library cannot be used here, or None."""
@@ -114,17 +127,9 @@ def accepts(
     causal: bool,
 ) -> str | None:
     """Why a library declines a call of `varlen_attention`, or None."""
-    major = capability(q)
-    if major is None:
-        return f"its tensors are on {q.device.type}, it runs on cuda"
-    if major not in library.majors:
-        return f"it has kernels for compute capabilities {library.majors}, this device has {major}.x"
-    if q.dtype not in HALVES:
-        return f"it computes float16 and bfloat16, not {q.dtype}"
-    if q.shape[2] % 8 or q.shape[2] > library.largest_head:
-        return f"it takes head sizes that are multiples of 8 up to {library.largest_head}, not {q.shape[2]}"
     return (
-        heads_in_one_piece(q, k, v)
+        _unfit(library, q)
+        or heads_in_one_piece(q, k, v)
         or offsets_beside(q, cu_seqlens_q)
         or _no_empty_batch(q, k, cu_seqlens_q, max_q, max_k)
         or _missing(library, q, k, causal)
@@ -153,6 +158,25 @@ def run(
         options[library.grouped] = True
     returned = function(**dict(zip(library.parameters, arguments, strict=True)), **options)
     return returned[0] if isinstance(returned, tuple) else returned
+
+
+def paged_accepts(qkv: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> str | None:
+    """Why flash-attention 3 declines a call of `paged_attention`, or None."""
+    if not (len(qkv) and keys.numel()):
+        return "it takes no batch without sequences or blocks"
+    if keys.stride(-1) != 1 or values.stride(-1) != 1:
+        return "the last dimension of keys and values is not contiguous"
+    return _unfit(PAGED, qkv)
+
+
+def paged_run(
+    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, table: torch.Tensor, lengths: torch.Tensor
+) -> torch.Tensor:
+    """(B, H, d) of one query (B, H, d) of each sequence, turned, over all keys that are in the cache."""
+    function = _load(PAGED)
+    assert callable(function)
+    returned = function(**dict(zip(PAGED.parameters, (q[:, None], keys, values, lengths, table), strict=True)))
+    return (returned[0] if isinstance(returned, tuple) else returned)[:, 0]
 
 
 def xformers_available() -> str | None:
@@ -231,6 +255,20 @@ def offsets_beside(q: torch.Tensor, cu_seqlens: torch.Tensor) -> str | None:
 def capability(tensor: torch.Tensor) -> int | None:
     """First number of the compute capability of a tensor's device; None on another device than CUDA."""
     return torch.cuda.get_device_capability(tensor.device)[0] if tensor.is_cuda else None
+
+
+def _unfit(library: Library, q: torch.Tensor) -> str | None:
+    """What a library has against the device, dtype or head size of q (rows, heads, d), or None."""
+    major = capability(q)
+    if major is None:
+        return f"its tensors are on {q.device.type}, it runs on cuda"
+    if major not in library.majors:
+        return f"it has kernels for compute capabilities {library.majors}, this device has {major}.x"
+    if q.dtype not in HALVES:
+        return f"it computes float16 and bfloat16, not {q.dtype}"
+    if q.shape[2] % 8 or q.shape[2] > library.largest_head:
+        return f"it takes head sizes that are multiples of 8 up to {library.largest_head}, not {q.shape[2]}"
+    return None
 
 
 def _no_empty_batch(q: torch.Tensor, k: torch.Tensor, cu_seqlens: torch.Tensor, max_q: int, max_k: int) -> str | None:

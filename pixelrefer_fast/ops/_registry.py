@@ -32,7 +32,7 @@ R = TypeVar("R")
 Reason = str | None
 
 BACKENDS = ("torch", "triton", "cuda")
-# names of providers that are libraries; only varlen_attention has such
+# names of providers that are libraries, of attention all of them
 LIBRARIES = ("flash_attn_4", "flash_attn_3", "torch_varlen", "flash_attn", "xformers")
 
 ABSENT = "not part of this version"

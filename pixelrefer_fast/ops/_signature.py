@@ -41,8 +41,11 @@ def schema_of(signature: inspect.Signature, mutates: tuple[str, ...], static: tu
         schema, found = re.subn(rf"\bSymInt {name}\b", f"int {name}", schema)
         if not found:
             raise ValueError(f"static: expected integers out of {schema}, got {name!r}")
-    # torch numbers the arguments that are written to, the extension's schemas letter them: here it is the first one
-    return schema.replace("(a0!)", "(a!)")
+    # torch numbers the arguments that are written to, the extension's schemas letter them
+    numbers = list(dict.fromkeys(re.findall(r"\(a\d+!\)", schema)))
+    for letter, number in zip("abcdefgh", numbers, strict=False):
+        schema = schema.replace(number, f"({letter}!)")
+    return schema
 
 
 def on_named(described: str, signature: inspect.Signature, function: Callable[..., R]) -> Callable[[tuple], R]:

@@ -1,4 +1,5 @@
-"""Between reading and writing `members`, `cluster` (kernels/object_pool.py) has a barrier: without it is a race."""
+"""What orders the threads of a kernel, taken away, is found to be missing: `cluster` of kernels/object_pool.py reads
+and writes `members`, the parts of `paged_attention` add up what others of them wrote."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from kernel_place import EMULATED
+from paged_cases import paged_case
 from pool_cases import random_case
 
 import pixelrefer_fast.kernels
@@ -19,7 +21,7 @@ pytestmark = [
     pytest.mark.skipif(not EMULATED, reason="needs compiled kernels in the emulator: make emulate"),
 ]
 
-SOURCE = Path(pixelrefer_fast.kernels.__path__[0]) / "object_pool.py"
+KERNELS = Path(pixelrefer_fast.kernels.__path__[0])
 WRITE = "            tl.store(members + first + i, after, mask=i < count)\n"
 BARRIER = "            tl.debug_barrier()\n"
 
@@ -38,7 +40,7 @@ def _module(text: str, path: Path) -> Any:
 def test_members_are_written_after_all_have_read_them(tmp_path: Path) -> None:
     from ptx_emulator import FindingsError
 
-    text = SOURCE.read_text(encoding="utf-8")
+    text = (KERNELS / "object_pool.py").read_text(encoding="utf-8")
     assert text.count(BARRIER + WRITE) == 1
     # in float32 a block has fewer rows than threads, so that several have each row
     case = random_case([20], 3, 8, 1, separate=True).to(dtype=torch.float32)
@@ -49,3 +51,15 @@ def test_members_are_written_after_all_have_read_them(tmp_path: Path) -> None:
         FindingsError, match=r"race: warp \d of block 0 writes what several warps read.*pool_without_a_"
     ):
         raced.object_pool(*arguments)
+
+
+@pytest.mark.parametrize("order", ["relaxed", "release", "acquire"])
+def test_parts_are_added_up_when_all_are_there(order: str, tmp_path: Path) -> None:
+    from ptx_emulator import FindingsError
+
+    text, written = (KERNELS / "paged_attention.py").read_text(encoding="utf-8"), 'sem="acq_rel"'
+    assert text.count(written) == 1
+    case = paged_case([300], 64, (2, 1), 16)
+    raced = _module(text.replace(written, f'sem="{order}"'), tmp_path / f"paged_{order}.py")
+    with pytest.raises(FindingsError, match=r"race: warp \d of block \d+ reads what warp \d of block \d+ wrote"):
+        raced.paged_attention(*case)

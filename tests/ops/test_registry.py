@@ -135,7 +135,7 @@ def test_samples_repeat_with_their_generator(name: str) -> None:
 @pytest.mark.parametrize("name", OPS)
 def test_every_operation_says_who_can_compute_it(name: str) -> None:
     rows = registry()[name].providers()
-    libraries = LIBRARIES if name == "varlen_attention" else ()
+    libraries = {"varlen_attention": LIBRARIES, "paged_attention": ("flash_attn_3",)}.get(name, ())
     assert [r[0] for r in rows] == ["torch", "triton", "cuda", *libraries]
     assert rows[0] == ("torch", True, "")
     for backend, available, reason in rows:

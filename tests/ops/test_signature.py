@@ -33,8 +33,8 @@ SCHEMAS = {
     "pack_views": 'Tensor grids, SymInt patches, *, str backend="auto") -> (Tensor, Tensor, Tensor, Tensor, Tensor)',
     "pack_views_out": "Tensor grids, Tensor(a!) row, Tensor(b!) column, Tensor(c!) sequence, Tensor(d!) cu_seqlens, "
     "Tensor(e!) longest, Tensor(f!) scratch) -> ()",
-    "paged_attention": "Tensor q, Tensor keys, Tensor values, Tensor table, Tensor lengths, "
-    '*, str backend="auto") -> Tensor',
+    "paged_attention": "Tensor qkv, Tensor turns, Tensor rows, Tensor(a!) keys, Tensor(b!) values, Tensor table, "
+    'Tensor lengths, Tensor(c!) arrivals, *, str backend="auto") -> Tensor',
     "rope2d": "Tensor(a!) qkv, Tensor bias, Tensor rows, Tensor columns, Tensor cos, Tensor sin, "
     '*, str backend="auto") -> ()',
     "scatter_tokens": 'Tensor(a!) embeds, Tensor tokens, Tensor slots, *, str backend="auto") -> ()',

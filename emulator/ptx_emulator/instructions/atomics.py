@@ -46,6 +46,8 @@ def atomic(ops: Operands, ins: Instruction) -> Run:
     locate = ops.locate(operands[0], ins)
     reads = [ops.read(o, kind, ins) for o in operands[1:]]
     in_shared = any(m.startswith("shared") for m in ins.modifiers)
+    acquires = bool({"acquire", "acq_rel"} & set(ins.modifiers))
+    releases = bool({"release", "acq_rel"} & set(ins.modifiers))
 
     def run(m: Machine, active: Mask | None) -> None:
         lanes = m.lanes(active)
@@ -59,6 +61,10 @@ def atomic(ops: Operands, ins: Instruction) -> Run:
                 space, at = m.shared.update(m, offset, dtype.itemsize, ins, int(lane))
             else:
                 space, at = m.memory.update(m, address, dtype.itemsize, ins, int(lane))
+                if acquires:
+                    m.memory.handover.acquire(m, address, int(lane))
+                if releases:
+                    m.memory.handover.release(m, address, int(lane))
             cell = as_kind(space, dtype)
             before[i] = cell[at]
             cell[at] = function(before[i], *(value[i] for value in values))

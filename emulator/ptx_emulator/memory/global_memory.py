@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..faults import Fault
 from ..scalar_types import UNSIGNED, Array
+from .handover import Handover
 from .races import NOBODY, SEVERAL, Cells, first_of
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ class GlobalMemory:
         self.granule = granule
         self._starts = [b.address for b in self.buffers]
         self._ends = [b.address + b.size for b in self.buffers]
-        self._shadows = [_GlobalShadow(b.size // granule + 2) if races else None for b in self.buffers]
+        self.handover = Handover()
+        self._shadows = [_GlobalShadow(b.size // granule + 2, self.handover) if races else None for b in self.buffers]
 
     def check(self, m: Machine, addresses: Array, size: int, instruction: Instruction, lanes: Lanes) -> None:
         """Bounds and alignment.
@@ -170,10 +172,12 @@ class GlobalMemory:
 class _GlobalShadow:
     """Who accessed each cell of a buffer in this launch; time counts within a block only.
 
-    Blocks of one launch are never ordered. Warps are numbered over the whole launch: block * warps + warp.
+    Blocks of one launch are ordered by what atomics hand over, and by nothing else. Warps are numbered over the whole
+    launch: block * warps + warp.
     """
 
-    def __init__(self, cells: int) -> None:
+    def __init__(self, cells: int, handover: Handover) -> None:
+        self._handover = handover
         self.writer = np.full(cells, NOBODY, np.int32)
         self.written = np.zeros(cells, np.int32)
         self.reader = np.full(cells, NOBODY, np.int32)  # a warp, or SEVERAL of the last block
@@ -190,7 +194,7 @@ class _GlobalShadow:
         if strong and other.any():
             other &= ~self.strong_write[cells]
         if other.any():
-            bad = other & self._unordered(m, writer, self.written[cells], local, block)
+            bad = self._unordered(m, other, writer, self.written[cells], local, block)
             if bad.any():
                 self._report(m, instruction, "reads", "wrote", bad, warp, writer)
         reader, read_by = self.reader[cells], self.reading_block[cells]
@@ -225,7 +229,7 @@ class _GlobalShadow:
         if strong and other.any():
             other &= ~self.strong_write[cells]
         if other.any():
-            bad = other & self._unordered(m, writer, self.written[cells], local, block)
+            bad = self._unordered(m, other, writer, self.written[cells], local, block)
             if bad.any():
                 self._report(m, instruction, "writes", "wrote", bad, warp, writer)
         reader, read_by = self.reader[cells], self.reading_block[cells]
@@ -243,9 +247,12 @@ class _GlobalShadow:
         self.reader[cells] = NOBODY
         self.reading_block[cells] = NOBODY
 
-    @staticmethod
-    def _unordered(m: Machine, other: Cells, when: Cells, local: Cells, block: Cells) -> NDArray[np.bool_]:
-        return (other // m.warps != block) | (m.clock.known[local, other % m.warps] <= when)
+    def _unordered(
+        self, m: Machine, asked: NDArray[np.bool_], other: Cells, when: Cells, local: Cells, block: Cells
+    ) -> NDArray[np.bool_]:
+        """Of the cells that are asked about, those where nothing orders what `other` did before what happens now."""
+        unclear = asked & ((other // m.warps != block) | (m.clock.known[local, other % m.warps] <= when))
+        return unclear & ~self._handover.ordered(m, unclear, other, when, local) if unclear.any() else unclear
 
     @staticmethod
     def _report(

@@ -133,12 +133,16 @@ def paged_attention(
     """`lengths` of the sequences in tokens, `size` of a block; `groups` heads of keys and values."""
     held = _each("lengths", lengths, sequences)
     needed = [-(-n // size) for n in held]
-    q = normal((len(held), heads, head), 0, device, dtype)
+    qkv = normal((len(held), heads + 2 * groups, head), 0, device, dtype)
+    turns = normal((len(held), 2, head), 3, device, dtype)
     keys, values = (normal((sum(needed) + 1, size, groups, head), seed, device, dtype) for seed in (1, 2))
     table = torch.zeros(len(held), max(needed), dtype=torch.int32)
     for i, count in enumerate(needed):
         table[i, :count] = torch.arange(count) + 1 + sum(needed[:i])
-    return q, keys, values, table.to(device), torch.tensor(held, dtype=torch.int32, device=device)
+    rows = torch.tensor([(1 + sum(needed[:i])) * size + n - 1 for i, n in enumerate(held)])
+    arrivals = torch.zeros(len(held) * groups, dtype=torch.int32, device=device)
+    counts = torch.tensor(held, dtype=torch.int32, device=device)
+    return qkv, turns, rows.to(device), keys, values, table.to(device), counts, arrivals
 
 
 def rope2d(
