@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
 import torch
 from torch import nn
+from typing_extensions import Unpack
 
-from pixelrefer_fast.batching.asks import Answer, Ask, BatchError
+from pixelrefer_fast.batching.asks import Answer, Ask, AskKeywords, BatchError
 from pixelrefer_fast.batching.calls import BatchCalls, text_of
 from pixelrefer_fast.batching.encoding import Prepared, embedded_prompt, encode_prepared
 from pixelrefer_fast.batching.preparing import DESCRIBE_IMAGE, DESCRIBE_VIDEO, Bound, MediaCache, prepare
@@ -23,7 +24,7 @@ from pixelrefer_fast.decoding import Decoder, Event, Generation
 from pixelrefer_fast.decoding.prompt import check_question
 from pixelrefer_fast.encoding.objects import Objects
 from pixelrefer_fast.network import FullNetwork, LiteNetwork, Network
-from pixelrefer_fast.planning.options import EncodeOptions, read_options, split_options
+from pixelrefer_fast.planning.options import EncodeKeywords, EncodeOptions, read_options, split_options
 from pixelrefer_fast.planning.request import REGION_TAG, Request
 from pixelrefer_fast.regions import as_regions
 from pixelrefer_fast.segmenting import Segmenter
@@ -124,7 +125,7 @@ class _Model(BatchCalls, nn.Module):
             raise ValueError(f"save: expected weights as they were loaded, got {network.quantization} ones")
         save_checkpoint(folder, network.checkpoint_slots(), network.config, network.tokenizer, network.generation)
 
-    def encode(self, image_or_video: Any, regions: Any, **options: Any) -> Objects:
+    def encode(self, image_or_video: Any, regions: Any, **options: Unpack[EncodeKeywords]) -> Objects:
         """Object tokens of all regions of one image or video, encoded together.
 
         Args:
@@ -152,16 +153,28 @@ class _Model(BatchCalls, nn.Module):
         regions: Any = None,
         *,
         details: Literal[False] = False,
-        **options: Any,
+        **options: Unpack[AskKeywords],
     ) -> str: ...
 
     @overload
     def ask(
-        self, image_or_video: Any, question: str, regions: Any = None, *, details: Literal[True], **options: Any
+        self,
+        image_or_video: Any,
+        question: str,
+        regions: Any = None,
+        *,
+        details: Literal[True],
+        **options: Unpack[AskKeywords],
     ) -> Answer: ...
 
     def ask(
-        self, image_or_video: Any, question: str, regions: Any = None, *, details: bool = False, **options: Any
+        self,
+        image_or_video: Any,
+        question: str,
+        regions: Any = None,
+        *,
+        details: bool = False,
+        **options: Unpack[AskKeywords],
     ) -> str | Answer:
         """Answer a question about marked objects.
 
@@ -171,26 +184,51 @@ class _Model(BatchCalls, nn.Module):
                 they are then named before it.
             regions: what is marked; None with `Objects`.
             details: return the whole `Answer`: besides its text how it ended, its tokens, log-probabilities and more.
-            options: fields of `decoder.Generation` and `EncodeOptions`.
+            options: of decoding, as `Generation` says them all: `max_new_tokens` (tokens; 512), `min_new_tokens`
+                (tokens; 0), `temperature` (0: greedy), `top_k` (tokens; as the checkpoint says), `top_p` (share of
+                probability; 1), `min_p` (part of the likeliest one's probability; 0), `seed` (none),
+                `repetition_penalty` (factor; as the checkpoint says), `presence_penalty` and `frequency_penalty` (of
+                scores; 0), `logit_bias` (of scores, by token id; none), `stop` and `stop_token_ids` (none),
+                `logprobs` (False), `top_logprobs` (tokens; 0); `n` goes with `ask_batch`. And of encoding, as
+                `EncodeOptions` says: `kmeans_seed` and `kmeans_start` (evenly spaced), `fps` (frames a second that
+                PixelRefer sees whole; 1), `max_frames` (768), `frames` (numbers of frames, instead of choosing).
 
         Raises:
-            ValueError: naming the input, what was expected and what came.
+            ValueError: naming the input, what was expected and what came; for an unknown option also the nearest one.
         """
         answer = self._answer_one(_ask(image_or_video, question, regions, options))
         return answer if details else answer.text or ""
 
     @overload
     def stream(
-        self, image_or_video: Any, question: str, regions: Any = None, *, events: Literal[False] = False, **options: Any
+        self,
+        image_or_video: Any,
+        question: str,
+        regions: Any = None,
+        *,
+        events: Literal[False] = False,
+        **options: Unpack[AskKeywords],
     ) -> Iterator[str]: ...
 
     @overload
     def stream(
-        self, image_or_video: Any, question: str, regions: Any = None, *, events: Literal[True], **options: Any
+        self,
+        image_or_video: Any,
+        question: str,
+        regions: Any = None,
+        *,
+        events: Literal[True],
+        **options: Unpack[AskKeywords],
     ) -> Iterator[Event]: ...
 
     def stream(
-        self, image_or_video: Any, question: str, regions: Any = None, *, events: bool = False, **options: Any
+        self,
+        image_or_video: Any,
+        question: str,
+        regions: Any = None,
+        *,
+        events: bool = False,
+        **options: Unpack[AskKeywords],
     ) -> Iterator[str] | Iterator[Event]:
         """`ask` in pieces of text that join to the same answer; bad input raises before the first piece.
 
@@ -212,7 +250,7 @@ class _Model(BatchCalls, nn.Module):
         question: str | None = None,
         *,
         details: bool = False,
-        **options: Any,
+        **options: Unpack[AskKeywords],
     ) -> list[Any]:
         """One text per region; each region is a request of its own, so its text does not depend on the others.
 
@@ -222,7 +260,7 @@ class _Model(BatchCalls, nn.Module):
                 images without that is a video of these frames, as everywhere.)
             question: asked of each region, with one `<region>` tag; default: describe it in detail.
             details: return whole `Answer`s instead of texts.
-            options: fields of `decoder.Generation` and `EncodeOptions`.
+            options: as in `ask`.
 
         Returns:
             A text per region; for a list of images and videos a list of texts for each.
@@ -246,7 +284,7 @@ class _Model(BatchCalls, nn.Module):
         question: str | None = None,
         *,
         details: bool = False,
-        **options: Any,
+        **options: Unpack[AskKeywords],
     ) -> list[Any]:
         """`describe` that lets the event loop go on; concurrent calls share batches.
 
@@ -268,7 +306,7 @@ class _Model(BatchCalls, nn.Module):
         return found
 
     def _singles(
-        self, media: Any, regions: Any, question: str | None, options: dict[str, Any]
+        self, media: Any, regions: Any, question: str | None, options: Mapping[str, object]
     ) -> tuple[Iterator[Bound], int]:
         """The requests of `describe`, one for each region of an image or video, and how many they are."""
         encode, generation = split_options(options, EncodeOptions, Generation)
@@ -313,10 +351,10 @@ class PixelRefer(_Model):
     _network_class = FullNetwork
 
 
-def _ask(media: Any, question: str, regions: Any, options: dict[str, Any]) -> Ask:
+def _ask(media: Any, question: str, regions: Any, options: Mapping[str, object]) -> Ask:
     check_question(question)
     ask = Ask(media, question, regions)
-    ask.options = options
+    ask.options = dict(options)
     return ask
 
 
@@ -335,7 +373,7 @@ def _check_described(question: str | None) -> None:
 
 
 def _marked(
-    media: Sequence[object], regions: Sequence[object], question: str | None, options: dict[str, Any]
+    media: Sequence[object], regions: Sequence[object], question: str | None, options: Mapping[str, object]
 ) -> list[list[Ask]]:
     """The requests of `describe` about each of a list of images and videos."""
     split_options(options, EncodeOptions, Generation)

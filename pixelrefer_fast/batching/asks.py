@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import Literal
 
+from typing_extensions import Unpack
+
 from pixelrefer_fast.checks.values import shown
+from pixelrefer_fast.decoding.options import GenerationKeywords
+from pixelrefer_fast.planning.options import EncodeKeywords
 
 Finish = Literal["stop", "length", "stop_string", "error", "cancelled"]
+
+
+class AskKeywords(EncodeKeywords, GenerationKeywords, total=False):
+    """The options of a question as keywords: those of encoding and those of decoding, for type checkers."""
 
 
 class Ask:
@@ -24,11 +33,19 @@ class Ask:
 
     __slots__ = ("first_region", "media", "options", "question", "regions")
 
-    def __init__(self, media: object, question: str | None = None, regions: object = None, **options: object) -> None:
+    options: dict[str, object]
+
+    def __init__(
+        self,
+        media: object,
+        question: str | None = None,
+        regions: object = None,
+        **options: Unpack[AskKeywords],
+    ) -> None:
         self.media = media
         self.question = question
         self.regions = regions
-        self.options = options
+        self.options = dict(options)
         self.first_region = 0  # number of the first region in the caller's own list, for messages
 
     def __repr__(self) -> str:
@@ -74,6 +91,11 @@ class Answer:
     def finish_reason(self) -> Finish:
         """`finish`, by the name that `Decoded` and others have for it."""
         return self.finish
+
+    def _repr_html_(self) -> str:
+        """The text, or the error, and how it ended, for notebooks."""
+        said = f"<i>{escape(self.error)}</i>" if self.error is not None else escape(self.text or "(empty answer)")
+        return f"<p>{said} <small>({self.finish}, {len(self.tokens)} tokens)</small></p>"
 
 
 class BatchError(ValueError):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, overload
 
-from pixelrefer_fast.batching.asks import Answer, Ask, BatchError
+from typing_extensions import Unpack
+
+from pixelrefer_fast.batching.asks import Answer, Ask, AskKeywords, BatchError
 from pixelrefer_fast.batching.memory import MAX_REQUESTS
 from pixelrefer_fast.batching.progress import batch_progress
 from pixelrefer_fast.batching.queue import Caller, RequestQueue
@@ -30,7 +32,7 @@ class Batch(Iterator[Answer]):
         self,
         queue: RequestQueue,
         requests: Iterable[object],
-        options: dict[str, object],
+        options: Mapping[str, object],
         batch_size: int | None,
         ordered: bool,
         tracebacks: bool = False,
@@ -115,7 +117,12 @@ class BatchCalls:
         return {key: value for key, value in self.__dict__.items() if key != "_queues"}
 
     def ask_iter(
-        self, requests: Iterable[object], *, ordered: bool = False, batch_size: int | None = None, **options: object
+        self,
+        requests: Iterable[object],
+        *,
+        ordered: bool = False,
+        batch_size: int | None = None,
+        **options: Unpack[AskKeywords],
     ) -> Batch:
         """Answers as they are finished, each with the index of its request.
 
@@ -143,7 +150,7 @@ class BatchCalls:
         *,
         batch_size: int | None = None,
         progress: bool | None = None,
-        **options: object,
+        **options: Unpack[AskKeywords],
     ) -> list[Answer]:
         """`ask_iter` as a list, in the order of the requests.
 
@@ -153,7 +160,7 @@ class BatchCalls:
         """
         total = len(requests) if isinstance(requests, Sequence) else None
         answers: list[Answer] = []
-        batch = self.ask_iter(requests, batch_size=batch_size, **options)  # type: ignore[arg-type]  # those of requests and its own
+        batch = self.ask_iter(requests, batch_size=batch_size, **options)
         with batch, batch_progress("requests", progress) as tick:
             for answer in batch:
                 answers.append(answer)
@@ -168,16 +175,28 @@ class BatchCalls:
         regions: object = None,
         *,
         details: Literal[False] = False,
-        **options: object,
+        **options: Unpack[AskKeywords],
     ) -> str: ...
 
     @overload
     async def ask_async(
-        self, media: object, question: str, regions: object = None, *, details: Literal[True], **options: object
+        self,
+        media: object,
+        question: str,
+        regions: object = None,
+        *,
+        details: Literal[True],
+        **options: Unpack[AskKeywords],
     ) -> Answer: ...
 
     async def ask_async(
-        self, media: object, question: str, regions: object = None, *, details: bool = False, **options: object
+        self,
+        media: object,
+        question: str,
+        regions: object = None,
+        *,
+        details: bool = False,
+        **options: Unpack[AskKeywords],
     ) -> str | Answer:
         """`ask` that lets the event loop go on; concurrent calls share batches.
 
@@ -185,23 +204,41 @@ class BatchCalls:
             ValueError: naming the input, what was expected and what came.
         """
         ask = Ask(media, question, regions)
-        async for answer in self.ask_iter_async([ask], **options):  # type: ignore[arg-type]  # those of requests and its own
+        async for answer in self.ask_iter_async([ask], **options):
             text = text_of(answer)
             return answer if details else text
         raise RuntimeError("a request was neither answered nor refused")  # pragma: no cover
 
     @overload
     def stream_async(
-        self, media: object, question: str, regions: object = None, *, events: Literal[False] = False, **options: object
+        self,
+        media: object,
+        question: str,
+        regions: object = None,
+        *,
+        events: Literal[False] = False,
+        **options: Unpack[AskKeywords],
     ) -> AsyncGenerator[str, None]: ...
 
     @overload
     def stream_async(
-        self, media: object, question: str, regions: object = None, *, events: Literal[True], **options: object
+        self,
+        media: object,
+        question: str,
+        regions: object = None,
+        *,
+        events: Literal[True],
+        **options: Unpack[AskKeywords],
     ) -> AsyncGenerator[Event, None]: ...
 
     async def stream_async(
-        self, media: object, question: str, regions: object = None, *, events: bool = False, **options: object
+        self,
+        media: object,
+        question: str,
+        regions: object = None,
+        *,
+        events: bool = False,
+        **options: Unpack[AskKeywords],
     ) -> AsyncGenerator[str | Event, None]:
         """`stream` that lets the event loop go on; concurrent calls share batches. Closing it cancels.
 
@@ -236,7 +273,7 @@ class BatchCalls:
         *,
         ordered: bool = False,
         batch_size: int | None = None,
-        **options: object,
+        **options: Unpack[AskKeywords],
     ) -> AsyncGenerator[Answer, None]:
         """`ask_iter` for coroutines; `requests` may be asynchronous as well. Closing it cancels what is open."""
         _check_batch(requests, batch_size)

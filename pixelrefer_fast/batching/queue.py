@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -46,7 +46,7 @@ class Caller:
 
     def __init__(
         self,
-        defaults: dict[str, object] | None = None,
+        defaults: Mapping[str, object] | None = None,
         requests: int | None = None,
         notify: Callable[[], None] | None = None,
     ) -> None:

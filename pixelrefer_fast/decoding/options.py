@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypedDict
 
 import torch
 
@@ -138,6 +138,27 @@ class Generation:
         for token, value in bias.items():
             if not is_integer(token) or token < 0 or not is_number(value) or not -100 <= value <= 100:
                 raise ValueError(f"logit_bias: expected numbers from -100 to 100 by token id, got {shown(bias)}")
+
+
+class GenerationKeywords(TypedDict, total=False):
+    """`Generation` as keywords, for type checkers."""
+
+    max_new_tokens: int
+    min_new_tokens: int
+    temperature: float
+    top_k: int | None
+    top_p: float
+    min_p: float
+    seed: int | None
+    repetition_penalty: float | None
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
+    stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    n: int
+    logprobs: bool
+    top_logprobs: int
 
 
 @dataclass(frozen=True)

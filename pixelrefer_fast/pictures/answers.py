@@ -22,6 +22,7 @@ from pixelrefer_fast.media.video import Video
 from pixelrefer_fast.pictures import captions as _captions
 from pixelrefer_fast.pictures.badges import Shape, place
 from pixelrefer_fast.pictures.captions import MUTED, PAPER, Caption, Colour
+from pixelrefer_fast.planning.request import REGION_TAG
 from pixelrefer_fast.regions import Region
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -93,9 +94,9 @@ class Frame:
 
 
 def answers(
-    media: np.ndarray | Video, regions: Sequence[Region], texts: Sequence[str], *, title: str | None = None
+    media: np.ndarray | Video, regions: Sequence[Region], texts: Sequence[str] | str, *, title: str | None = None
 ) -> Image.Image:
-    """Draw the `picture` of an image or the `contact_sheet` of a video, with one text per region.
+    """Draw the `picture` of an image or the `contact_sheet` of a video, with one text per region, or one about all.
 
     `media` is the result of `media.open_media`. At most `SHEET_FRAMES` marked frames of a video are decoded.
     """
@@ -124,13 +125,13 @@ def answers(
 
 
 def picture(
-    image: np.ndarray, masks: Iterable[np.ndarray], captions: Sequence[str], *, title: str | None = None
+    image: np.ndarray, masks: Iterable[np.ndarray], captions: Sequence[str] | str, *, title: str | None = None
 ) -> Image.Image:
     """Draw the image (H, W, 3) uint8 RGB with each region outlined and numbered from 0, and `captions` in a panel.
 
-    `masks` are (H, W), non-zero where marked, one per caption; they are read one at a time. Small images are enlarged
-    by a whole factor and very large ones reduced. The panel is below wide pictures and beside tall ones, never on the
-    image.
+    `masks` are (H, W), non-zero where marked, one per caption (or one caption for all); they are read one at a time.
+    Small images are enlarged by a whole factor and very large ones reduced. The panel is below wide pictures and beside
+    tall ones, never on the image.
     """
     height, width = image.shape[:2]
     longest = max(height, width)
@@ -138,7 +139,7 @@ def picture(
     beside = height > 1.3 * width
     size = max(16, round(longest * scale / 56))
     marked = _marked(image, enumerate(masks), scale, size)
-    entries = [Caption(i, colour(i), text) for i, text in enumerate(captions)]
+    entries = _entries(captions)
     if not entries and not title:
         return marked
     if beside:
@@ -154,12 +155,12 @@ def picture(
     return _stacked(marked, panel)
 
 
-def contact_sheet(frames: Sequence[Frame], captions: Sequence[str], *, title: str | None = None) -> Image.Image:
+def contact_sheet(frames: Sequence[Frame], captions: Sequence[str] | str, *, title: str | None = None) -> Image.Image:
     """Draw the marked frames of a video in a grid, each with its label below, and the captions of all regions at the
     end.
 
     `frames` are as many as `sheet_frames` chooses; a region has the same number and colour in every frame.
-    `captions[i]` belongs to region i.
+    `captions[i]` belongs to region i; one text belongs to all.
     """
     if not frames:
         raise ValueError("contact_sheet: expected at least one frame, got none")
@@ -189,11 +190,17 @@ def contact_sheet(frames: Sequence[Frame], captions: Sequence[str], *, title: st
             row.paste(label, (left, gap + tile.height))
             lowest = max(lowest, gap + tile.height + label.height)
         rows.append(row.crop((0, 0, _SHEET_WIDTH, min(lowest, row.height))))
-    entries = [Caption(i, colour(i), text) for i, text in enumerate(captions)]
+    entries = _entries(captions)
     if entries or title:
         tallest_panel = max(sum(row.height for row in rows), size * 40)
         rows.append(_captions.panel(entries, _SHEET_WIDTH, size, title=title, tallest=tallest_panel))
     return _stacked(*rows)
+
+
+def numbered(question: str) -> str:
+    """The question with the numbers that its regions have in a picture in place of their tags."""
+    parts = question.split(REGION_TAG)
+    return parts[0] + "".join(f"<{i}>{part}" for i, part in enumerate(parts[1:]))
 
 
 def sheet_frames(marked: Sequence[Sequence[int]], limit: int = SHEET_FRAMES) -> list[int]:
@@ -210,6 +217,12 @@ def sheet_frames(marked: Sequence[Sequence[int]], limit: int = SHEET_FRAMES) -> 
     if len(rest) > room:
         rest = [rest[i * len(rest) // room] for i in range(room)]
     return sorted(chosen + rest)
+
+
+def _entries(captions: Sequence[str] | str) -> list[Caption]:
+    if isinstance(captions, str):
+        return [Caption(None, PAPER, captions)]
+    return [Caption(i, colour(i), text) for i, text in enumerate(captions)]
 
 
 def _stacked(*parts: Image.Image) -> Image.Image:

@@ -129,9 +129,9 @@ def _wrap(text: str, font: FreeTypeFont, width: float, limit: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Caption:
-    """A numbered caption; `colour` is that of the region's outline."""
+    """A numbered caption, or one without a number; `colour` is that of the region's outline."""
 
-    number: int
+    number: int | None
     colour: Colour
     text: str
 
@@ -171,7 +171,8 @@ def _block(caption: Caption | None, text: str, width: int, size: int, limit: int
     # Far more characters than the lines can hold; keeps a runaway answer from being measured whole.
     text, font = _fitted(text[: limit * max(width, 1)], size)
     lines = _wrap(text, font, width, limit)
-    height = max(round(len(lines) * size * 1.4), badge_size(caption.number, size)[1] if caption else 0)
+    number = caption.number if caption else None
+    height = max(round(len(lines) * size * 1.4), 0 if number is None else badge_size(number, size)[1])
     return _Block(caption, lines, font, colour, width, height)
 
 
@@ -185,7 +186,8 @@ def panel(captions: Sequence[Caption], width: int, size: int, *, title: str | No
     margin, gap = round(size * 1.0), round(size * 0.7)
     columns = max(1, min(3, len(captions), (width - margin) // (size * 26)))
     column = (width - margin * (columns + 1)) // columns
-    indent = max((badge_size(c.number, size)[0] for c in captions), default=0) + round(size * 0.6)
+    badges = [badge_size(c.number, size)[0] for c in captions if c.number is not None]
+    indent = max(badges) + round(size * 0.6) if badges else 0
     head = [_block(None, title, width - 2 * margin, size, 3, MUTED)] if title else []
     tallest -= 2 * margin + sum(block.height + gap for block in head)
     most = max(1, tallest // (round(size * 1.45) + gap)) * columns
@@ -208,7 +210,7 @@ def panel(captions: Sequence[Caption], width: int, size: int, *, title: str | No
         for i, block in enumerate(row):
             left = margin + i * (column + margin)
             inset = indent if block.caption else 0
-            if block.caption:
+            if block.caption and block.caption.number is not None:
                 draw_badge(draw, left, top, block.caption.number, block.caption.colour, size)
             # A paper of its own for the text: whatever a glyph does, it ends at the edge of its rectangle.
             text = Image.new("RGB", (block.width, block.height), PAPER)

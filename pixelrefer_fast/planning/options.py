@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from itertools import pairwise
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 from pixelrefer_fast.checks.values import check_seed, is_finite_number, is_integer, plain_list, shown
 
@@ -44,6 +44,16 @@ class EncodeOptions:
             rising = all(is_integer(f) and f >= 0 for f in frames) and all(a < b for a, b in pairwise(frames))
             if not frames or not rising:
                 raise ValueError(f"frames: expected rising numbers of frames, got {shown(frames)}")
+
+
+class EncodeKeywords(TypedDict, total=False):
+    """`EncodeOptions` as keywords, for type checkers."""
+
+    kmeans_start: Sequence[Sequence[int] | None] | None
+    kmeans_seed: int | None
+    fps: float | None
+    max_frames: int
+    frames: Sequence[int] | None
 
 
 def read_options(options: Mapping[str, object], kind: type[_T]) -> _T:

@@ -1,7 +1,8 @@
 """Replay recorded cases of the reference and report the error of every stage.
 
 A folder holds a checkpoint and `case_*.safetensors`: the inputs, intermediates and outputs of one request each, with
-the k-means starts that were drawn. Users run it to check an install.
+the k-means starts that were drawn. A few cases of each kind of model ship with small random checkpoints, so that an
+install can be checked without anything else.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
@@ -56,17 +58,21 @@ class Tolerances:
 STAGES = ("crops", "patches", "features", "object_tokens", "input_ids", "inputs_embeds", "logits", "text")
 
 
+SHIPPED = ("lite", "full")  # folders in assets/, a checkpoint and cases each
+
+
 def verify(
-    folder: str | Path,
+    folder: str | Path | None = None,
     backend: str = "auto",
     device: str = "auto",
     dtype: str = "auto",
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Replay every case of a folder.
+    """Replay every case of a folder, or those that ship, of both kinds of model.
 
     Args:
-        folder: holds a checkpoint and at least one `case_*.safetensors`.
+        folder: holds a checkpoint and at least one `case_*.safetensors`; None: the cases that ship, whose names begin
+            with the kind of their model.
         backend, device, dtype: as `load` takes them.
         progress: called with the name of each case before it runs.
 
@@ -77,10 +83,12 @@ def verify(
     Raises:
         ValueError: no folder, no case, a damaged case, or a checkpoint that cannot be loaded.
     """
+    if folder is None:
+        return _merged({kind: verify(_assets() / kind, backend, device, dtype, progress) for kind in SHIPPED})
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder with a checkpoint and case_*.safetensors, found none")
-    paths = sorted(folder.glob("case_*.safetensors"))
+    paths = case_paths(folder)
     if not paths:
         raise ValueError(f"{folder}: expected at least one case_*.safetensors, found none")
     model = load(folder, device=device, dtype=dtype, backend=backend, feature_bytes=0)
@@ -104,6 +112,21 @@ def verify(
         "dtype": str(model.dtype).removeprefix("torch."),
         "cases": cases,
     }
+
+
+def case_paths(folder: str | Path | None) -> list[Path]:
+    """The cases that `verify` replays."""
+    folders = [_assets() / kind for kind in SHIPPED] if folder is None else [Path(folder)]
+    return [path for one in folders for path in sorted(one.glob("case_*.safetensors"))]
+
+
+def _assets() -> Path:
+    return Path(str(files("pixelrefer_fast"))) / "assets"
+
+
+def _merged(reports: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    cases = [case | {"name": f"{kind}/{case['name']}"} for kind, own in reports.items() for case in own["cases"]]
+    return {**reports[SHIPPED[0]], "ok": all(own["ok"] for own in reports.values()), "cases": cases}
 
 
 def replay(model: PixelRefer | PixelReferLite, case: RecordedCase, stages: dict[str, dict[str, Any]]) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import fields
+from typing import Any, get_type_hints
 
 import pytest
 import torch
 
 import pixelrefer_fast as pf
-from pixelrefer_fast.batching.asks import as_ask
+from pixelrefer_fast.batching.asks import AskKeywords, as_ask
 from pixelrefer_fast.batching.encoding import Prepared
 from pixelrefer_fast.batching.memory import Budget, out_of_memory
 from pixelrefer_fast.batching.planner import BatchBuilder
-from pixelrefer_fast.decoding.options import Generation
+from pixelrefer_fast.decoding.options import Generation, GenerationKeywords
+from pixelrefer_fast.planning.options import EncodeKeywords, EncodeOptions
 from pixelrefer_fast.planning.request import FrameSource, Request
 from pixelrefer_fast.planning.views import View, ViewPlan
 
@@ -93,3 +95,16 @@ def test_packing_by_patches_and_tokens() -> None:
     assert not builder.add(_prepared(one, [1], 10))
     assert builder.add(_prepared(one, [1], 5))
     assert BatchBuilder(Budget(9, patches=30, tokens=25)).add(_prepared(one, [1], 100))
+
+
+def test_the_keywords_are_the_fields_of_the_options() -> None:
+    for keywords, kind in ((EncodeKeywords, EncodeOptions), (GenerationKeywords, Generation)):
+        assert list(get_type_hints(keywords)) == [field.name for field in fields(kind)]
+    assert set(get_type_hints(AskKeywords)) == {*get_type_hints(EncodeKeywords), *get_type_hints(GenerationKeywords)}
+
+
+def test_an_answer_in_a_notebook_is_its_text_and_how_it_ended() -> None:
+    shown = pf.Answer(0, "a <b> & c", finish="length", tokens=(1, 2))._repr_html_()
+    assert shown == "<p>a &lt;b&gt; &amp; c <small>(length, 2 tokens)</small></p>"
+    assert "empty answer" in pf.Answer(0, "", finish="stop")._repr_html_()
+    assert "region 0: bad" in pf.Answer(0, error="region 0: bad")._repr_html_()

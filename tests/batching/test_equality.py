@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from mixed_requests import CAT, mixed_requests
+from recorded import recorded_cases
 
 import pixelrefer_fast as pf
 from pixelrefer_fast.batching.preparing import Bound
@@ -125,8 +126,7 @@ def _recorded(model: Any, case: RecordedCase) -> Bound:
 @pytest.mark.parametrize("kind", ["lite", "full"])
 def test_recorded_cases_in_one_batch(kind: str, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(kind)
-    folders = [GOLDEN / model.kind, ROOT / "tests" / "data" / "cases" / model.kind]
-    paths = [path for folder in folders for path in sorted(folder.glob("case_*.safetensors"))]
+    paths = [*sorted((GOLDEN / model.kind).glob("case_*.safetensors")), *recorded_cases(model.kind).values()]
     cases = [RecordedCase.read(path, model.kind) for path in paths]
     assert len(cases) >= 5
     answers = model.ask_batch([_recorded(model, case) for case in cases])

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from command_line import HEIGHT, WIDTH, FakeModel, one_error_line
 from PIL import Image
 
 from pixelrefer_fast.cli.output import print_texts
+from pixelrefer_fast.pictures.answers import numbered
 
 
 def test_describe_prints_a_text_per_region_and_nothing_else_on_stdout(
@@ -69,6 +71,35 @@ def test_ask_and_stream(run: Callable[..., SimpleNamespace], model: FakeModel, i
     assert len(document["regions"]) == 2
     one_error_line(run(*arguments, "--stream", "--json"), "--stream")
     one_error_line(run("ask", image), "QUESTION")
+
+
+def test_the_picture_of_an_answer(
+    run: Callable[..., SimpleNamespace], model: FakeModel, image: str, video: str, tmp_path: Path
+) -> None:
+    marks = ("Is <region> near <region>?", "--box", "1,1,9,9", "--box", "20,20,39,39")
+    target = tmp_path / "answer.png"
+    document = json.loads(run("ask", image, *marks, "--save", str(target), "--json").out)
+    assert document["saved"] == str(target)
+    with Image.open(target) as picture:
+        whole = np.asarray(picture)
+    assert whole.shape[1] >= 640
+    assert run("ask", image, *marks, "--save", str(target), "--stream").out == "an answer\\x07\n"
+    with Image.open(target) as picture:
+        assert np.array_equal(np.asarray(picture), whole)
+    model.finish = "length"
+    assert run("ask", image, *marks, "--save", str(target)).code == 0
+    with Image.open(target) as picture:
+        assert not np.array_equal(np.asarray(picture), whole)  # marked as cut
+    assert run("ask", video, *marks, "--frame", "2", "--save", str(target)).code == 0
+    with Image.open(target) as picture:
+        assert picture.width == 1600
+    one_error_line(run("ask", image, *marks, "--save", str(tmp_path / "a.txt")), "--save")
+    one_error_line(run("ask", "o.safetensors", "What?", "--save", str(target)), "--save")
+
+
+def test_numbers_in_the_place_of_tags() -> None:
+    assert numbered("Is <region> near <region>?") == "Is <0> near <1>?"
+    assert numbered("What?") == "What?"
 
 
 def test_an_answer_that_was_cut_is_marked(run: Callable[..., SimpleNamespace], model: FakeModel, image: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -170,3 +172,15 @@ def test_a_link_stays_a_link(start: Run) -> None:
     assert start().code == 0
     assert Path("out.jsonl").is_symlink()
     assert len(Path("real/answers.jsonl").read_text().splitlines()) == 2
+
+
+def test_lines_through_a_pipe_are_answered_as_those_of_a_file(
+    start: Run, run: Run, whole: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = Path("in.jsonl").read_bytes()
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(requests)))
+    piped = run("describe", "--batch", "-", "--max-new-tokens", "3")
+    assert (piped.code, piped.out.encode()) == (2, whole)
+    assert "26 lines, 25 texts, 1 bad lines" in piped.err
+    for option, message in ((("--out", "other.jsonl"), "--out"), (("--json",), "--json")):
+        one_error_line(run("describe", "--batch", "-", *option), message)

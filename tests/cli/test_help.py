@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -47,6 +48,23 @@ def test_help_version_and_no_command(run: Callable[..., SimpleNamespace]) -> Non
     nothing = run()
     assert nothing.code == 2
     assert "describe" in nothing.out
+
+
+def test_the_shell_can_complete(run: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "--install-completion" in run("--help").out
+    script = subprocess.run(
+        [sys.executable, "-m", "pixelrefer_fast.cli"],
+        env={
+            **os.environ,
+            "_PIXELREFER_FAST_COMPLETE": "complete_bash",
+            "COMP_WORDS": "pixelrefer-fast de",
+            "COMP_CWORD": "1",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert script.stdout.split() == ["describe", "demo"], script.stderr
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from kernel_place import EMULATED
+from recorded import recorded_cases
 
 from pixelrefer_fast.device.launches import Launch, listen
 from pixelrefer_fast.verify.replay import STAGES, verify
@@ -16,13 +17,11 @@ pytestmark = [
     pytest.mark.skipif(not EMULATED, reason="needs compiled kernels in the emulator: make emulate"),
 ]
 
-CASE = Path(__file__).parents[1] / "data" / "cases" / "full" / "case_under_patch.safetensors"
-
 
 def test_a_recorded_case_holds(assets: Path, tmp_path: Path) -> None:
     folder = tmp_path / "full"
-    shutil.copytree(assets / "full", folder)
-    shutil.copy(CASE, folder)
+    shutil.copytree(assets / "full", folder, ignore=shutil.ignore_patterns("case_*.safetensors"))
+    shutil.copy(recorded_cases("full")["under_patch"], folder)
     launched: set[str] = set()
 
     def hear(launch: Launch) -> None:

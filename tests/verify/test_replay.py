@@ -8,24 +8,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from recorded import ASSETS, ROOT, recorded_cases
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pixelrefer_fast.ops.extension import load as extension
 from pixelrefer_fast.verify.replay import STAGES, Tolerances, verify
 
-ROOT = Path(__file__).parents[2]
-ASSETS = ROOT / "pixelrefer_fast" / "assets"
-CASES = Path(__file__).parents[1] / "data" / "cases"
 GOLDEN = ROOT.parent / "shared" / "golden"
 
 
 def verify_folder(tmp_path: Path, kind: str, *names: str) -> Path:
     folder = tmp_path / kind
     shutil.copytree(ASSETS / kind, folder)
-    for path in (CASES / kind).glob("case_*.safetensors"):
-        if not names or path.stem.removeprefix("case_") in names:
-            shutil.copy(path, folder)
+    for name, path in recorded_cases(kind).items():
+        target = folder / path.name
+        if names and name not in names:
+            target.unlink(missing_ok=True)
+        elif not target.exists():
+            shutil.copy(path, target)
     return folder
 
 
@@ -47,7 +48,7 @@ def test_recorded_cases_hold(tmp_path: Path, kind: str) -> None:
     report = verify(verify_folder(tmp_path, kind), progress=seen.append)
     assert failing(report) == {}
     assert report["ok"]
-    assert len(report["cases"]) == len(list((CASES / kind).iterdir()))
+    assert len(report["cases"]) == len(recorded_cases(kind))
     assert seen == [c["name"] for c in report["cases"]]
     for case in report["cases"]:
         assert tuple(case["stages"]) == STAGES
@@ -56,6 +57,17 @@ def test_recorded_cases_hold(tmp_path: Path, kind: str) -> None:
         assert case["stages"]["logits"]["error"] < 1e-5
         assert case["stages"]["patches"]["error"] == 0
     json.dumps(report, allow_nan=False)
+
+
+def test_what_ships_holds_for_both_models() -> None:
+    seen: list[str] = []
+    report = verify(progress=seen.append)
+    assert report["ok"], failing(report)
+    shipped = {kind: sorted((ASSETS / kind).glob("case_*.safetensors")) for kind in ("lite", "full")}
+    names = [f"{kind}/{path.stem}" for kind, paths in shipped.items() for path in paths]
+    assert [case["name"] for case in report["cases"]] == names
+    assert seen == [case["name"].partition("/")[2] for case in report["cases"]]
+    assert all(shipped.values())
 
 
 @pytest.mark.kernel

@@ -11,6 +11,7 @@ from pixelrefer_fast.cli.targets import check_target
 
 _PANEL = "A file of requests"
 SUFFIXES = (".jsonl", ".ndjson")
+STANDARD = "-"  # standard input and output in the place of files
 _LINE = r'{"id": 7, "image": "cat.jpg", "box": \[60, 50, 360, 275], "question": "What is <region>?"}'
 _PARAGRAPHS = (
     f"A line of requests.jsonl: {_LINE}",
@@ -19,8 +20,8 @@ _PARAGRAPHS = (
     "max_new_tokens, min_new_tokens, temperature, top_k, top_p, min_p, seed, repetition_penalty, presence_penalty, "
     "frequency_penalty, stop, stop_token_ids, fps, max_frames, frames.",
     "A line of answers.jsonl has line, id, texts, finish and tokens, or error, in the order of the requests.",
-    "The same command goes on after an interruption. Exit code 2: some lines were bad, 1: some failed for another "
-    "reason; answers.jsonl says why.",
+    "The same command goes on after an interruption, but not with --batch - (a pipe), which writes answers at once. "
+    "Exit code 2: some lines were bad, 1: some failed for another reason; answers.jsonl says why.",
 )
 BATCH_HELP = "\n\n" + "\n\n".join(_PARAGRAPHS)
 
@@ -33,8 +34,8 @@ class BatchFiles:
         str | None,
         typer.Option(
             "--batch",
-            metavar="FILE.jsonl",
-            help="Requests, a JSON object a line.",
+            metavar="FILE.jsonl|-",
+            help="Requests, a JSON object a line; - is standard input, with answers on standard output.",
             rich_help_panel=_PANEL,
             show_default=False,
         ),
@@ -83,13 +84,14 @@ _NOT_WITH_BATCH = {
     "masks": "--mask",
     "rles": "--rle",
     "polygons": "--polygon",
+    "points": "--point",
     "scribbles": "--scribble",
     "region_files": "--regions",
 }
 
 
 def batch_paths(ctx: typer.Context, files: BatchFiles) -> tuple[str, str] | None:
-    """The files of requests and of answers; None where no file of requests is given.
+    """The files of requests and of answers, both STANDARD for standard input and output; None without --batch.
 
     Raises:
         ValueError: options that do not go together, or files that cannot be read or written.
@@ -102,6 +104,12 @@ def batch_paths(ctx: typer.Context, files: BatchFiles) -> tuple[str, str] | None
     for name, option in _NOT_WITH_BATCH.items():
         if ctx.params[name]:
             raise ValueError(f"{option}: expected on the lines of --batch, got it on the command line")
+    if files.batch == STANDARD and files.ray is None:
+        if files.out_file not in (None, STANDARD):
+            raise ValueError("--out: expected none with --batch -, whose answers go to standard output")
+        if ctx.params["as_json"]:
+            raise ValueError("--json: expected none with --batch -, whose standard output is the answers")
+        return STANDARD, STANDARD
     if files.out_file is None:
         raise ValueError("--batch: expected --out OUT.jsonl as well")
     if files.ray is not None:

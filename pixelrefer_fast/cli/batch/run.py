@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
 from pixelrefer_fast.batching import Answer
 from pixelrefer_fast.batching.memory import DEFECTS, unexplained
@@ -92,12 +93,12 @@ def run_batch(
 def _records(
     model: Any,
     lines: Iterable[tuple[int, bytes | None]],
-    results: ResultFile,
+    results: ResultFile | None,
     question: str | None,
     options: dict[str, Any],
     batch_size: int | None,
 ) -> Generator[dict[str, Any], None, None]:
-    """The record of each line, in order."""
+    """The record of each line, in order; `results` is told which files they name."""
     pending: deque[_Pending] = deque()
     defects: list[dict[str, Any]] = []  # handed on once it is known that others are answered
 
@@ -109,7 +110,8 @@ def _records(
                 pending.append(_Pending(error))
                 yield error
             else:
-                results.asked(number, line.files)
+                if results is not None:
+                    results.asked(number, line.files)
                 pending.append(_Pending(line))
                 yield from line.asks
 
@@ -157,6 +159,34 @@ def _progress(results: ResultFile) -> Iterator[Callable[[], None]]:
             raise
 
 
+def answer_pipe(
+    model: Any, source: BinaryIO, out: TextIO, size: int | None, question: str | None, options: dict[str, Any]
+) -> int:
+    """Run `describe --batch -`: each record is written as soon as it and those before it are known.
+
+    Args:
+        model: loaded.
+        source: lines of JSON.
+        out: where a line of JSON goes for each.
+        size: at most so many requests at one time.
+        question, options: of lines without them.
+
+    Returns:
+        The exit code, as for a file.
+    """
+    counts = LineCounts()
+    with clean_end(), closing(_records(model, read_lines(source), None, question, options, size)) as answered:
+        for record in answered:
+            print(json.dumps(record), file=out, flush=True)
+            counts.add(record)
+    print(_words(counts), file=sys.stderr)
+    return _exit_code(counts)
+
+
+def _exit_code(counts: LineCounts) -> int:
+    return 1 if counts.failed else 2 if counts.bad else 0
+
+
 def answer_file(
     model: Any, source: str, target: str, size: int | None, question: str | None, options: dict[str, Any]
 ) -> tuple[dict[str, Any], str, int]:
@@ -197,7 +227,7 @@ def answer_file(
     line = f"{target}: {_words(counts)}"
     line += f", {resumed} of them there before" if resumed else ""
     line += f", {new / seconds:.1f} lines/s" if new else ""
-    return report, line, 1 if counts.failed else 2 if counts.bad else 0
+    return report, line, _exit_code(counts)
 
 
 def _words(counts: LineCounts) -> str:

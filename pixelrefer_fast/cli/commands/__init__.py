@@ -34,7 +34,6 @@ from pixelrefer_fast.cli.groups import spelled_out
 from pixelrefer_fast.cli.regions import InOrder
 
 app = typer.Typer(
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Annotated, Any
 
 import typer
 
 from pixelrefer_fast.checks.printable import write_json
-from pixelrefer_fast.cli.batch.options import BATCH_HELP, BatchFiles, batch_paths
+from pixelrefer_fast.cli.batch.options import BATCH_HELP, STANDARD, BatchFiles, batch_paths
 from pixelrefer_fast.cli.models import chosen_model
 from pixelrefer_fast.cli.options import AsJson, Computing, Marks, Model, SeenFrames, Writing, examples
 from pixelrefer_fast.cli.output import end_mark, print_texts, reserved_stdout
@@ -58,9 +59,11 @@ def describe(
                 run = ClusterRun(files.ray, *paths, name, question, options, vars(computing), files.batch_size)
                 report, line, code = run.answer()
             else:
-                from pixelrefer_fast.cli.batch.run import answer_file
+                from pixelrefer_fast.cli.batch.run import answer_file, answer_pipe
 
                 loaded, loading = computing.load(name)
+                if paths[0] == STANDARD:
+                    raise typer.Exit(answer_pipe(loaded, sys.stdin.buffer, out, files.batch_size, question, options))
                 report, line, code = answer_file(loaded, *paths, files.batch_size, question, options)
                 report["seconds"] |= {"load": loading}
             if as_json:
@@ -80,7 +83,7 @@ def describe(
         start = time.perf_counter()
         found = loaded.describe(media, [one.region for one in regions], question, details=True, **options)
         answering = time.perf_counter() - start
-        texts = [answer.text for answer in found]
+        texts = [answer.text + end_mark(answer.finish_reason) for answer in found]
         if save is not None:
             from pixelrefer_fast.pictures import answers
 
@@ -91,4 +94,4 @@ def describe(
             document |= {"regions": listed(regions, found)}
             write_json(document | {"saved": save, "seconds": {"load": loading, "describe": answering}}, out)
         else:
-            print_texts([answer.text + end_mark(answer.finish_reason) for answer in found], out)
+            print_texts(texts, out)

@@ -23,7 +23,6 @@ TITLE = 30
 RIGHT: Colour = (22, 134, 64)
 WRONG: Colour = (200, 44, 44)
 RULE: Colour = (226, 229, 233)
-FIRST = 1  # number of the first object: `the first` of a question begins there as well
 
 _SCENE_WIDTH, _SCENE_HEIGHT = 560, 600
 _HALO: Colour = (16, 16, 18)
@@ -53,13 +52,13 @@ def marked_frame(scene: Scene, frame: int, width: float, height: float, size: in
     for i in seen:
         cv2.drawContours(pixels, outlines[i], -1, _HALO, line + 2, cv2.LINE_AA)
     for i in seen:
-        cv2.drawContours(pixels, outlines[i], -1, answers.colour(i + FIRST), line, cv2.LINE_AA)
+        cv2.drawContours(pixels, outlines[i], -1, answers.colour(i), line, cv2.LINE_AA)
     picture = Image.fromarray(pixels)
     pen = ImageDraw.Draw(picture)
     for i, (left, top) in _badge_places(masks, shape, size).items():
-        w, h = badge_size(i + FIRST, size)
+        w, h = badge_size(i, size)
         pen.rounded_rectangle((left - 1, top - 1, left + w, top + h), h * 0.32 + 1, fill=_HALO)
-        draw_badge(pen, left, top, i + FIRST, answers.colour(i + FIRST), size)
+        draw_badge(pen, left, top, i, answers.colour(i), size)
     return picture
 
 
@@ -78,7 +77,7 @@ def _badge_places(masks: dict[int, np.ndarray], shape: tuple[int, int], size: in
         taken += mask
     places = {}
     for i, mask in masks.items():
-        w, h = badge_size(i + FIRST, size)
+        w, h = badge_size(i, size)
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         x0, x1, y0, y1 = int(columns[0]), int(columns[-1]) + 1, int(rows[0]), int(rows[-1]) + 1
         xs, ys = (x0 - w, x0, (x0 + x1 - w) // 2, x1 - w, x1), (y0 - h, y0, (y0 + y1 - h) // 2, y1 - h, y1)
@@ -177,7 +176,7 @@ def _flow(pen: ImageDraw.ImageDraw, text: str, objects: Sequence[int], top: floa
     x, middle = 0.0, top + line_height / 2
     for word in text.split():
         pieces: list[Any] = [
-            next(tags) + FIRST if piece == "<region>" else piece for piece in re.split("(<region>)", word) if piece
+            next(tags) if piece == "<region>" else piece for piece in re.split("(<region>)", word) if piece
         ]
         widths = [badge_size(p, SMALL)[0] if isinstance(p, int) else font.getlength(p) for p in pieces]
         if x and x + sum(widths) > width:

@@ -167,8 +167,6 @@ def _print(asked: Sequence[dict[str, Any]], costs: dict[str, dict[str, Any]], fi
     from rich.table import Table
     from rich.text import Text
 
-    from pixelrefer_fast.cli.demo.picture import FIRST
-
     console = Console(file=file, highlight=False)
     if not console.is_terminal:
         console.width = 150
@@ -178,7 +176,7 @@ def _print(asked: Sequence[dict[str, Any]], costs: dict[str, dict[str, Any]], fi
     for entry in asked:
         question = entry["question"]
         for i in entry["objects"]:
-            question = question.replace("<region>", f"<{i + FIRST}>", 1)
+            question = question.replace("<region>", f"<{i}>", 1)
         answers = [
             Text(("" if a["right"] else "WRONG ") + one_line(a["text"]), "green" if a["right"] else "red")
             for a in entry["answers"].values()

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from recorded import recorded_cases
 
 import pixelrefer_fast as pf
 from pixelrefer_fast.bench.reference import Reference, RegionStage, find_package, with_released_views
@@ -30,7 +31,6 @@ from pixelrefer_fast.bench.report.results import relative_error
 from pixelrefer_fast.verify.case import RecordedCase
 
 VARIABLE = "PIXELREFER_REFERENCE"
-CASES = Path(__file__).resolve().parents[2] / "data" / "cases"
 KINDS = ("lite", "full")
 PACKAGES = {"lite": "pixelreferlite", "full": "pixelrefer"}
 LIMIT = 1e-4  # of object tokens, in float32
@@ -350,7 +350,7 @@ class TestWithACheckout:
     def test_recorded_behaviour_of_older_versions_holds(self, pair: tuple[Any, Reference]) -> None:
         model, reference = pair
         name = "image_one" if model.kind == "lite" else "video"
-        case = RecordedCase.read(CASES / model.kind / f"case_{name}.safetensors", model.kind)
+        case = RecordedCase.read(recorded_cases(model.kind)[name], model.kind)
         frames = [image.numpy() for image in case.series("image")]
         options: dict[str, Any] = {"mask_ids": case.tensors["mask_ids"].tolist()}
         if case.times is None:
