@@ -6,8 +6,8 @@ RAY := .venv-ray
 SERVE := .venv-serve
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-interpret test-slow test-oldest test-ray test-serve newcomer compile-check cuda-check emulate \
-	emulate-all extension lint format bench bench-ops bench-suite gpu-check mini mini-pages fuzz clean
+.PHONY: demo test test-interpret test-slow test-oldest test-ray test-serve newcomer compile-check cuda-check counts \
+	emulate emulate-all extension lint format bench bench-ops bench-suite gpu-check mini mini-pages fuzz clean
 
 demo: $(VENV)/.ready
 	$(BIN)/pixelrefer-fast demo --out out/demo
@@ -57,6 +57,10 @@ $(SERVE)/.ready: pyproject.toml tools/make_venv.sh
 # every kernel in every shipped configuration, compiled without a device; UPDATE=1 writes the tables of docs/kernels/
 compile-check: $(VENV)/.ready
 	TRITON_INTERPRET=0 $(BIN)/python tools/compile_check.py $(if $(UPDATE),--update)
+
+# what every kernel does as it runs, counted in the emulator: sectors, wavefronts, instructions, waits; UPDATE=1 writes
+counts: $(VENV)/.ready
+	TRITON_INTERPRET=0 $(BIN)/python tools/kernel_counts.py $(if $(UPDATE),--update)
 
 # csrc/ compiled into the package after a change, with a line for each step
 extension: $(VENV)/.ready

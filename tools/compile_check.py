@@ -37,6 +37,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import count_tables
+
 from pixelrefer_fast.bench.profile.resources import compile_case
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -203,11 +205,18 @@ def write_table(path: Path, triton_version: str, rows: Sequence[Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(asdict(row)) for row in rows)
     path.write_text(f'{{"triton": {json.dumps(triton_version)}, "rows": [\n{lines}\n]}}\n', encoding="utf-8")
-    path.with_suffix(".md").write_text(page(triton_version, rows), encoding="utf-8")
+    write_page(path)
 
 
-def page(triton_version: str, rows: Sequence[Row]) -> str:
-    """The page: per kernel a table of its cases."""
+def write_page(path: Path) -> None:
+    """The page of a committed table, with what `tools/kernel_counts.py` has counted where its file lies beside."""
+    version, rows = read_baseline(path)
+    counted = count_tables.read(path.with_name("counts.json"))[2]
+    path.with_suffix(".md").write_text(page(version, list(rows.values()), counted), encoding="utf-8")
+
+
+def page(triton_version: str, rows: Sequence[Row], counted: Sequence[count_tables.CountRow]) -> str:
+    """The page: per kernel a table of its cases, and one of what it does in a call."""
     text = [
         "# What each kernel takes",
         "",
@@ -216,9 +225,24 @@ def page(triton_version: str, rows: Sequence[Row]) -> str:
         "",
         f"Triton {triton_version}, compiled without a device. A cell holds registers a thread, KiB of shared memory",
         "and the matrix instruction.",
-        *tables(rows),
+        *(COUNTED if counted else []),
     ]
+    for kernel in dict.fromkeys([*(r.kernel for r in rows), *(r.kernel for r in counted)]):
+        text += tables([row for row in rows if row.kernel == kernel])
+        own = [row for row in counted if row.kernel == kernel]
+        text += ["", "As it runs:", "", *count_tables.table(own)] if own else []
     return "\n".join(text) + "\n"
+
+
+COUNTED = (
+    "",
+    "As it runs: counted by `make counts` (`tools/kernel_counts.py`) in one call of the operation at the sizes that",
+    "are named, in the emulator. Instructions, barriers, matrix products and waits are those of one warp. A wait is",
+    "one for a load that was asked for just before. Sectors are of 32 bytes of global memory, wavefronts those of",
+    "shared memory; beside them is how many times the least they are, for what each request asks for. The innermost",
+    "loops follow, the one with most instructions first: instructions, barriers and products of a turn, and turns of",
+    "a warp.",
+)
 
 
 def tables(rows: Sequence[Row]) -> list[str]:

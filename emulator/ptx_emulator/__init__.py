@@ -1,5 +1,6 @@
 """Runs PTX on the CPU, under a checked memory model. See the README beside this package."""
 
+from .counters import Counters, Counts
 from .faults import Fault, Finding, FindingsError, UnknownInstructionError
 from .launch import Report, run
 from .memory.global_memory import Buffer
@@ -8,6 +9,8 @@ from .parser import Instruction, Kernel, Module, parse
 
 __all__ = [
     "Buffer",
+    "Counters",
+    "Counts",
     "Fault",
     "Finding",
     "FindingsError",

@@ -31,8 +31,8 @@ WARPGROUP = 4  # warps
 class Observer(Protocol):
     """What a launch tells of itself while it runs; `counters.Counters` is one."""
 
-    def issue(self, instruction: Instruction, warps: int) -> None:
-        """An instruction is issued by so many warps."""
+    def issue(self, instruction: Instruction, warps: int, taking: int) -> None:
+        """An instruction is issued by `warps`, and `taking` of them have a lane whose predicate holds."""
 
     def access(
         self, space: str, kind: str, instruction: Instruction, addresses: Array, size: int, lanes: Lanes

@@ -139,9 +139,9 @@ def _sizes(kernel: Kernel, space: str) -> Iterator[int]:
             yield DTYPES[kind_of(i)].itemsize
 
 
-def _names(instruction: Instruction) -> Iterator[str]:
-    """What an instruction names: registers, and whatever else looks like one."""
-    for operand in instruction.operands:
+def _names(instruction: Instruction, first: int = 0) -> Iterator[str]:
+    """What an instruction names from an operand on: registers, and whatever else looks like one."""
+    for operand in instruction.operands[first:]:
         if isinstance(operand, Address):
             yield operand.base
         else:
@@ -159,6 +159,11 @@ def targets(instruction: Instruction) -> tuple[str, ...]:
     if isinstance(first, Address):
         return ()
     return first if isinstance(first, tuple) else tuple(first.split("|"))
+
+
+def sources(instruction: Instruction) -> Iterator[str]:
+    """What an instruction reads: registers, its predicate too, and whatever else looks like one."""
+    return _names(instruction, 1 if targets(instruction) else 0)
 
 
 def _step(operands: Operands, instruction: Instruction, watched: frozenset[str]) -> Step:

@@ -102,8 +102,7 @@ class Scheduler:
                 if active is not None or not predicate.all():
                     some = taken
             if m.observer is not None:
-                warps = m.clock.known.shape[0] if some is None else len(np.unique(m.warp_of[taken]))
-                m.observer.issue(step.instruction, warps)
+                m.observer.issue(step.instruction, self._warps(active, mask), self._warps(some, taken))
             match step.control:
                 case Control.RUN:
                     if step.together and active is not None and step.guard < 0:
@@ -139,6 +138,10 @@ class Scheduler:
                     self._barrier(step).arrive(taken)
                     self._release()
                     pc += 1
+
+    def _warps(self, active: Mask | None, mask: Mask) -> int:
+        m = self.m
+        return len(m.blocks) * m.warps if active is None else len(np.unique(m.warp_of[mask]))
 
     def _branch(self, rank: int, pc: int, step: Step, taken: Mask, mask: Mask) -> None:
         self._join((rank, step.target), taken)

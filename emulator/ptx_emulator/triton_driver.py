@@ -38,6 +38,7 @@ class Launched:
         kernel: name of the entry.
         grid: of blocks.
         threads: of a block.
+        configuration: its constants and how it was compiled, as text.
         seconds: that it took here.
         report: of the emulator.
     """
@@ -45,6 +46,7 @@ class Launched:
     kernel: str
     grid: tuple[int, int, int]
     threads: int
+    configuration: str
     seconds: float
     report: Report
 
@@ -111,6 +113,9 @@ class Launcher:
     def __init__(self, source: Any, metadata: Any) -> None:
         constants = {k[0] if isinstance(k, tuple) else source.fn.arg_names.index(k) for k in source.constants}
         names = source.fn.arg_names
+        chosen = {names[k[0]]: v for k, v in source.constants.items() if source.signature[names[k[0]]] == "constexpr"}
+        chosen |= {option: getattr(metadata, option) for option in ("num_warps", "num_stages")}
+        self.configuration = ", ".join(f"{k}={v}" for k, v in chosen.items())
         self.shared = metadata.shared
         self.block = metadata.num_warps * 32
         # what the compiled kernel takes: neither constants nor what was specialised into one
@@ -153,7 +158,7 @@ class Launcher:
         )
         if settings.launched is not None:
             seconds = time.perf_counter() - begun
-            settings.launched(Launched(kernel.name, grid, self.block, seconds, report))
+            settings.launched(Launched(kernel.name, grid, self.block, self.configuration, seconds, report))
 
 
 def _buffers(arguments: Sequence[tuple[str, Any]]) -> list[Buffer]:
