@@ -2,16 +2,19 @@
 """The tests of the kernels on what compilers make of them, in the emulator of emulator/: no device is needed.
 
     python tools/emulate.py         what `make emulate` runs: sm_80 and sm_90 side by side
-    python tools/emulate.py --all   every shape, schedule and rounding (hours); writes docs/kernels/emulated.md
+    python tools/emulate.py --all   every shape, schedule and rounding (half an hour of a core); writes
+                                    docs/kernels/emulated.md
 
-A run of the tests for one architecture in one mode is a job; its log and its result lie in OUT. `--all` goes on where
-it was interrupted: a job is run again only after a change of what it tests.
+A run of tests for one architecture in one mode is a job; its log and its result lie in OUT. `--all` runs all shapes in
+lockstep, and in the other modes those that `STRESSED` names. It goes on where it was interrupted: a job is run again
+only after a change of what it tests.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -33,7 +36,16 @@ KERNEL_TESTS = (
 )
 # on what nvcc makes of csrc/, for both architectures at once; without nvcc they say so and are skipped
 CUDA_TESTS = ("tests/emulator/test_csrc.py", "tests/emulator/test_cuda_program.py")
-SOURCES = ("csrc", "emulator", "kernels", "pixelrefer_fast/ops", "tests/emulator", "tests/helpers", "tests/ops")
+OPERATIONS = tuple(sorted(p.name[5:-10] for p in (ROOT / "tests" / "ops").glob("test_*_kernel.py")))
+# what every result depends on, and of each operation
+SOURCES = ("emulator", "tests/helpers", "kernels/_*.py", "pixelrefer_fast/ops/_*.py")
+SOURCES_OF_AN_OPERATION = (
+    "kernels/{0}.py",
+    "kernels/configs/{0}",
+    "pixelrefer_fast/ops/{0}.py",
+    "tests/ops/test_{0}_kernel.py",
+)
+SOURCES_OF_THE_REST = ("csrc", "kernels", "pixelrefer_fast/ops", "tests/emulator")
 
 # the variables of emulator/ptx_emulator/plugin.py
 MODES: dict[str, dict[str, str]] = {
@@ -51,6 +63,28 @@ MODES: dict[str, dict[str, str]] = {
 }
 
 
+# Small tests of each operation that reach all its kernels in all types, for pytest's `-k`: where warps take turns, and
+# where results are rounded in another way.
+ORDERED = {
+    "add_norm": "float64",
+    "infuse": "odd",
+    "object_pool": "(test_labels and not tokens and not apart) or tie_goes",
+    "paged_attention": "keys_in_parts",
+    "rope2d": "definition",
+    "varlen_attention": "different_lengths or looks_ahead",
+    "view_patches": "samples or second_resize",
+}
+ROUNDED = {
+    **ORDERED,
+    "object_pool": "test_labels or half_way or tie_goes",
+    "paged_attention": "keys_in_parts or scores_far_apart",
+    "varlen_attention": "different_lengths or looks_ahead or large_scores or (large_heads and 144)",
+    "view_patches": "samples or second_resize or wrong_plan or black",
+}
+# operations whose stressed tests are one job: a change of one runs its group again, and a job costs a start of pytest
+GROUPS = (("infuse", "object_pool"), tuple(op for op in OPERATIONS if op not in ("infuse", "object_pool")))
+
+
 @dataclass(frozen=True)
 class Job:
     """One run of pytest.
@@ -60,6 +94,8 @@ class Job:
         tests: paths.
         marks: pytest's `-m`.
         arch, mode: of the emulator, None where tests choose themselves.
+        chosen: pytest's `-k`, "" for all.
+        operations: whose kernels it tests; none: of everything that is compiled.
     """
 
     name: str
@@ -68,6 +104,8 @@ class Job:
     arch: str | None = None
     mode: str | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    chosen: str = ""
+    operations: tuple[str, ...] = ()
 
     @property
     def stem(self) -> str:
@@ -77,33 +115,50 @@ class Job:
 def quick() -> Iterator[Job]:
     """What `make emulate` runs."""
     for arch in ARCHITECTURES:
-        yield _of_kernels(arch, "lockstep", "kernel and not gpu and not slow")
+        yield _of_kernels(arch, "lockstep", KERNEL_TESTS, "kernel and not gpu and not slow")
     yield Job("csrc", CUDA_TESTS, "not slow")
 
 
 def every() -> Iterator[Job]:
     """What `make emulate-all` runs."""
-    for mode in MODES:
-        for arch in ARCHITECTURES:
-            yield _of_kernels(arch, mode, "kernel and not gpu")
+    for arch in ARCHITECTURES:
+        for op in OPERATIONS:
+            yield _of_kernels(arch, "lockstep", (_tests(op),), "kernel and not gpu", (op,))
+        yield _of_kernels(arch, "lockstep", ("tests/emulator",), "kernel and not gpu")
+    for mode, arch, group in itertools.product([m for m in MODES if m != "lockstep"], ARCHITECTURES, GROUPS):
+        yield _of_kernels(arch, mode, [_tests(op) for op in group], "kernel and not gpu", group, _chosen(mode, group))
     yield Job("csrc", CUDA_TESTS, "")
 
 
-def _of_kernels(arch: str, mode: str, marks: str) -> Job:
-    return Job(f"{arch}, {mode}", KERNEL_TESTS, marks, arch, mode, {"EMULATE": arch, **MODES[mode]})
+def _tests(op: str) -> str:
+    return f"tests/ops/test_{op}_kernel.py"
 
 
-def sources() -> str:
-    """A hash of all that results depend on."""
-    digest = hashlib.sha256()
-    for folder in SOURCES:
-        for path in sorted((ROOT / folder).rglob("*")):
-            if path.is_file() and path.suffix in (".py", ".json", ".cu", ".cuh", ".cpp", ".h"):
-                digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+def _chosen(mode: str, operations: Sequence[str]) -> str:
+    chosen = ORDERED if "EMULATE_SCHEDULE" in MODES[mode] else ROUNDED
+    return " or ".join(f"(test_{op}_kernel and ({chosen[op]}))" for op in operations)
+
+
+def _of_kernels(
+    arch: str, mode: str, tests: Sequence[str], marks: str, operations: tuple[str, ...] = (), chosen: str = ""
+) -> Job:
+    named = f"{arch}, {mode}" + (f", {' '.join(operations)}" if operations else "")
+    return Job(named, tests, marks, arch, mode, {"EMULATE": arch, **MODES[mode]}, chosen, operations)
+
+
+def sources(job: Job) -> str:
+    """A hash of all that a job's results depend on."""
+    own = [pattern.format(op) for op in job.operations for pattern in SOURCES_OF_AN_OPERATION]
+    digest = hashlib.sha256(f"{job.marks} {job.chosen}".encode())
+    for pattern in (*SOURCES, *(own or SOURCES_OF_THE_REST)):
+        for place in sorted(ROOT.glob(pattern)):
+            for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
+                if path.suffix in (".py", ".json", ".cu", ".cuh", ".cpp", ".h"):
+                    digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def run(job: Job, out: Path, digest: str) -> dict[str, Any]:
+def run(job: Job, out: Path) -> dict[str, Any]:
     """Run a job, and keep its log and its result."""
     report = out / f"{job.stem}.report.json"
     report.unlink(missing_ok=True)
@@ -115,20 +170,21 @@ def run(job: Job, out: Path, digest: str) -> dict[str, Any]:
         *job.tests,
         "-m",
         job.marks,
+        *(("-k", job.chosen) if job.chosen else ()),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **job.environment}
     if job.arch is not None:
         command += ["-p", "ptx_emulator.plugin"]
         environment["EMULATE_REPORT"] = str(report)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, ["emulator", os.environ.get("PYTHONPATH", "")]))
-    began = time.perf_counter()
+    began, digest = time.perf_counter(), sources(job)
     log = out / f"{job.stem}.log"
     with log.open("w", encoding="utf-8") as written:
         code = subprocess.run(
             command, cwd=ROOT, env=environment, stdout=written, stderr=subprocess.STDOUT, check=False
         ).returncode
-    result: dict[str, Any] = {"name": job.name, "arch": job.arch, "mode": job.mode, "sources": digest, "ok": code == 0}
-    result["marks"] = job.marks
+    result: dict[str, Any] = {"name": job.name, "arch": job.arch, "mode": job.mode, "ok": code == 0}
+    result |= {"sources": digest, "operations": list(job.operations)}
     result["seconds"] = round(time.perf_counter() - began)
     if report.is_file():
         result |= json.loads(report.read_text(encoding="utf-8"))
@@ -144,14 +200,13 @@ def _kept(out: Path, job: Job) -> Path:
     return out / f"{job.stem}.json"
 
 
-def known(job: Job, out: Path, digest: str) -> dict[str, Any] | None:
+def known(job: Job, out: Path) -> dict[str, Any] | None:
     """The result of a job that passed and would be no other one today."""
     kept = _kept(out, job)
     if not kept.is_file():
         return None
     result: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
-    same = result["sources"] == digest and result["marks"] == job.marks
-    return result if result["ok"] and same else None
+    return result if result["ok"] and result["sources"] == sources(job) else None
 
 
 def page(results: Sequence[dict[str, Any]]) -> str:
@@ -164,15 +219,19 @@ def page(results: Sequence[dict[str, Any]]) -> str:
         "(`emulator/README.md`). What may be claimed: the compiler's PTX for sm_80 and sm_90 gives the defined results",
         "under a checked memory model.",
         "",
-        "| for | order of warps, or permitted rounding | tests | skipped | launches | instructions |",
-        "| :--- | :--- | ---: | ---: | ---: | ---: |",
+        "In lockstep all tests are run; with other orders of warps and roundings those that `tools/emulate.py` names,",
+        "which reach every kernel in every type.",
+        "",
+        "| for | order of warps, or permitted rounding | of | tests | skipped | launches | instructions |",
+        "| :--- | :--- | :--- | ---: | ---: | ---: | ---: |",
     ]
     emulated = [r for r in results if "kernels" in r]
     for r in emulated:
         launches, instructions = (sum(k[n] for k in r["kernels"].values()) for n in ("launches", "instructions"))
         tests = f"{r['passed']} passed" + (f", {len(r['failed'])} failed" if r["failed"] else "")
         skipped = sum(r["skipped"].values())
-        lines.append(f"| {r['arch']} | {r['mode']} | {tests} | {skipped} | {launches:,} | {instructions:,} |")
+        of = ", ".join(r["operations"]) or "the emulator's own tests"
+        lines.append(f"| {r['arch']} | {r['mode']} | {of} | {tests} | {skipped} | {launches:,} | {instructions:,} |")
     lines += [
         "",
         *(f"{r['name']}, as nvcc compiles it: {'passed' if r['ok'] else 'failed'}." for r in results if not r["arch"]),
@@ -188,15 +247,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--all", action="store_true", help="the long form; writes docs/kernels/emulated.md")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "emulate", help="logs and results")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="jobs at a time")
+    parser.add_argument("--only", default="", metavar="TEXT", help="jobs whose name holds this; no page is written")
     options = parser.parse_args(arguments)
     out: Path = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    jobs = list(every() if options.all else quick())
-    digest = sources()
-    found = {job.name: known(job, out, digest) if options.all else None for job in jobs}
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        results = list(pool.map(lambda job: found[job.name] or run(job, out, digest), jobs))
-    if options.all:
+    jobs = [job for job in (every() if options.all else quick()) if options.only in job.name]
+    found = {job.name: known(job, out) if options.all else None for job in jobs}
+    with ThreadPoolExecutor(options.workers) as pool:
+        results = list(pool.map(lambda job: found[job.name] or run(job, out), jobs))
+    if options.all and not options.only:
         PAGE.write_text(page(results), encoding="utf-8")
     bad = [result["name"] for result in results if not result["ok"]]
     print(f"emulate: {len(results)} runs, {len(bad)} failed{': ' + '; '.join(bad) if bad else ''}; logs in {out}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -37,7 +38,11 @@ def emulate(tool: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 def test_every_architecture_and_mode_is_a_job_of_its_own(tool: Any) -> None:
     assert [job.name for job in tool.quick()] == ["sm_80, lockstep", "sm_90, lockstep", "csrc"]
     jobs = list(tool.every())
-    assert len({job.stem for job in jobs}) == len(jobs) == 2 * len(tool.MODES) + 1
+    assert len({job.stem for job in jobs}) == len(jobs)
+    operations = set(tool.OPERATIONS)
+    for mode, arch in itertools.product(tool.MODES, ("sm_80", "sm_90")):
+        assert {op for job in jobs for op in job.operations if (job.mode, job.arch) == (mode, arch)} == operations
+    assert operations == tool.ORDERED.keys() == tool.ROUNDED.keys()
     assert {job.environment["EMULATE"] for job in jobs if job.arch} == {"sm_80", "sm_90"}
     assert all((TOOL.parents[1] / path).exists() for job in jobs for path in job.tests)
 
@@ -71,7 +76,8 @@ def test_an_interrupted_long_form_is_gone_on_with(emulate: Any, tmp_path: Path) 
 def test_the_page_names_what_failed_and_why_tests_were_skipped(tool: Any) -> None:
     kernels = {"gram": {"launches": 2, "instructions": 1500}, "pool": {"launches": 1, "instructions": 20}}
     run = {"name": "sm_80, forward", "arch": "sm_80", "mode": "forward", "ok": False, "passed": 7, "kernels": kernels}
+    run["operations"] = ["object_pool"]
     text = tool.page([run | {"failed": ["tests/ops/test_x_kernel.py::test_y"], "skipped": {"no digits": 2}}])
-    assert "| sm_80 | forward | 7 passed, 1 failed | 2 | 3 | 1,520 |" in text
+    assert "| sm_80 | forward | object_pool | 7 passed, 1 failed | 2 | 3 | 1,520 |" in text
     assert "* tests/ops/test_x_kernel.py::test_y" in text
     assert "* no digits" in text
