@@ -1,7 +1,8 @@
 """Matrix instructions against the PTX ISA's own tables of who holds what, element by element.
 
-PTX ISA 9.2, section 9.7.14.5 "Matrix multiply-accumulate operation using mma instruction" (the rules of each shape for row
-and column of ai, bi, ci), 9.7.14.5.15 "ldmatrix", 9.7.14.5.16 "stmatrix", and 9.7.15.5.1.1 "Register Fragments" of wgmma.
+PTX ISA 9.2, section 9.7.14.5 "Matrix multiply-accumulate operation using mma instruction" (the rules of each shape for
+row and column of ai, bi, ci), 9.7.14.5.15 "ldmatrix", 9.7.14.5.16 "stmatrix", and 9.7.15.5.1.1 "Register Fragments" of
+wgmma.
 The rules are written here as the ISA has them, as conditions on i; the emulator has closed forms.
 """
 
