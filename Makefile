@@ -4,9 +4,10 @@ BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 RAY := .venv-ray
 SERVE := .venv-serve
+WEB := .venv-web
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-interpret test-slow test-oldest test-ray test-serve newcomer compile-check cuda-check counts \
+.PHONY: demo test test-interpret test-slow test-oldest test-ray test-serve test-web newcomer compile-check cuda-check counts \
 	emulate emulate-all extension lint format bench bench-ops bench-suite gpu-check mini mini-pages fuzz clean
 
 demo: $(VENV)/.ready
@@ -52,6 +53,15 @@ test-serve: $(SERVE)/.ready
 
 $(SERVE)/.ready: pyproject.toml tools/make_venv.sh
 	EXTRAS=serve PIXELREFER_FAST_BUILD_CUDA=0 tools/make_venv.sh $(SERVE) "pytest>=8.3" "openai>=2"
+	@touch $@
+
+# the page in Debian's Chromium (taken by apt where it is missing), in an environment of its own, which is kept
+test-web: $(WEB)/.ready
+	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
+	timeout 300 $(WEB)/bin/pytest tests/page
+
+$(WEB)/.ready: pyproject.toml tools/make_venv.sh
+	EXTRAS=web PIXELREFER_FAST_BUILD_CUDA=0 tools/make_venv.sh $(WEB) "pytest>=8.3" "openai>=2" playwright
 	@touch $@
 
 # every kernel in every shipped configuration, compiled without a device; UPDATE=1 writes the tables of docs/kernels/
@@ -125,7 +135,7 @@ mini-pages: $(VENV)/.ready
 	$(BIN)/python training/model_card.py
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(RAY) $(SERVE) build *.egg-info out pixelrefer_fast/*.so
+	rm -rf $(VENV) $(OLDEST) $(RAY) $(SERVE) $(WEB) build *.egg-info out pixelrefer_fast/*.so
 
 # the extension is part of it, so what it is built from counts
 $(VENV)/.ready: pyproject.toml setup.py tools/make_venv.sh $(shell find csrc -name '*.cpp' -o -name '*.cu*' -o -name '*.h')

@@ -23,6 +23,7 @@ PACKAGE = "pixelrefer_fast"
 # From the top to the bottom. A room imports from layers below its own; rooms of one layer leave each other alone.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
+    ("page",),
     ("bench", "doctor", "train", "engines", "serving", "evaluating"),
     ("world",),
     ("pictures",),

@@ -72,6 +72,7 @@ def create_app(
         ThreadPoolExecutor(max(2, os.cpu_count() or 1), "pixelrefer_fast serving"),
         int(time.time()),
     )
+    app.state.endless = []
     for routes in (about, chat, regions):
         app.include_router(routes.router)
     app.add_exception_handler(ApiError, _refused)

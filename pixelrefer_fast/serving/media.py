@@ -51,7 +51,7 @@ class MediaReader:
             ValueError: naming `param`, what was expected and what came.
         """
         content, fragment = self._content(url, param)
-        alpha = self._check_image(content, param)
+        alpha = self.check_image(content, param)
         media = open_media(content)
         if isinstance(media, Video):
             raise ValueError(f"{param}: expected an image, got a video or an animation; send it as a video_url")
@@ -69,10 +69,19 @@ class MediaReader:
             raise ValueError(f"{param}: expected a video, got an image; send it as an image_url")
         if fragment:
             raise ValueError(f"{param}: expected no fragment in a video's URL, got {shown(fragment)}")
-        self._check_pixels(media.height, media.width, param)
-        if len(media) > self._limits.frames:
-            raise ValueError(f"{param}: expected at most {self._limits.frames} frames, got {len(media)}")
+        self._check_video(media, param)
         return Fetched(media, ())
+
+    def read(self, content: bytes, param: str) -> Media:
+        """The image or the video of a file; ValueError as `image`."""
+        self.check_image(content, param)
+        try:
+            media = open_media(content)
+        except ValueError as error:
+            raise ValueError(f"{param}: {error}") from None
+        if isinstance(media, Video):
+            self._check_video(media, param)
+        return media
 
     def _content(self, url: str, param: str) -> tuple[bytes, str]:
         scheme = url[:8].partition(":")[0].lower()
@@ -98,9 +107,13 @@ class MediaReader:
         except (OSError, RuntimeError, ValueError):  # RuntimeError: links in a circle
             raise refused from None
 
-    def _check_image(self, content: bytes, param: str) -> np.ndarray | None:
+    def check_image(self, content: bytes, param: str) -> np.ndarray | None:
         """Pixels are counted before any is decoded; where it is transparent in parts, the mask (H, W) bool of the
-        rest."""
+        rest.
+
+        Raises:
+            ValueError: it has too many.
+        """
         from PIL import ImageOps
 
         from pixelrefer_fast.media.images import NotAnImage, open_pil
@@ -118,6 +131,11 @@ class MediaReader:
         except Exception:  # Pillow raises many kinds on damaged data, which is told when all of it is read
             return None
         return alpha if alpha.any() and not alpha.all() else None
+
+    def _check_video(self, video: Video, param: str) -> None:
+        self._check_pixels(video.height, video.width, param)
+        if len(video) > self._limits.frames:
+            raise ValueError(f"{param}: expected at most {self._limits.frames} frames, got {len(video)}")
 
     def _check_pixels(self, height: int, width: int, param: str) -> None:
         if height * width > self._limits.pixels:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import socket
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -28,9 +32,24 @@ def read_keys(file: str | Path) -> list[str]:
     return keys
 
 
+class Server(uvicorn.Server):
+    """Ends what never ends by itself when it is asked to stop: the functions of `app.state.endless` do so.
+
+    Args:
+        config: uvicorn's, with the application itself.
+    """
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        app = self.config.app
+        assert isinstance(app, FastAPI)
+        for end in app.state.endless:
+            end()
+        await super().shutdown(sockets)
+
+
 def serve(app: FastAPI, host: str, port: int) -> None:
     """Serve until SIGINT or SIGTERM; then no request is taken, and what runs is finished."""
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host=host,
         port=port,
@@ -40,3 +59,13 @@ def serve(app: FastAPI, host: str, port: int) -> None:
         limit_concurrency=MOST_CONNECTIONS,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
+    signal.signal(signal.SIGTERM, _leave)  # what uvicorn raises again then ends what stands around this, too
+    server = Server(config)
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again once all is finished
+        server.run()
+    if not server.started:  # its log says why
+        raise SystemExit(1)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)

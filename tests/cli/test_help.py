@@ -26,6 +26,7 @@ COMMANDS = (
     "profile",
     "estimate",
     "serve",
+    "web",
     "train",
     "world",
 )
@@ -36,7 +37,7 @@ def test_every_command_has_help_with_examples(run: Callable[..., SimpleNamespace
     result = run(command, "--help")
     assert result.code == 0
     assert f"$ pixelrefer-fast {command}" in " ".join(result.out.split())
-    assert "--json" in result.out or command == "serve"  # it prints no document
+    assert "--json" in result.out or command in ("serve", "web")  # they print no document
     assert result.err == ""
 
 

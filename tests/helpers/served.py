@@ -26,7 +26,9 @@ def running(app: Any) -> Iterator[str]:
     """The address of a server that runs in a thread."""
     import uvicorn
 
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", access_log=False))
+    from pixelrefer_fast.serving.run import Server
+
+    server = Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", access_log=False))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

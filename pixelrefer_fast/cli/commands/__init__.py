@@ -27,6 +27,7 @@ from pixelrefer_fast.cli.commands import (
     serve,
     train,
     verify,
+    web,
     world,
 )
 from pixelrefer_fast.cli.commands import eval as evaluate
@@ -76,5 +77,6 @@ _add(bench.bench, bench.EXAMPLES)
 _add(estimate.estimate, estimate.EXAMPLES)
 _add(profile.profile, profile.EXAMPLES, cls=InOrder)
 _add(serve.serve, serve.EXAMPLES)
+_add(web.web, web.EXAMPLES)
 _add(train.train, train.EXAMPLES)
 _add(world.world, world.EXAMPLES)

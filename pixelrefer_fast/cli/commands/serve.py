@@ -73,14 +73,22 @@ def serve(
     from pixelrefer_fast.segmenting import load_segmenter
 
     keys = [] if key_file is None else read_keys(key_file)
-    named = [_named(model) for model in models or [chosen_model(None)]]
-    if len(dict(named)) != len(named):
-        raise ValueError("--model: expected a name of its own for each, got one twice; give NAME=FOLDER")
-    loaded = {name: computing.load(model)[0] for name, model in named}
+    named = named_models(models or [chosen_model(None)])
+    loaded = {name: computing.load(model)[0] for name, model in named.items()}
     own = Limits(**{field.name: getattr(limits, field.name) for field in fields(limits)})
     serve(create_app(loaded, own, keys, roots or (), load_segmenter(segmenter)), host, port)
 
 
-def _named(model: str) -> tuple[str, str]:
-    name, equals, rest = model.partition("=")
-    return (name, rest) if equals else (model, model)
+def named_models(models: list[str]) -> dict[str, str]:
+    """What each `[NAME=]FOLDER|ID` is called, and where it is.
+
+    Raises:
+        ValueError: two have one name.
+    """
+    named = {}
+    for model in models:
+        name, equals, rest = model.partition("=")
+        if name in named:
+            raise ValueError("--model: expected a name of its own for each, got one twice; give NAME=FOLDER")
+        named[name] = rest if equals else model
+    return named
