@@ -14,7 +14,7 @@ from starlette.routing import Mount
 from pixelrefer_fast.page.answering import PageModel
 from pixelrefer_fast.page.examples import PATH, make_examples
 from pixelrefer_fast.page.layout import Page, asset
-from pixelrefer_fast.page.session import Desk
+from pixelrefer_fast.page.visit import Desk
 from pixelrefer_fast.segmenting import Segmenter, load_segmenter
 from pixelrefer_fast.serving import Limits, create_app
 

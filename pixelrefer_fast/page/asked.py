@@ -82,7 +82,7 @@ def describing(board: Board) -> PageAsk:
 
 
 @dataclass(frozen=True)
-class Source:
+class PageFile:
     """The file of an image or a video.
 
     Attributes:
@@ -114,7 +114,7 @@ _URL = "@URL@"
 _QUOTED = f'"{_URL}"'
 
 
-def as_curl(ask: PageAsk, board: Board, source: Source, address: str, model: str, kind: str) -> str:
+def as_curl(ask: PageAsk, board: Board, source: PageFile, address: str, model: str, kind: str) -> str:
     """The request as commands of a shell; `address` is the server's, such as http://127.0.0.1:7860."""
     endpoint, body = _request(ask, board, model, kind, _URL)
     text = _written(body)
@@ -128,7 +128,7 @@ def as_curl(ask: PageAsk, board: Board, source: Source, address: str, model: str
     return "\n".join(lines) + "\n"
 
 
-def as_python(ask: PageAsk, board: Board, source: Source, address: str, model: str, kind: str) -> str:
+def as_python(ask: PageAsk, board: Board, source: PageFile, address: str, model: str, kind: str) -> str:
     """The request as a program with the official client."""
     endpoint, body = _request(ask, board, model, kind, _URL)
     lines = ["import base64", "import urllib.request"] if source.path is not None else ["import base64"]

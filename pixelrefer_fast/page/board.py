@@ -23,7 +23,7 @@ Click = tuple[float, float, int]
 
 
 @dataclass(frozen=True, eq=False)
-class Mark:
+class BoardMark:
     """An object in an image, or in one frame of a video.
 
     Attributes:
@@ -39,7 +39,7 @@ class Mark:
     rough: bool = False
 
     @classmethod
-    def of(cls, mask: np.ndarray, *, rough: bool = False) -> Mark:
+    def of(cls, mask: np.ndarray, *, rough: bool = False) -> BoardMark:
         """Of a mask (H, W), in the form that requests have."""
         shape = Bitmap.of(mask)
         value = shape.to_json()
@@ -62,7 +62,7 @@ class Mark:
         return self.boxed.full() > 0
 
 
-Marks = Mapping[int | None, Mark]
+BoardMarks = Mapping[int | None, BoardMark]
 """Of one object by frame; the frame of an image is None."""
 
 
@@ -81,9 +81,9 @@ class Board:
     media: Media
     opened: OpenedMedia
     frame: int | None
-    objects: tuple[Marks, ...] = ()
+    objects: tuple[BoardMarks, ...] = ()
     chosen: int | None = None
-    _before: tuple[tuple[Marks, ...], ...] = field(default=(), repr=False)
+    _before: tuple[tuple[BoardMarks, ...], ...] = field(default=(), repr=False)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -131,7 +131,7 @@ class Board:
         points, labels = [[float(x), float(y)] for x, y, _ in clicks], [label for *_, label in clicks]
         found = self._one(self.opened.masks(points, labels, frame=self.frame))
         given = {"points": [[_plain(x), _plain(y)] for x, y in points], "labels": labels}
-        return self._marked(number, Mark(Bitmap.of(self._mask(found.region)), given, clicks, found.rough))
+        return self._marked(number, BoardMark(Bitmap.of(self._mask(found.region)), given, clicks, found.rough))
 
     def boxed(self, corners: Sequence[float], cut_out: bool) -> Board:
         """The chosen object is a box, x0, y0, x1, y1, or what a segmenter finds in it.
@@ -142,9 +142,9 @@ class Board:
         box = Region.from_box(xyxy=corners)
         whole = self._mask(box)
         if not cut_out:
-            return self._marked(self.chosen, Mark(Bitmap.of(whole), {"box": [_plain(value) for value in corners]}))
+            return self._marked(self.chosen, BoardMark(Bitmap.of(whole), {"box": [_plain(value) for value in corners]}))
         found = self._one(self.opened.masks(boxes=[list(corners)], frame=self.frame))
-        return self._marked(self.chosen, Mark.of(self._mask(found.region), rough=found.rough))
+        return self._marked(self.chosen, BoardMark.of(self._mask(found.region), rough=found.rough))
 
     def painted(self, points: Sequence[Sequence[float]], width: float, *, erase: bool) -> Board:
         """A stroke along these points is added to the chosen object, or taken from it (from the last if none is).
@@ -162,8 +162,8 @@ class Board:
             if number is None or own is None:
                 raise ValueError("eraser: expected an object that is marked here, got none")
             mask = own.mask & ~stroke
-            return self._without(number) if not mask.any() else self._marked(number, Mark.of(mask))
-        board = self._marked(number, Mark.of(stroke if own is None else own.mask | stroke))
+            return self._without(number) if not mask.any() else self._marked(number, BoardMark.of(mask))
+        board = self._marked(number, BoardMark.of(stroke if own is None else own.mask | stroke))
         return replace(board, chosen=len(board.objects) if number is None else number)
 
     def masked(self, mask: np.ndarray) -> Board:
@@ -172,7 +172,7 @@ class Board:
         Raises:
             ValueError: it has another size than the image, or marks nothing.
         """
-        return self._marked(self.chosen, Mark.of(self._mask(Region.from_mask(mask))))
+        return self._marked(self.chosen, BoardMark.of(self._mask(Region.from_mask(mask))))
 
     def removed(self, number: int) -> Board:
         """Without an object; those after it get its number and so on."""
@@ -209,8 +209,8 @@ class Board:
                 found = self.opened.track(boxes=[own.corners], frame=self.frame)
             with labelled(f"object {at + 1}"):
                 region = self._one(found).region
-                shown: dict[int | None, Mark] = {
-                    frame: Mark.of(region.mask(*self.size, frame=frame) > 0) for frame in region.frames or ()
+                shown: dict[int | None, BoardMark] = {
+                    frame: BoardMark.of(region.mask(*self.size, frame=frame) > 0) for frame in region.frames or ()
                 }
             objects[at] = shown | {self.frame: own}
         return self._with(tuple(objects), self.chosen)
@@ -231,7 +231,7 @@ class Board:
             listed.append(own[None] if None in own else {"frames": {str(frame): one for frame, one in own.items()}})
         return listed
 
-    def _seen(self, marks: Marks, kind: str) -> Marks:
+    def _seen(self, marks: BoardMarks, kind: str) -> BoardMarks:
         if kind != "full" or len(marks) == 1:
             return marks
         fullest = max(marks, key=lambda frame: marks[frame].boxed.area)
@@ -242,7 +242,7 @@ class Board:
             raise ValueError(f"object: expected a number from 1 to {len(self.objects)}, got {number}")
         return number
 
-    def _marks(self, number: int | None) -> Marks:
+    def _marks(self, number: int | None) -> BoardMarks:
         return {} if number is None else self.objects[number - 1]
 
     def _mask(self, region: Region) -> np.ndarray:
@@ -258,7 +258,7 @@ class Board:
             raise ValueError(f"segmenter: expected one object, got {len(found)}")
         return found[0]
 
-    def _marked(self, number: int | None, mark: Mark) -> Board:
+    def _marked(self, number: int | None, mark: BoardMark) -> Board:
         """The object, or a new one, has this mark in the frame that is looked at."""
         if number is None:
             if len(self.objects) >= MOST_OBJECTS:
@@ -271,11 +271,11 @@ class Board:
         marks = {frame: mark for frame, mark in self.objects[number - 1].items() if frame != self.frame}
         return self._changed(number, marks) if marks else self.removed(number)
 
-    def _changed(self, number: int, marks: Marks) -> Board:
+    def _changed(self, number: int, marks: BoardMarks) -> Board:
         objects = tuple(marks if at == number else own for at, own in enumerate(self.objects, 1))
         return self._with(objects, self.chosen)
 
-    def _with(self, objects: tuple[Marks, ...], chosen: int | None) -> Board:
+    def _with(self, objects: tuple[BoardMarks, ...], chosen: int | None) -> Board:
         before = (*self._before, self.objects)[-MOST_UNDONE:]
         return replace(self, objects=objects, chosen=chosen, _before=before)
 
@@ -284,7 +284,7 @@ Step = Callable[[Board], Board]
 """What a person does to a board."""
 
 
-def _frame(entry: tuple[int | None, Mark]) -> int:
+def _frame(entry: tuple[int | None, BoardMark]) -> int:
     return -1 if entry[0] is None else entry[0]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pixelrefer_fast.page.asked import Source
+from pixelrefer_fast.page.asked import PageFile
 from pixelrefer_fast.world import Scene, make_scene
 
 PATH = "/examples"
@@ -27,8 +27,8 @@ class Example:
     question: str
 
     @property
-    def source(self) -> Source:
-        return Source(self.file.name, f"{PATH}/{self.file.name}")
+    def source(self) -> PageFile:
+        return PageFile(self.file.name, f"{PATH}/{self.file.name}")
 
 
 def make_examples(folder: Path) -> list[Example]:

@@ -12,8 +12,8 @@ import gradio as gr
 from pixelrefer_fast.page.answering import PageModel, told
 from pixelrefer_fast.page.asked import PageAsk, as_curl, as_python, describing, read_question
 from pixelrefer_fast.page.examples import Example
-from pixelrefer_fast.page.session import Desk, Session
 from pixelrefer_fast.page.view import answers_view, save_answers
+from pixelrefer_fast.page.visit import Desk, Visit
 from pixelrefer_fast.serving.admission import Gate
 from pixelrefer_fast.serving.errors import ApiError
 from pixelrefer_fast.serving.limits import Limits
@@ -67,7 +67,7 @@ class Page:
         with gr.Blocks(
             title="pixelrefer_fast", analytics_enabled=False, fill_width=True, delete_cache=(3600, KEPT_SECONDS)
         ) as page:
-            session = gr.State(None, time_to_live=KEPT_SECONDS)
+            visit = gr.State(None, time_to_live=KEPT_SECONDS)
             note = f"<p>{EMBEDDED_NOTE}</p>" if self._embedded else ""
             gr.HTML(f'<div class="pr-head"><h1>Mark objects and ask about them</h1>{note}</div>')
             offered = [{"path": one.source.path, "title": one.title} for one in self._examples]
@@ -107,76 +107,76 @@ class Page:
                             python = gr.Code(language="python", elem_id="python", **code)
             quiet = {"api_visibility": "private", "show_progress": "hidden"}
             together = quiet | {"trigger_mode": "multiple"}
-            marker.act(self._act, session, [session, marker, shown, question], **together)
+            marker.act(self._act, visit, [visit, marker, shown, question], **together)
             said = [shown, curl, python, marker]
             asking = [
-                gr.on([ask.click, question.submit], self._ask, [session, question, asked], said, **quiet),
-                describe.click(self._describe, [session, asked], said, **quiet),
+                gr.on([ask.click, question.submit], self._ask, [visit, question, asked], said, **quiet),
+                describe.click(self._describe, [visit, asked], said, **quiet),
             ]
             stop.click(None, None, None, cancels=asking, **quiet)
-            download.click(self._save, session, file, **quiet).success(
+            download.click(self._save, visit, file, **quiet).success(
                 None, None, None, js="() => document.querySelector('#file')?.click()", **quiet
             )
         page.queue(default_concurrency_limit=TOGETHER)
         page.state_session_capacity = VISITORS
         return page
 
-    def _act(self, session: Session | None, event: gr.EventData) -> tuple[Any, ...]:
+    def _act(self, visit: Visit | None, event: gr.EventData) -> tuple[Any, ...]:
         """What a visitor does to the picture; only another picture changes more than it."""
-        session = session or Session()
+        visit = visit or Visit()
         given = event._data if isinstance(event._data, dict) else {}
         what = str(given.get("do"))
         number: Any = given.get("number")
         question = gr.skip()
         if what == "file":
-            value = self._desk.open_file(session, given.get("path"), given.get("name"))
+            value = self._desk.open_file(visit, given.get("path"), given.get("name"))
         elif what == "example" and number in range(len(self._examples)):
             example = self._examples[number]
-            value, question = self._desk.open_example(session, example.file, example.source), example.question
+            value, question = self._desk.open_example(visit, example.file, example.source), example.question
         else:
-            return session, self._desk.step(session, what, given), gr.skip(), gr.skip()
-        return session, value, gr.skip() if value["bad"] else answers_view([], None), question
+            return visit, self._desk.step(visit, what, given), gr.skip(), gr.skip()
+        return visit, value, gr.skip() if value["bad"] else answers_view([], None), question
 
     async def _describe(
-        self, session: Session | None, names: list[str], request: gr.Request
+        self, visit: Visit | None, names: list[str], request: gr.Request
     ) -> AsyncGenerator[tuple[Any, ...], None]:
-        async with aclosing(self._ask(session, None, names, request)) as answers:
+        async with aclosing(self._ask(visit, None, names, request)) as answers:
             async for shown in answers:
                 yield shown
 
     async def _ask(
-        self, session: Session | None, question: str | None, names: list[str], request: gr.Request
+        self, visit: Visit | None, question: str | None, names: list[str], request: gr.Request
     ) -> AsyncGenerator[tuple[Any, ...], None]:
         """Answers as they grow, the request that asks the same, and why there are none."""
-        session = session or Session()
+        visit = visit or Visit()
         try:
-            board = session.opened()
+            board = visit.opened()
             ask = describing(board) if question is None else read_question(question, board)
             models = {name: model for name, model in self._models.items() if name in names}
             if not models:
                 raise ValueError("models: expected one to ask, got none")
-            session.ask = ask
-            texts = self._requests(session, ask, next(iter(models)), request)
+            visit.ask = ask
+            texts = self._requests(visit, ask, next(iter(models)), request)
             with self._gate.admitted(len(models) * (len(ask.objects) if ask.text is None else 1)):
                 most = min(512, self._limits.tokens)
-                async for session.told in told(models, board, ask, most, self._limits.seconds):
-                    yield answers_view(session.told, ask), *texts, gr.skip()
+                async for visit.told in told(models, board, ask, most, self._limits.seconds):
+                    yield answers_view(visit.told, ask), *texts, gr.skip()
         except (ValueError, ApiError) as error:
-            yield gr.skip(), gr.skip(), gr.skip(), session.tell(str(error))
+            yield gr.skip(), gr.skip(), gr.skip(), visit.tell(str(error))
 
-    def _requests(self, session: Session, ask: PageAsk, name: str, request: gr.Request) -> tuple[str, str]:
+    def _requests(self, visit: Visit, ask: PageAsk, name: str, request: gr.Request) -> tuple[str, str]:
         address = f"{request.request.url.scheme}://{request.headers.get('host', '127.0.0.1')}"
         kind = self._models[name].kind
-        board, source = session.opened(), session.source
+        board, source = visit.opened(), visit.source
         return (
             as_curl(ask, board, source, address, name, kind),
             as_python(ask, board, source, address, name, kind),
         )
 
-    def _save(self, session: Session | None) -> str:
-        session = session or Session()
+    def _save(self, visit: Visit | None) -> str:
+        visit = visit or Visit()
         try:
-            board = session.opened()
-            return str(save_answers(board, session.told, session.ask, self._desk.folder() / "marked.png"))
+            board = visit.opened()
+            return str(save_answers(board, visit.told, visit.ask, self._desk.folder() / "marked.png"))
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from None

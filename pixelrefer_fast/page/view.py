@@ -15,7 +15,7 @@ from pixelrefer_fast.checks.printable import one_line
 from pixelrefer_fast.media import Video
 from pixelrefer_fast.page.answering import Told
 from pixelrefer_fast.page.asked import PageAsk
-from pixelrefer_fast.page.board import Board, Mark
+from pixelrefer_fast.page.board import Board, BoardMark
 from pixelrefer_fast.pictures import answers
 
 FIRST = 1
@@ -43,7 +43,7 @@ def board_view(board: Board) -> dict[str, Any]:
     return view
 
 
-def _top(mark: Mark) -> list[int]:
+def _top(mark: BoardMark) -> list[int]:
     """Column and row of the first marked pixel from above, where the object's number goes."""
     boxed = mark.boxed
     return [boxed.left + int(boxed.pixels[0].argmax()), boxed.top]
@@ -53,7 +53,7 @@ def _css(number: int) -> str:
     return "#{:02x}{:02x}{:02x}".format(*answers.colour(number))
 
 
-def _outline(mark: Mark, longest: int) -> str:
+def _outline(mark: BoardMark, longest: int) -> str:
     """Path data of SVG, in pixels of the image."""
     boxed = mark.boxed
     # twice as large, so that outlines follow the edges of pixels rather than their middles

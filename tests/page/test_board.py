@@ -10,9 +10,9 @@ import pytest
 import tiny_sam
 
 import pixelrefer_fast as pf
-from pixelrefer_fast.page.asked import Source, as_curl, as_python, describing, read_question
+from pixelrefer_fast.page.asked import PageFile, as_curl, as_python, describing, read_question
 from pixelrefer_fast.page.board import MOST_OBJECTS, MOST_UNDONE, Board
-from pixelrefer_fast.page.session import Desk, Session, plain_name
+from pixelrefer_fast.page.visit import Desk, Visit, plain_name
 from pixelrefer_fast.segmenting import load_segmenter
 from pixelrefer_fast.serving import Limits
 from pixelrefer_fast.serving.media import MediaReader
@@ -112,7 +112,7 @@ def test_questions_name_objects_by_number() -> None:
 
 def test_names_of_files_stay_names() -> None:
     board = board_of(PICTURE).boxed([1, 1, 5, 5], False)
-    source = Source(plain_name('../a/it\'s $(touch x) `b` "c"\n.png'))
+    source = PageFile(plain_name('../a/it\'s $(touch x) `b` "c"\n.png'))
     assert "/" not in source.name
     assert "\n" not in source.name
     arguments = (describing(board), board, source, "http://127.0.0.1:1", "lite", "lite")
@@ -133,13 +133,13 @@ def test_only_uploaded_files_are_opened(desk: Desk, tmp_path: Path) -> None:
     Image.fromarray(PICTURE).save(tmp_path / "other.png")
     Image.fromarray(PICTURE).save(tmp_path / "uploads" / "own.png")
     (tmp_path / "uploads" / "link.png").symlink_to(tmp_path / "other.png")
-    session = Session()
+    visit = Visit()
     for path in (str(tmp_path / "other.png"), str(tmp_path / "uploads" / ".." / "other.png"), "/etc/passwd", None, 5,
                  str(tmp_path / "uploads" / "link.png"), "a\0b", str(tmp_path / "uploads"), ["x"]):  # fmt: skip
-        told = desk.open_file(session, path, "name.png")
+        told = desk.open_file(visit, path, "name.png")
         assert told["bad"], path
         assert told["message"] == "file: expected one that was uploaded, got another"
-    assert not desk.open_file(session, str(tmp_path / "uploads" / "own.png"), "own.png")["bad"]
+    assert not desk.open_file(visit, str(tmp_path / "uploads" / "own.png"), "own.png")["bad"]
 
 
 def test_limits_hold_for_files(desk: Desk, tmp_path: Path) -> None:
@@ -148,9 +148,9 @@ def test_limits_hold_for_files(desk: Desk, tmp_path: Path) -> None:
     Image.new("RGB", (200, 200)).save(tmp_path / "uploads" / "large.png")
     frames = [Image.new("RGB", (20, 20), (at, 0, 0)) for at in (0, 90, 200)]
     frames[0].save(tmp_path / "uploads" / "long.gif", save_all=True, append_images=frames[1:], duration=100)
-    session = Session()
+    visit = Visit()
     for name, message in (("large.png", "at most 5000 pixels"), ("long.gif", "at most 2 frames")):
-        told = desk.open_file(session, str(tmp_path / "uploads" / name), name)
+        told = desk.open_file(visit, str(tmp_path / "uploads" / name), name)
         assert told["bad"]
         assert message in told["message"]
         assert told["message"].startswith(name)
@@ -160,9 +160,9 @@ def test_odd_actions_are_told(desk: Desk, tmp_path: Path) -> None:
     from PIL import Image
 
     Image.fromarray(PICTURE).save(tmp_path / "uploads" / "own.png")
-    session = Session()
-    assert desk.step(session, "undo", {})["message"] == "picture: expected one to be opened first, got none"
-    desk.open_file(session, str(tmp_path / "uploads" / "own.png"), "own.png")
+    visit = Visit()
+    assert desk.step(visit, "undo", {})["message"] == "picture: expected one to be opened first, got none"
+    desk.open_file(visit, str(tmp_path / "uploads" / "own.png"), "own.png")
     odd: list[tuple[str, dict[str, Any]]] = [
         ("click", {"x": "1", "y": 2, "label": 1}), ("click", {"x": float("nan"), "y": 2, "label": 1}),
         ("click", {"x": 1e9, "y": 2, "label": 1}), ("click", {"x": 1, "y": 2, "label": 2}),
@@ -174,7 +174,7 @@ def test_odd_actions_are_told(desk: Desk, tmp_path: Path) -> None:
         ("look", {"number": 1}), ("track", {}), ("mask", {"path": "/etc/passwd"}), ("nothing", {}), ("None", {}),
     ]  # fmt: skip
     for what, given in odd:
-        told = desk.step(session, what, given)
+        told = desk.step(visit, what, given)
         assert told["bad"], (what, given)
         assert "expected" in told["message"], (what, given, told["message"])
         assert len(told["message"]) <= 200

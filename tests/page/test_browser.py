@@ -54,16 +54,16 @@ def test_several_objects_are_marked_asked_about_and_described(
     visitor: Visitor, models: dict[str, Any], scene: Scene
 ) -> None:
     """A box, a click, a stroke, each with a number and a colour; both models answer as they do by `ask`."""
-    boxes = [box_of(scene.masks[i, 0]) for i in (0, 3)]
+    boxes = [box_of(scene.masks[i, 0]) for i in (0, 3, 2)]
     visitor.tool("box")
     for box in boxes:
         drag_box(visitor, box)
-    assert visitor.chips == ["1", "2"]
+    assert visitor.chips == ["1", "2", "3"]
     colours = visitor.page.locator(".dot").evaluate_all("(all) => all.map((dot) => dot.style.background)")
-    assert len(set(colours)) == 2
+    assert len(set(colours)) == 3
     picture = scene.frames[0]
     visitor.page.locator("#question textarea").fill("Which of #2 and #1 is larger?")
-    asked = {name: [model.ask(picture, "Which of <region> and <region> is larger?", boxes[::-1])]
+    asked = {name: [model.ask(picture, "Which of <region> and <region> is larger?", boxes[1::-1])]
              for name, model in models.items()}  # fmt: skip
     assert visitor.answers("ask") == asked
     assert visitor.page.locator(".pr-asked").inner_text() == "Which of #2 and #1 is larger?"

@@ -16,7 +16,7 @@ import numpy as np
 from pixelrefer_fast.checks.values import is_integer, is_number, shown
 from pixelrefer_fast.media import Video
 from pixelrefer_fast.page.answering import Told
-from pixelrefer_fast.page.asked import PageAsk, Source
+from pixelrefer_fast.page.asked import PageAsk, PageFile
 from pixelrefer_fast.page.board import Board, Step
 from pixelrefer_fast.page.view import board_view, save_picture
 from pixelrefer_fast.segmenting import Segmenter
@@ -27,7 +27,7 @@ NOTHING_OPEN = "picture: expected one to be opened first, got none"
 
 
 @dataclass(eq=False)
-class Session:
+class Visit:
     """Of one visitor; actions that overlap are done one after the other.
 
     Attributes:
@@ -39,7 +39,7 @@ class Session:
     """
 
     board: Board | None = None
-    source: Source = field(default_factory=lambda: Source(""))
+    source: PageFile = field(default_factory=lambda: PageFile(""))
     told: list[Told] = field(default_factory=list)
     ask: PageAsk | None = None
     picture: str = ""
@@ -107,15 +107,15 @@ class Desk:
         self._uploads = uploads.resolve()
         self._pictures = pictures
 
-    def open_file(self, session: Session, path: object, name: object) -> dict[str, Any]:
+    def open_file(self, visit: Visit, path: object, name: object) -> dict[str, Any]:
         """What a browser has sent."""
-        return session.do(lambda _: self._open(session, self.uploaded(path), Source(plain_name(name))))
+        return visit.do(lambda _: self._open(visit, self.uploaded(path), PageFile(plain_name(name))))
 
-    def open_example(self, session: Session, file: Path, source: Source) -> dict[str, Any]:
+    def open_example(self, visit: Visit, file: Path, source: PageFile) -> dict[str, Any]:
         """One of the page's own."""
-        return session.do(lambda _: self._open(session, file, source))
+        return visit.do(lambda _: self._open(visit, file, source))
 
-    def step(self, session: Session, what: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    def step(self, visit: Visit, what: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """What a visitor does to the board."""
 
         def stepped(board: Board | None) -> Board:
@@ -123,10 +123,10 @@ class Desk:
                 raise ValueError(NOTHING_OPEN)
             other = self._step(what, given)(board)
             if other.frame != board.frame:
-                session.picture = self._shown(other)
+                visit.picture = self._shown(other)
             return other
 
-        return session.do(stepped)
+        return visit.do(stepped)
 
     def uploaded(self, path: object) -> Path:
         """A file that a browser has sent; ValueError for any other."""
@@ -136,11 +136,11 @@ class Desk:
                 return found
         raise ValueError("file: expected one that was uploaded, got another")
 
-    def _open(self, session: Session, file: Path, source: Source) -> Board:
+    def _open(self, visit: Visit, file: Path, source: PageFile) -> Board:
         media = self._reader.read(file.read_bytes(), source.name)
         board = Board(media, self._segmenter.open(media), 0 if isinstance(media, Video) else None)
-        session.picture = self._shown(board)
-        session.source, session.told, session.ask = source, [], None
+        visit.picture = self._shown(board)
+        visit.source, visit.told, visit.ask = source, [], None
         return board
 
     def _shown(self, board: Board) -> str:
