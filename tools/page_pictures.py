@@ -73,7 +73,7 @@ def phone(chromium: object, address: str) -> bytes:
     page.locator("[data-cut]").check()
     visitor.drag((2, 2), (20, 24))
     visitor.changed(lambda: page.locator("[data-frame]").fill("3"))
-    visitor.changed(lambda: page.locator("[data-number='1']").click())
+    visitor.changed(lambda: page.locator("[data-number='0']").click())
     visitor.drag((40, 2), (64, 26))
     visitor.answers("ask")
     page.evaluate("window.scrollTo(0, 0)")

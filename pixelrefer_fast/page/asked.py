@@ -37,13 +37,13 @@ class PageAsk:
         regions = board.regions(kind)
         video = isinstance(board.media, Video)
         if self.text is None:
-            return [(DESCRIBE_VIDEO if video else DESCRIBE_IMAGE, [regions[number - 1]]) for number in self.objects]
+            return [(DESCRIBE_VIDEO if video else DESCRIBE_IMAGE, [regions[number]]) for number in self.objects]
         text = self.text if REGION_TAG in self.text else named_objects(self.text, len(self.objects), video)
-        return [(text, [regions[number - 1] for number in self.objects])]
+        return [(text, [regions[number] for number in self.objects])]
 
 
 def read_question(text: str, board: Board) -> PageAsk:
-    """A question in which `#2` stands for the second object, or `<region>` for each in turn; or which names none.
+    """A question in which `#1` stands for the object of that number, or `<region>` for each in turn; or naming none.
 
     Raises:
         ValueError: naming the question, what was expected and what came.
@@ -53,7 +53,7 @@ def read_question(text: str, board: Board) -> PageAsk:
         raise ValueError("question: expected one, got none; or let the objects be described")
     if len(text) > MOST_CHARACTERS:
         raise ValueError(f"question: expected at most {MOST_CHARACTERS} characters, got {len(text)}")
-    everything = tuple(range(1, len(board.objects) + 1))
+    everything = tuple(range(len(board.objects)))
     if not everything:
         raise ValueError("question: expected a marked object that it is about, got none")
     named = [int(number) for number in _NUMBER.findall(text)]
@@ -62,7 +62,7 @@ def read_question(text: str, board: Board) -> PageAsk:
         raise ValueError(f"question: expected objects named by # or by {REGION_TAG}, got both")
     for number in named:
         if number not in everything:
-            raise ValueError(f"question: expected #1 to #{len(everything)}, got #{number}")
+            raise ValueError(f"question: expected #0 to #{len(everything) - 1}, got #{number}")
     if named:
         return PageAsk(_NUMBER.sub(REGION_TAG, text), tuple(named))
     if tags > len(everything):
@@ -78,7 +78,7 @@ def describing(board: Board) -> PageAsk:
     """
     if not board.objects:
         raise ValueError("describe: expected a marked object, got none")
-    return PageAsk(None, tuple(range(1, len(board.objects) + 1)))
+    return PageAsk(None, tuple(range(len(board.objects))))
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _request(ask: PageAsk, board: Board, model: str, kind: str, url: str) -> tup
     """The endpoint and the body; `url` stands for the data."""
     video = isinstance(board.media, Video)
     given = board.given(kind)
-    regions = [given[number - 1] for number in ask.objects]
+    regions = [given[number] for number in ask.objects]
     if ask.text is None:
         return "/regions", {"model": model, "video" if video else "image": url, "regions": regions}
     part = "video_url" if video else "image_url"

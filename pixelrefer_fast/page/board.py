@@ -74,7 +74,7 @@ class Board:
         media: what `media.open_media` returned.
         opened: by the segmenter.
         frame: of a video, the one that is looked at.
-        objects: their marks; an object's number is its place from 1.
+        objects: their marks; an object's number is its place from 0.
         chosen: the number of the object that is worked on; None: what is marked next is a new one.
     """
 
@@ -124,7 +124,7 @@ class Board:
         if label == 0 and number is None:
             if not self.objects:
                 raise ValueError("click: expected one on an object first, got one beside it")
-            number = len(self.objects)
+            number = len(self.objects) - 1
         marks = self._marks(number)
         own = marks.get(self.frame)
         clicks = (*(own.clicks if own is not None else ()), (x, y, label))
@@ -155,8 +155,8 @@ class Board:
         height, columns = self.size
         stroke = Region.from_scribble(points, width).mask(height, columns, name="stroke") > 0
         number = self.chosen
-        if erase and number is None:
-            number = len(self.objects) or None
+        if erase and number is None and self.objects:
+            number = len(self.objects) - 1
         own = self._marks(number).get(self.frame)
         if erase:
             if number is None or own is None:
@@ -164,7 +164,7 @@ class Board:
             mask = own.mask & ~stroke
             return self._without(number) if not mask.any() else self._marked(number, BoardMark.of(mask))
         board = self._marked(number, BoardMark.of(stroke if own is None else own.mask | stroke))
-        return replace(board, chosen=len(board.objects) if number is None else number)
+        return replace(board, chosen=len(board.objects) - 1 if number is None else number)
 
     def masked(self, mask: np.ndarray) -> Board:
         """The chosen object is a mask (H, W).
@@ -177,7 +177,7 @@ class Board:
     def removed(self, number: int) -> Board:
         """Without an object; those after it get its number and so on."""
         self._number(number)
-        kept = tuple(marks for at, marks in enumerate(self.objects, 1) if at != number)
+        kept = tuple(marks for at, marks in enumerate(self.objects) if at != number)
         return self._with(kept, None)
 
     def undone(self) -> Board:
@@ -185,7 +185,7 @@ class Board:
         if not self._before:
             return self
         *before, objects = self._before
-        chosen = self.chosen if self.chosen is not None and self.chosen <= len(objects) else None
+        chosen = self.chosen if self.chosen is not None and self.chosen < len(objects) else None
         return replace(self, objects=objects, chosen=chosen, _before=tuple(before))
 
     def tracked(self) -> Board:
@@ -207,7 +207,7 @@ class Board:
                 found = self.opened.track(points, labels, frame=self.frame)
             else:
                 found = self.opened.track(boxes=[own.corners], frame=self.frame)
-            with labelled(f"object {at + 1}"):
+            with labelled(f"object {at}"):
                 region = self._one(found).region
                 shown: dict[int | None, BoardMark] = {
                     frame: BoardMark.of(region.mask(*self.size, frame=frame) > 0) for frame in region.frames or ()
@@ -238,12 +238,12 @@ class Board:
         return {fullest: marks[fullest]}
 
     def _number(self, number: int) -> int:
-        if not 1 <= number <= len(self.objects):
-            raise ValueError(f"object: expected a number from 1 to {len(self.objects)}, got {number}")
+        if not 0 <= number < len(self.objects):
+            raise ValueError(f"object: expected a number below {len(self.objects)}, got {number}")
         return number
 
     def _marks(self, number: int | None) -> BoardMarks:
-        return {} if number is None else self.objects[number - 1]
+        return {} if number is None else self.objects[number]
 
     def _mask(self, region: Region) -> np.ndarray:
         """Of a region in the frame that is looked at; nothing marked is a ValueError."""
@@ -264,15 +264,15 @@ class Board:
             if len(self.objects) >= MOST_OBJECTS:
                 raise ValueError(f"objects: expected at most {MOST_OBJECTS}, got another one")
             return self._with((*self.objects, {self.frame: mark}), None)
-        return self._changed(number, {**self.objects[number - 1], self.frame: mark})
+        return self._changed(number, {**self.objects[number], self.frame: mark})
 
     def _without(self, number: int) -> Board:
         """The object is not in the frame that is looked at; without any frame it is gone."""
-        marks = {frame: mark for frame, mark in self.objects[number - 1].items() if frame != self.frame}
+        marks = {frame: mark for frame, mark in self.objects[number].items() if frame != self.frame}
         return self._changed(number, marks) if marks else self.removed(number)
 
     def _changed(self, number: int, marks: BoardMarks) -> Board:
-        objects = tuple(marks if at == number else own for at, own in enumerate(self.objects, 1))
+        objects = tuple(marks if at == number else own for at, own in enumerate(self.objects))
         return self._with(objects, self.chosen)
 
     def _with(self, objects: tuple[BoardMarks, ...], chosen: int | None) -> Board:

@@ -37,11 +37,11 @@ def make_examples(folder: Path) -> list[Example]:
     for name, (title, seed) in _SCENES.items():
         scene = make_scene(seed, "heldout", False)
         Image.fromarray(scene.frames[0]).save(folder / name)
-        made.append(Example(folder / name, title, "What color is #1?"))
-    made.append(Example(_video(folder / "video.webp"), "Video", "How does #1 move?"))
+        made.append(Example(folder / name, title, "What color is #0?"))
+    made.append(Example(_video(folder / "video.webp"), "Video", "How does #0 move?"))
     with as_file(files("pixelrefer_fast.assets") / "cat.jpg") as photograph:
         shutil.copyfile(photograph, folder / "cat.jpg")
-    made.append(Example(folder / "cat.jpg", "Photo", "What is #1?"))
+    made.append(Example(folder / "cat.jpg", "Photo", "What is #0?"))
     return made
 
 

@@ -80,8 +80,8 @@ class Page:
                     )  # fmt: skip
                 with gr.Column(scale=5, min_width=320):
                     question = gr.Textbox(
-                        label="Question", info="#1 stands for the first object; without a number it is about all.",
-                        placeholder="What color is #1?", elem_id="question", max_length=2000, lines=1, submit_btn=False,
+                        label="Question", info="#0 stands for the first object; without a number it is about all.",
+                        placeholder="What color is #0?", elem_id="question", max_length=2000, lines=1, submit_btn=False,
                     )  # fmt: skip
                     names = list(self._models)
                     asked = gr.CheckboxGroup(
@@ -155,7 +155,7 @@ class Page:
             models = {name: model for name, model in self._models.items() if name in names}
             if not models:
                 raise ValueError("models: expected one to ask, got none")
-            visit.ask = ask
+            visit.ask, visit.answered = ask, board.objects
             texts = self._requests(visit, ask, next(iter(models)), request)
             with self._gate.admitted(len(models) * (len(ask.objects) if ask.text is None else 1)):
                 most = min(512, self._limits.tokens)
@@ -177,6 +177,7 @@ class Page:
         visit = visit or Visit()
         try:
             board = visit.opened()
-            return str(save_answers(board, visit.told, visit.ask, self._desk.folder() / "marked.png"))
+            ask = visit.ask if visit.answered is board.objects else None  # answers belong to what was marked then
+            return str(save_answers(board, visit.told, ask, self._desk.folder() / "marked.png"))
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from None

@@ -18,8 +18,6 @@ from pixelrefer_fast.page.asked import PageAsk
 from pixelrefer_fast.page.board import Board, BoardMark
 from pixelrefer_fast.pictures import answers
 
-FIRST = 1
-"""Number of the first object."""
 LARGEST = 1600
 """Pixels of the long side of what the browser shows."""
 _FINE = 1000
@@ -30,7 +28,7 @@ def board_view(board: Board) -> dict[str, Any]:
     """What the browser draws over the picture: JSON."""
     height, width = board.size
     objects = []
-    for number, marks in enumerate(board.objects, FIRST):
+    for number, marks in enumerate(board.objects):
         mark = marks.get(board.frame)
         entry = {"number": number, "colour": _css(number), "frames": len(marks), "here": mark is not None}
         if mark is not None:
@@ -87,18 +85,20 @@ def save_answers(board: Board, told: Sequence[Told], ask: PageAsk | None, file: 
     """
     if not board.objects:
         raise ValueError("picture: expected a marked object, got none")
-    texts = [""] * len(board.objects)
-    title = None
+    captions: list[str] | str = []
     if ask is not None and ask.text is None:
+        captions = [""] * len(board.objects)
         for place, number in enumerate(ask.objects):
-            lines = [f"{one.model}: {one.texts[place]}" if len(told) > 1 else one.texts[place] for one in told]
-            texts[number - FIRST] = " · ".join(lines)
+            captions[number] = _said(told, place)
     elif ask is not None:
-        lines = [f"{one.model}: {one.texts[0]}" if len(told) > 1 else one.texts[0] for one in told]
-        title = " · ".join([numbered(ask), *lines])
-    captions = texts if any(texts) else []
-    drawn = answers.answers(board.media, board.regions("lite"), captions, title=title, first=FIRST)
-    return answers.save(drawn, file)
+        captions = f"{numbered(ask)} {_said(told, 0)}"
+    return answers.save(answers.answers(board.media, board.regions("lite"), captions), file)
+
+
+def _said(told: Sequence[Told], place: int) -> str:
+    if len(told) == 1:
+        return told[0].texts[place]
+    return " · ".join(f"{one.model}: {one.texts[place]}" for one in told)
 
 
 def numbered(ask: PageAsk) -> str:

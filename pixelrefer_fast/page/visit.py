@@ -17,7 +17,7 @@ from pixelrefer_fast.checks.values import is_integer, is_number, shown
 from pixelrefer_fast.media import Video
 from pixelrefer_fast.page.answering import Told
 from pixelrefer_fast.page.asked import PageAsk, PageFile
-from pixelrefer_fast.page.board import Board, Step
+from pixelrefer_fast.page.board import Board, BoardMarks, Step
 from pixelrefer_fast.page.view import board_view, save_picture
 from pixelrefer_fast.segmenting import Segmenter
 from pixelrefer_fast.serving.media import MediaReader
@@ -34,6 +34,7 @@ class Visit:
         board: what is open and marked; None: nothing yet.
         source: its file.
         told, ask: the last answers, and what was asked.
+        answered: the objects that it was asked about.
         picture: where the browser finds what is looked at.
         version: of what the browser was told last.
     """
@@ -42,6 +43,7 @@ class Visit:
     source: PageFile = field(default_factory=lambda: PageFile(""))
     told: list[Told] = field(default_factory=list)
     ask: PageAsk | None = None
+    answered: tuple[BoardMarks, ...] = ()
     picture: str = ""
     version: int = 0
     _lock: Lock = field(default_factory=Lock)
@@ -82,7 +84,7 @@ class Visit:
 def _hint(board: Board) -> str:
     if not board.objects:
         return "Click on an object, or drag a box around it."
-    rough = [str(number) for number, marks in enumerate(board.objects, 1)
+    rough = [str(number) for number, marks in enumerate(board.objects)
              if (mark := marks.get(board.frame)) is not None and mark.rough]  # fmt: skip
     if rough:
         return (
@@ -180,9 +182,9 @@ class Desk:
         if what == "choose":
             return lambda board: board.choosing(number)
         if what == "remove":
-            return lambda board: board.removed(int(number or 0))
+            return lambda board: board.removed(-1 if number is None else number)
         if what == "look":
-            return lambda board: board.at(int(number or 0))
+            return lambda board: board.at(-1 if number is None else number)
         if what == "track":
             return Board.tracked
         if what == "undo":

@@ -58,15 +58,15 @@ def test_several_objects_are_marked_asked_about_and_described(
     visitor.tool("box")
     for box in boxes:
         drag_box(visitor, box)
-    assert visitor.chips == ["1", "2", "3"]
+    assert visitor.chips == ["0", "1", "2"]
     colours = visitor.page.locator(".dot").evaluate_all("(all) => all.map((dot) => dot.style.background)")
     assert len(set(colours)) == 3
     picture = scene.frames[0]
-    visitor.page.locator("#question textarea").fill("Which of #2 and #1 is larger?")
+    visitor.page.locator("#question textarea").fill("Which of #1 and #0 is larger?")
     asked = {name: [model.ask(picture, "Which of <region> and <region> is larger?", boxes[1::-1])]
              for name, model in models.items()}  # fmt: skip
     assert visitor.answers("ask") == asked
-    assert visitor.page.locator(".pr-asked").inner_text() == "Which of #2 and #1 is larger?"
+    assert visitor.page.locator(".pr-asked").inner_text() == "Which of #1 and #0 is larger?"
     described = {name: model.describe(picture, boxes) for name, model in models.items()}
     assert visitor.answers("describe") == described
     for name in models:
@@ -81,19 +81,19 @@ def test_several_objects_are_marked_asked_about_and_described(
 
 def test_a_click_is_cut_out_shown_and_corrected(visitor: Visitor) -> None:
     visitor.click(20, 70)
-    assert visitor.chips == ["1"]
-    assert "The outline of 1 is a guess" in visitor.message
+    assert visitor.chips == ["0"]
+    assert "The outline of 0 is a guess" in visitor.message
     path = visitor.page.locator("#marker .line").first
     before = path.get_attribute("d")
-    visitor.page.locator("[data-number='1']").click()
+    visitor.page.locator("[data-number='0']").click()
     visitor.tool("beside")
     visitor.click(60, 40)
-    assert visitor.chips == ["1"]
+    assert visitor.chips == ["0"]
     assert visitor.page.locator("#marker circle").count() == 2
     visitor.changed(lambda: visitor.page.locator("[data-do=undo]").click())
     assert visitor.page.locator("#marker circle").count() == 1
     assert path.get_attribute("d") == before
-    visitor.changed(lambda: visitor.page.get_by_label("Remove object 1").click())
+    visitor.changed(lambda: visitor.page.get_by_label("Remove object 0").click())
     assert visitor.chips == []
 
 
@@ -101,7 +101,7 @@ def test_strokes_paint_and_erase(visitor: Visitor) -> None:
     visitor.tool("brush")
     visitor.drag((20, 70), (50, 70))
     visitor.drag((20, 90), (50, 90))
-    assert visitor.chips == ["1"]  # a stroke goes on with the object that it began
+    assert visitor.chips == ["0"]  # a stroke goes on with the object that it began
     assert visitor.page.locator("#marker .line").get_attribute("d").count("M") == 2
     visitor.tool("eraser")
     visitor.drag((18, 90), (53, 90))
@@ -109,7 +109,7 @@ def test_strokes_paint_and_erase(visitor: Visitor) -> None:
     visitor.changed(lambda: visitor.page.get_by_text("+ new").click())
     visitor.tool("brush")
     visitor.drag((120, 30), (140, 30))
-    assert visitor.chips == ["1", "2"]
+    assert visitor.chips == ["0", "1"]
 
 
 def test_a_file_and_its_mask_are_taken(visit: Visit, scene: Scene, models: dict[str, Any], tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_file_and_its_mask_are_taken(visit: Visit, scene: Scene, models: dict[
     visitor.upload(tmp_path / "small.png", "mask")
     assert "expected a mask of" in visitor.message
     visitor.upload(tmp_path / "mask.png", "mask")
-    assert visitor.chips == ["1"]
+    assert visitor.chips == ["0"]
     expected = models["lite"].describe(scene.frames[0], [scene.masks[2, 0]])
     assert visitor.answers("describe")["lite"] == expected
 
@@ -147,7 +147,7 @@ def test_what_is_wrong_is_a_message(visit: Visit, tmp_path: Path) -> None:
     visitor.drag((10, 10), (40, 40))
     visitor.page.locator("#question textarea").fill("What is #7?")
     visitor.changed(lambda: visitor.page.locator("#ask").click())
-    assert visitor.message == "question: expected #1 to #1, got #7"
+    assert visitor.message == "question: expected #0 to #0, got #7"
 
 
 @pytest.fixture
@@ -216,7 +216,7 @@ def test_the_request_runs_as_shell_and_as_python(visitor: Visitor, scene: Scene,
     visitor.changed(lambda: visitor.page.get_by_text("+ new").click())
     visitor.click(20, 70)
     visitor.page.locator("#request button").first.click()
-    question = 'What color is #1? "$HOME" `ls` \\ $(ls) \'regions\': "regions": '
+    question = 'What color is #0? "$HOME" `ls` \\ $(ls) \'regions\': "regions": '
     visitor.page.locator("#question textarea").fill(question)
     for button in ("ask", "describe"):
         answers = visitor.answers(button)["lite"]
@@ -249,11 +249,11 @@ def test_a_video_is_looked_through_marked_in_frames_and_asked_about(visit: Visit
         visitor.changed(lambda frame=frame: visitor.page.locator("[data-frame]").fill(str(frame)))  # type: ignore[misc]
         assert f"{frame} of 0 to 5 · {frame}.00 s" in visitor.page.locator(".video output").inner_text()
         if frame:
-            assert visitor.chips == ["1 (elsewhere)"]
-            visitor.changed(lambda: visitor.page.locator("[data-number='1']").click())
+            assert visitor.chips == ["0 (elsewhere)"]
+            visitor.changed(lambda: visitor.page.locator("[data-number='0']").click())
         drag_box(visitor, boxes[frame])
-    assert visitor.chips == ["1 · 2 frames"]
-    visitor.page.locator("#question textarea").fill("How does #1 move?")
+    assert visitor.chips == ["0 · 2 frames"]
+    visitor.page.locator("#question textarea").fill("How does #0 move?")
     answers = visitor.answers("ask")
     video = pf.open_media(list(moving.frames), times=moving.times)
     assert answers["lite"] == [models["lite"].ask(video, "How does <region> move?", [boxes])]
@@ -281,12 +281,12 @@ def test_an_object_is_followed_where_the_segmenter_can(
         visitor.changed(lambda: visitor.page.locator("[data-frame]").fill("2"))
         visitor.tool("box")
         drag_box(visitor, [3, 4, 40, 30])
-        assert visitor.chips == ["1"]
+        assert visitor.chips == ["0"]
         visitor.changed(lambda: visitor.page.locator("[data-do=track]").click())
         opened = sam.open(pf.open_media(list(tiny_sam.frames())))
         (found,) = opened.track(boxes=[[3, 4, 40, 30]], frame=2)
         assert found.region.frames is not None
-        assert visitor.chips == [f"1 · {len({*found.region.frames, 2})} frames"]
+        assert visitor.chips == [f"0 · {len({*found.region.frames, 2})} frames"]
         assert list(visitor.answers("describe")) == ["lite", "full"]
 
 
@@ -310,15 +310,15 @@ def test_keys_are_enough(visitor: Visitor) -> None:
     for key in ("b", "ArrowLeft", "ArrowUp", "Enter", *("ArrowRight",) * 6, *("ArrowDown",) * 6):
         visitor.page.keyboard.press(key)
     visitor.press("Enter")
-    assert visitor.chips == ["1"]
+    assert visitor.chips == ["0"]
     visitor.page.keyboard.press("c")
     visitor.press("Enter")
-    assert visitor.chips == ["1", "2"]
-    visitor.press("2")
+    assert visitor.chips == ["0", "1"]
+    visitor.press("1")
     visitor.press("Delete")
-    assert visitor.chips == ["1"]
+    assert visitor.chips == ["0"]
     visitor.press("z")
-    assert visitor.chips == ["1", "2"]
+    assert visitor.chips == ["0", "1"]
 
 
 def test_a_phone_in_the_dark(visit: Visit) -> None:
@@ -331,7 +331,7 @@ def test_a_phone_in_the_dark(visit: Visit) -> None:
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert max(int(number) for number in ground[4:-1].split(",")) < 60
     visitor.changed(lambda: page.touchscreen.tap(*visitor.place(20, 70)))
-    assert visitor.chips == ["1"]
+    assert visitor.chips == ["0"]
     assert list(visitor.answers("describe")) == ["lite", "full"]
 
 
@@ -343,4 +343,4 @@ def test_visitors_are_apart(visit: Visit) -> None:
     first.drag((10, 10), (50, 50))
     second.tool("box")
     assert second.chips == []
-    assert first.chips == ["1"]
+    assert first.chips == ["0"]

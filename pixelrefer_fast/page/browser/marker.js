@@ -246,8 +246,8 @@ stage.addEventListener("keydown", (event) => {
   } else if (TOOLS[key]) use(TOOLS[key]);
   else if (key === "z") send("undo");
   else if (key === "n") send("choose", { number: null });
-  else if (/^[1-9]$/.test(key) && Number(key) <= view.objects.length) send("choose", { number: Number(key) });
-  else if ((event.key === "Delete" || event.key === "Backspace") && view.chosen) send("remove", { number: view.chosen });
+  else if (/^[0-9]$/.test(key) && Number(key) < view.objects.length) send("choose", { number: Number(key) });
+  else if ((event.key === "Delete" || event.key === "Backspace") && view.chosen !== null) send("remove", { number: view.chosen });
   else return;
   event.preventDefault();
   draw();
