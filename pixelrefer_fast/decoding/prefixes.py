@@ -15,6 +15,7 @@ from collections import Counter, OrderedDict, abc
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from pixelrefer_fast.decoding.cache import BlockPool
@@ -42,24 +43,27 @@ class PromptEmbeds:
 
 def prefix_boundaries(prompt: Prompt, objects: Objects) -> tuple[Boundary, ...]:
     """Where a prompt about objects shares its prefix with others; lengths are those of its embeddings."""
-    ids = prompt.input_ids
-    keep = torch.ones(len(ids), dtype=torch.bool)
-    if objects.scene is not None:
-        keep[prompt.image_slots] = objects.scene.kept.cpu()
-    ends = [int(slots[-1]) + 1 for slots in (prompt.image_slots, prompt.region_slots) if len(slots)]
-    firsts = [int(slots[0]) for slots in (prompt.image_slots, prompt.region_slots) if len(slots)]
-    boundaries = []
-    for end in sorted({*ends, min(firsts, default=0)}):
-        digest = hashlib.sha256(ids[:end].numpy().tobytes())
+    ids, scene = prompt.input_ids.numpy(), objects.scene
+    keep = np.ones(len(ids), np.bool_)
+    if scene is not None:
+        keep[prompt.image_slots.numpy()] = scene.kept.cpu().numpy()
+    held = [  # places from the first to behind the last, and what stands there
+        (int(slots[0]), int(slots[-1]) + 1, content(tokens))
         for slots, tokens in (
-            (prompt.image_slots, None if objects.scene is None else objects.scene.tokens),
+            (prompt.image_slots, None if scene is None else scene.tokens),
             (prompt.region_slots, objects.tokens),
-        ):
-            if tokens is not None and bool((slots < end).any()):
-                digest.update(content(tokens))
-        if objects.scene is not None:
-            digest.update(keep[:end].numpy().tobytes())
-        length = int(keep[:end].sum())
+        )
+        if tokens is not None and len(slots)
+    ]
+    boundaries = []
+    for end in sorted({*(stop for _, stop, _ in held), min((start for start, _, _ in held), default=0)}):
+        digest = hashlib.sha256(ids[:end].data)
+        for start, _, key in held:
+            if start < end:
+                digest.update(key)
+        if scene is not None:
+            digest.update(keep[:end].data)
+        length = int(np.count_nonzero(keep[:end]))
         if length:
             boundaries.append(Boundary(length, digest.digest()))
     return tuple(boundaries)

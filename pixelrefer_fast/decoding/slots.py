@@ -17,9 +17,26 @@ from pixelrefer_fast.decoding.options import ALTERNATIVES, Generation
 from pixelrefer_fast.decoding.qwen import LanguageModel
 from pixelrefer_fast.decoding.sampling import Sampling, choose_among, choose_from_all, uniform
 from pixelrefer_fast.decoding.shaping import Shaping
+from pixelrefer_fast.decoding.slot_state import Column, SlotState
 from pixelrefer_fast.device.transfers import upload
 
-VACANT = {"table": TRASH, "ends": -1, "temperature": 1, "top_k": 1, "top_p": 1, "repetition": 1}  # all others are 0
+PACKED = {
+    "tokens": Column(torch.int64),  # the last one, whose keys are not in the cache yet
+    "left": Column(torch.int64),  # tokens that may still come
+    "counts": Column(torch.int64),  # tokens so far
+    "seeds": Column(torch.int64),
+    "top_k": Column(torch.int64, vacant=1),
+    "least": Column(torch.int64),  # tokens before which it may not end
+    "active": Column(torch.bool),
+    "failed": Column(torch.bool),
+    "temperature": Column(torch.float64, vacant=1),
+    "top_p": Column(torch.float64, vacant=1),
+    "min_p": Column(torch.float64),
+    "repetition": Column(torch.float32, vacant=1),
+    "presence": Column(torch.float32),
+    "frequency": Column(torch.float32),
+}
+"""The numbers of a sequence, but for those whose width depends on the model or on what sequences want."""
 
 
 @dataclass(frozen=True)
@@ -123,41 +140,26 @@ class Slots:
         self._alternatives = min(ALTERNATIVES, vocabulary)
         self._entries: list[Entry] = []  # by slot
         self._views: dict[int, dict[str, torch.Tensor]] = {}  # of the state, by the number of slots
-        device = model.device
         pool.arrivals(power_of_two(size))  # what captured steps use stays where it is
-
-        def vacant(name: str, dtype: torch.dtype, *shape: int) -> torch.Tensor:
-            return torch.full((size, *shape), VACANT.get(name, 0), dtype=dtype, device=device)
-
-        shapes: dict[str, tuple[torch.dtype] | tuple[torch.dtype, int]] = {
-            "tokens": (torch.int64,),  # the last one, whose keys are not in the cache yet
-            "lengths": (torch.int32,),  # tokens in the cache
-            "left": (torch.int64,),  # tokens that may still come
-            "counts": (torch.int64,),  # tokens so far
-            "active": (torch.bool,),
-            "failed": (torch.bool,),
-            "table": (torch.int32, width),
-            "seeds": (torch.int64,),
-            "temperature": (torch.float64,),
-            "top_k": (torch.int64,),
-            "top_p": (torch.float64,),
-            "min_p": (torch.float64,),
-            "repetition": (torch.float32,),
-            "presence": (torch.float32,),
-            "frequency": (torch.float32,),
-            "least": (torch.int64,),  # tokens before which it may not end
-            "ends": (torch.int64, len(self._ends)),  # tokens that end it; -1 where it has none
-            # for `Shaping`, as wide as the sequences that want it need
-            "said": (torch.int64, 1),
-            "biased": (torch.int64, 1),
-            "bias": (torch.float32, 1),
-            # what the host reads: `StepOutput`
-            "numbers": (torch.int64, 4 + self._alternatives),
-            "logprobs": (torch.float32, 1 + self._alternatives),
+        # what the host reads: `StepOutput`
+        outputs = {
+            "numbers": Column(torch.int64, 4 + self._alternatives),
+            "logprobs": Column(torch.float32, 1 + self._alternatives),
         }
-        self.state = {name: vacant(name, *shape) for name, shape in shapes.items()}
+        alone = {
+            "lengths": Column(torch.int32),  # tokens in the cache
+            "table": Column(torch.int32, width, TRASH),
+            "ends": Column(torch.int64, len(self._ends), -1),  # tokens that end it; -1 where it has none
+            # for `Shaping`, as wide as the sequences that want it need
+            "said": Column(torch.int64, 1),
+            "biased": Column(torch.int64, 1),
+            "bias": Column(torch.float32, 1),
+        }
+        self._state = SlotState(PACKED | outputs, alone, size, model.device)
         # slots that sample; what is rounded up repeats the first of them
-        self._among, self._free = (torch.zeros(power_of_two(size), dtype=torch.int64, device=device) for _ in range(2))
+        self._among, self._free = (
+            torch.zeros(power_of_two(size), dtype=torch.int64, device=model.device) for _ in range(2)
+        )
 
     def add(self, entries: abc.Sequence[Entry]) -> None:
         """Take the next slots."""
@@ -177,6 +179,7 @@ class Slots:
             "presence": [float(e.options.presence_penalty) for e in entries],
             "frequency": [float(e.options.frequency_penalty) for e in entries],
             "least": [e.options.min_new_tokens for e in entries],
+            "active": [True] * len(entries),
             "ends": self._rows("ends", ends, -1),
         }
         if any(e.penalised for e in entries):
@@ -186,11 +189,7 @@ class Slots:
             bias = [e.options.logit_bias for e in entries]
             columns["biased"] = self._rows("biased", [[*map(int, b)] for b in bias], 0)
             columns["bias"] = self._rows("bias", [[*map(float, b.values())] for b in bias], 0)
-        host = [torch.tensor(values, dtype=self.state[name].dtype) for name, values in columns.items()]
-        for name, values in zip(columns, upload(host, self._model.device), strict=True):
-            self.state[name][first:stop] = values
-        self.state["active"][first:stop] = True
-        self.state["failed"][first:stop] = False
+        self._state.fill(first, len(entries), columns)
         self.taken = stop
         self._entries += entries
         self._changed()
@@ -199,28 +198,31 @@ class Slots:
         """Further blocks of sequences: slot, place in its table, and block of each."""
         if blocks:
             slots, places, numbers = upload(list(torch.tensor(blocks).T.contiguous()), self._model.device)
-            self.state["table"].index_put_((slots, places), numbers.int())
+            self._state.columns["table"].index_put_((slots, places), numbers.int())
 
     def reset(self) -> None:
         """Give up all slots, whatever state they are in."""
-        self._vacate(0, self.size)
+        self._state.vacate(0, self.size)
         self.taken, self._entries = 0, []
         self._changed()
 
     def keep(self, slots: abc.Sequence[int]) -> None:
         """Give up all slots but these, which become the first ones in this order."""
+        entries = [self._entries[slot] for slot in slots]
         if len(slots) < self.taken and slots:
-            (index,) = upload([torch.tensor(slots, dtype=torch.int64)], self._model.device)
-            for x in self.state.values():
-                x[: len(slots)] = x.index_select(0, index)
-        self._vacate(len(slots), self.taken)
-        self.taken, self._entries = len(slots), [self._entries[slot] for slot in slots]
+            idle = {
+                *(() if any(e.penalised for e in self._entries) else ("said",)),
+                *(() if any(e.options.logit_bias for e in self._entries) else ("biased", "bias")),
+            }
+            self._state.move(slots, idle)
+        self._state.vacate(len(slots), self.taken)
+        self.taken, self._entries = len(slots), entries
         self._changed()
 
     def views(self, slots: int) -> dict[str, torch.Tensor]:
         """The state of the first slots: what a step reads and writes."""
         if slots not in self._views:
-            self._views[slots] = {name: x[:slots] for name, x in self.state.items()}
+            self._views[slots] = {name: x[:slots] for name, x in self._state.columns.items()}
         return self._views[slots]
 
     def step(self, slots: int, width: int) -> torch.Tensor:
@@ -243,7 +245,7 @@ class Slots:
         entries = self._entries[first:]
         kind = kind_of(entries)
         among, free = upload(_sampling_rows(entries, kind), self._model.device)
-        self._take({name: x[first : self.taken] for name, x in self.state.items()}, logits, kind, among, free)
+        self._take({name: x[first : self.taken] for name, x in self._state.columns.items()}, logits, kind, among, free)
 
     def output(self) -> StepOutput:
         """What the last step has left in the slots that are taken; the next one writes over it."""
@@ -309,30 +311,22 @@ class Slots:
         """Tokens that end a sequence; one of them fills up the row."""
         own = [*self._ends, *entry.options.stop_token_ids]
         self._widen("ends", len(own))
-        return own + own[:1] * (self.state["ends"].shape[1] - len(own))
+        return own + own[:1] * (self._state.columns["ends"].shape[1] - len(own))
 
     def _rows(self, name: str, rows: abc.Sequence[abc.Sequence[object]], filler: int) -> list[list[object]]:
         """Rows as wide as those of the state, which grow where they have to."""
         self._widen(name, max(map(len, rows)))
-        width = self.state[name].shape[1]
+        width = self._state.columns[name].shape[1]
         return [[*row, *[filler] * (width - len(row))] for row in rows]
 
     def _widen(self, name: str, width: int) -> None:
-        held = self.state[name]
+        held = self._state.columns[name]
         if width > held.shape[1]:
-            wide = power_of_two(width)
-            if name == "ends" and held.shape[1]:
-                wider = held[:, :1].repeat(1, wide)  # one of them again
-            else:
-                wider = held.new_full((self.size, wide), -1 if name == "ends" else 0)
-            wider[:, : held.shape[1]] = held
-            self.state[name] = wider
+            # of ends one of them again
+            filler = held[:, :1] if name == "ends" and held.shape[1] else None
+            self._state.widen(name, power_of_two(width), filler)
             self._views.clear()
             self.version += 1
-
-    def _vacate(self, first: int, stop: int) -> None:
-        for name, x in self.state.items():
-            x[first:stop] = VACANT.get(name, 0)
 
     def _changed(self) -> None:
         """Which slots there are has changed."""
