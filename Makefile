@@ -52,7 +52,7 @@ test-serve: $(SERVE)/.ready
 	timeout 300 $(SERVE)/bin/pytest tests/serving -s
 
 $(SERVE)/.ready: pyproject.toml tools/make_venv.sh
-	EXTRAS=serve PIXELREFER_FAST_BUILD_CUDA=0 tools/make_venv.sh $(SERVE) "pytest>=8.3" "openai>=2"
+	EXTRAS=serve PIXELREFER_FAST_BUILD_CUDA=0 tools/make_venv.sh $(SERVE) "pytest>=8.3" "openai>=2" "schemathesis>=4"
 	@touch $@
 
 # the page in Debian's Chromium (taken by apt where it is missing), in an environment of its own, which is kept

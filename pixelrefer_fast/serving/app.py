@@ -18,7 +18,7 @@ from pixelrefer_fast._version import __version__
 from pixelrefer_fast.segmenting import Segmenter, load_segmenter
 from pixelrefer_fast.serving.admission import Gate
 from pixelrefer_fast.serving.encoded import EncodedObjects
-from pixelrefer_fast.serving.errors import ApiError
+from pixelrefer_fast.serving.errors import RESPONSES, ApiError
 from pixelrefer_fast.serving.guard import Guard
 from pixelrefer_fast.serving.limits import Limits
 from pixelrefer_fast.serving.media import MediaReader
@@ -35,6 +35,7 @@ def create_app(
     keys: Sequence[str] = (),
     roots: Sequence[str | Path] = (),
     segmenter: Segmenter | None = None,
+    hosts: Sequence[str] = (),
 ) -> FastAPI:
     """An application that answers requests with these models.
 
@@ -44,6 +45,7 @@ def create_app(
         keys: one of which each request must bring; none: all are welcome.
         roots: folders below which file: URLs are read; none: no file is.
         segmenter: makes masks of points; default: GrabCut.
+        hosts: from which http: and https: URLs are fetched, each `HOST` or `HOST:PORT`; none: no URL is.
 
     Raises:
         ValueError: no model, or a root that is no folder.
@@ -60,13 +62,13 @@ def create_app(
     for name, model in models.items():
         for counted, text in _COUNTS.items():
             metrics.gauge(f"pixelrefer_decoder_{counted}", text, _reader(model, counted), name)
-    app = FastAPI(title="pixelrefer_fast", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="pixelrefer_fast", version=__version__, docs_url=None, redoc_url=None, responses=RESPONSES)
     app.state.shared = State(
         dict(models),
         segmenter or load_segmenter(),
         limits,
         gate,
-        MediaReader(limits, tuple(map(Path, roots))),
+        MediaReader(limits, tuple(map(Path, roots)), hosts),
         encoded,
         metrics,
         ThreadPoolExecutor(max(2, os.cpu_count() or 1), "pixelrefer_fast serving"),
@@ -83,7 +85,11 @@ def create_app(
     return app
 
 
-_COUNTS = {"running": "Sequences that are decoded together.", "waiting": "Sequences that wait for room."}
+_COUNTS = {
+    "running": "Sequences that are decoded together.",
+    "waiting": "Sequences that wait for room.",
+    "cache_used": "Bytes of keys and values that are held.",
+}
 
 
 def _reader(model: Model, counted: str) -> Callable[[], float]:

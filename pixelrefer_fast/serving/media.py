@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -14,6 +15,7 @@ import numpy as np
 from pixelrefer_fast.checks.values import shown
 from pixelrefer_fast.media import Media, Video, open_media
 from pixelrefer_fast.regions import Region
+from pixelrefer_fast.serving.fetching import Fetcher
 from pixelrefer_fast.serving.limits import Limits
 
 _MARKED = re.compile(r"xywh=(?:(pixel|percent):)?([0-9.]+),([0-9.]+),([0-9.]+),([0-9.]+)")
@@ -33,15 +35,17 @@ class Fetched:
 
 
 class MediaReader:
-    """Reads data: URLs and, where there are roots, file: URLs of files below one of them. No address is fetched.
+    """Reads data: URLs; where there are roots, file: URLs of files below one; where there are hosts, what these have.
 
     Args:
         limits: on pixels, frames and bytes.
         roots: folders.
+        hosts: as `fetching.Fetcher` takes them.
     """
 
-    def __init__(self, limits: Limits, roots: tuple[Path, ...] = ()) -> None:
+    def __init__(self, limits: Limits, roots: tuple[Path, ...] = (), hosts: Sequence[str] = ()) -> None:
         self._limits = limits
+        self._fetcher = Fetcher(hosts, limits.body_bytes, limits.body_seconds)
         self._roots = tuple(root.resolve(strict=True) for root in roots)
 
     def image(self, url: str, param: str) -> Fetched:
@@ -94,7 +98,7 @@ class MediaReader:
         if scheme == "file":
             parts = urlsplit(url)
             return self._file(unquote(parts.path), param), parts.fragment
-        raise ValueError(f"{param}: expected a data: URL (this server fetches none), got {shown(url)}")
+        return self._fetcher.fetch(url, param), urlsplit(url).fragment
 
     def _file(self, name: str, param: str) -> bytes:
         refused = ValueError(f"{param}: expected a data: URL, or a file: URL of a file that this server shares")

@@ -14,7 +14,7 @@ from served import png_url, running
 import pixelrefer_fast as pf
 from pixelrefer_fast.world import Scene, make_scene
 
-NEEDED = ("fastapi", "uvicorn", "openai", "prometheus_client")
+NEEDED = ("fastapi", "uvicorn", "openai", "prometheus_client", "schemathesis")
 collect_ignore_glob = [] if all(map(find_spec, NEEDED)) else ["test_*.py"]
 
 

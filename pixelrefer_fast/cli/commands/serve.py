@@ -58,6 +58,10 @@ def serve(
         list[str] | None,
         typer.Option("--media-root", metavar="FOLDER", help="file: URLs of what lies below it are read; repeat it."),
     ] = None,
+    hosts: Annotated[
+        list[str] | None,
+        typer.Option("--media-host", metavar="HOST", help="http: and https: URLs of this host are fetched; repeat it."),
+    ] = None,
     segmenter: Annotated[
         str, typer.Option("--segmenter", metavar="NAME|FOLDER|ID", help="Makes masks of points.")
     ] = "grabcut",
@@ -76,7 +80,7 @@ def serve(
     named = named_models(models or [chosen_model(None)])
     loaded = {name: computing.load(model)[0] for name, model in named.items()}
     own = Limits(**{field.name: getattr(limits, field.name) for field in fields(limits)})
-    serve(create_app(loaded, own, keys, roots or (), load_segmenter(segmenter)), host, port)
+    serve(create_app(loaded, own, keys, roots or (), load_segmenter(segmenter), hosts or ()), host, port)
 
 
 def named_models(models: list[str]) -> dict[str, str]:
