@@ -20,7 +20,16 @@ BUILD = (
     "sys.exit(probes.main(['--build']) or load.reason('cpu') or load.reason('cuda'))"
 )
 EXTENSION = ("pack_objects", "pack_views", "scatter_tokens")
-KERNELS = ("add_norm", "infuse", "object_pool", "paged_attention", "rope2d", "varlen_attention", "view_patches")
+KERNELS = (
+    "add_norm",
+    "infuse",
+    "object_pool",
+    "paged_attention",
+    "rope2d",
+    "swiglu",
+    "varlen_attention",
+    "view_patches",
+)
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
 # `python -m` would put the root on the path, where kernels/ is in the way of a library of that name
 SAFE = {"PYTHONSAFEPATH": "1"}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pixelrefer_fast import ops
 from pixelrefer_fast.decoding.projections import Projection
 
 if TYPE_CHECKING:
@@ -41,7 +42,17 @@ class Layer:
         self.before_mlp = Norm(module.post_attention_layernorm)
         self.gate_up = Projection((mlp.gate_proj, mlp.up_proj))
         self.activation: Callable[[torch.Tensor], torch.Tensor] = mlp.act_fn
+        self._is_silu = mlp.config.hidden_act == "silu"
         self.down = Projection((mlp.down_proj,))
+
+    def gated(self, x: torch.Tensor, backend: str, few: bool) -> torch.Tensor:
+        """What `down` is given, of rows that the norm has not seen; `few`: of a step, whose weights are read once."""
+        gate_up = self.gate_up
+        if few and self._is_silu and gate_up.weight is not None and gate_up.bias is None:
+            norm = self.before_mlp
+            return ops.swiglu(x, norm.weight, norm.epsilon, gate_up.weight, backend=backend)
+        gate, up = gate_up(self.before_mlp(x)).chunk(2, -1)
+        return self.activation(gate) * up
 
     def fits(self, module: Qwen2DecoderLayer) -> bool:
         """Whether these still are the module's own."""

@@ -39,6 +39,12 @@ class Projection:
             return found[0] if len(found) == 1 else torch.cat(found, -1)
         return F.linear(x, self.weight, self.bias)
 
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """x (n, outputs) and the product of y (n, C), written over x where that is one operation."""
+        if self.weight is None or self.bias is not None:
+            return x + self(y)
+        return x.addmm_(y, self.weight.t())
+
 
 def _merged(modules: Sequence[nn.Module]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Weight and bias of all modules together, whose own become views of them; (None, None) where that cannot be."""

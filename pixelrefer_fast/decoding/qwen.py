@@ -95,7 +95,10 @@ class LanguageModel:
         return self.llm.model.embed_tokens(tokens)
 
     def prefill(self, embeds: torch.Tensor, layout: PrefillLayout, pool: BlockPool) -> torch.Tensor:
-        """Keys and values of packed prompts into the cache, and the logits (S, V) of each one's last token, float32."""
+        """Keys and values of packed prompts into the cache, and the logits (S, V) of each one's last token, float32.
+
+        `embeds` (L, C) is written over.
+        """
 
         self._look_up()
         assert self._rotary is not None
@@ -121,7 +124,7 @@ class LanguageModel:
                 backend=self.backend,
             )
 
-        hidden = self._hidden(embeds, attend)
+        hidden = self._hidden(embeds, attend, few=False)
         return self._logits(hidden.index_select(0, layout.last))
 
     def step(self, tokens: torch.Tensor, lengths: torch.Tensor, table: torch.Tensor, pool: BlockPool) -> torch.Tensor:
@@ -151,7 +154,7 @@ class LanguageModel:
                 qkv, turns, rows, pool.keys[layer], pool.values[layer], table, after, arrivals, backend=self.backend
             )
 
-        return self._logits(self._hidden(self.embed(tokens), attend))
+        return self._logits(self._hidden(self.embed(tokens), attend, few=True))
 
     def _look_up(self) -> None:
         """Find modules and merge weights, where they are not those of the last time."""
@@ -169,14 +172,13 @@ class LanguageModel:
         """Heads of keys, and of values."""
         return self.config.num_key_value_heads or self.config.num_attention_heads
 
-    def _hidden(self, x: torch.Tensor, attend: Attend) -> torch.Tensor:
-        """Through all layers."""
+    def _hidden(self, x: torch.Tensor, attend: Attend, few: bool) -> torch.Tensor:
+        """Through all layers, written over `x`; `few`: rows of a step."""
         heads = self.config.num_attention_heads + 2 * self._groups
         for number, layer in enumerate(self._layers):
             qkv = layer.qkv(layer.before_attention(x)).view(len(x), heads, -1)
-            x = x + layer.out(attend(number, qkv).flatten(1))
-            gate, up = layer.gate_up(layer.before_mlp(x)).chunk(2, -1)
-            x = x + layer.down(layer.activation(gate) * up)
+            x = layer.out.add(x, attend(number, qkv).flatten(1))
+            x = layer.down.add(x, layer.gated(x, self.backend, few))
         return Norm(self.llm.model.norm)(x)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:

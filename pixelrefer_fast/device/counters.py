@@ -36,6 +36,8 @@ QUIET = {
     aten.set_,
     aten.resize_,
 }
+# one kernel on a device, where a CPU combines several operations
+WHOLE = {aten.rms_norm}
 # read at most as much of their source as they give
 GATHERS = {aten.index, aten.index_select, aten.gather, aten.embedding, aten.take}
 # write as much of their target as they are given, and read none of it
@@ -122,6 +124,10 @@ class _Operations(TorchDispatchMode):
         kwargs = kwargs or {}
         if launches.launching():  # Triton's interpreter works with torch's operations
             return func(*args, **kwargs)
+        if func._overloadpacket in WHOLE:
+            result = func(*args, **kwargs)
+            self._count(func, args, kwargs, result)
+            return result
         # what only combines other operations is counted as those (in inference mode such ones come here whole)
         with self:
             result = func.decompose(*args, **kwargs)

@@ -9,6 +9,7 @@ from pixelrefer_fast.ops.pack_views import pack_views
 from pixelrefer_fast.ops.paged_attention import paged_attention
 from pixelrefer_fast.ops.rope2d import rope2d
 from pixelrefer_fast.ops.scatter_tokens import gather_tokens, scatter_tokens
+from pixelrefer_fast.ops.swiglu import swiglu
 from pixelrefer_fast.ops.varlen_attention import varlen_attention
 from pixelrefer_fast.ops.view_patches import view_patches
 
@@ -27,6 +28,7 @@ __all__ = [
     "registry",
     "rope2d",
     "scatter_tokens",
+    "swiglu",
     "varlen_attention",
     "view_patches",
 ]

@@ -86,7 +86,7 @@ class _Products(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func.__name__ in ("linear.default", "addmm.default", "mm.default")
+        self.count += func.__name__ in ("linear.default", "addmm.default", "addmm_.default", "mm.default")
         return func(*args, **(kwargs or {}))
 
 

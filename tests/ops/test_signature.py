@@ -39,6 +39,7 @@ SCHEMAS = {
     '*, str backend="auto") -> ()',
     "scatter_tokens": 'Tensor(a!) embeds, Tensor tokens, Tensor slots, *, str backend="auto") -> ()',
     "scatter_tokens_": "Tensor(a!) embeds, Tensor tokens, Tensor slots) -> ()",
+    "swiglu": 'Tensor x, Tensor norm, float eps, Tensor weight, *, str backend="auto") -> Tensor',
     "varlen_attention": "Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, int max_q, int max_k, "
     'bool causal=False, *, str backend="auto") -> Tensor',
     "view_patches": "Tensor pixels, Tensor images, Tensor plan, Tensor cu_seqlens, SymInt patches, "

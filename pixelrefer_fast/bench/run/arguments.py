@@ -159,6 +159,14 @@ def rope2d(
     return qkv, bias, place // PLACES % PLACES, place % PLACES, *rope2d_table(PLACES, head, device)
 
 
+def swiglu(
+    device: torch.device, dtype: torch.dtype, *, rows: int = 1, width: int = LLM_WIDTH, inner: int = 8960
+) -> Arguments:
+    """`rows` of a step, `inner` the width of the MLP."""
+    weight = normal((2 * inner, width), 2, device, dtype) * width**-0.5
+    return normal((rows, width), 0, device, dtype), normal((width,), 1, device, dtype), 1e-6, weight
+
+
 def scatter_tokens(
     device: torch.device, dtype: torch.dtype, *, objects: int = 1, tokens: int = TOKENS, width: int = LLM_WIDTH
 ) -> Arguments:
@@ -245,6 +253,7 @@ MAKERS: dict[str, Callable[..., Arguments]] = {
         paged_attention,
         rope2d,
         scatter_tokens,
+        swiglu,
         varlen_attention,
         view_patches,
     )

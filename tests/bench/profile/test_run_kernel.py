@@ -26,6 +26,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "paged_attention": {"sequences": 2, "lengths": [3, 70], "heads": 4, "groups": 2, "head": 16},
     "rope2d": {"patches": 5, "heads": 2, "head": 8},
     "scatter_tokens": {"objects": 2, "tokens": 3, "width": 8},
+    "swiglu": {"rows": 2, "width": 8, "inner": 5},
     "varlen_attention": {"keys": [5, 3], "queries": [2, 3], "heads": 4, "groups": 2, "head": 16, "causal": 1},
     "view_patches": {"kind": "full", "objects": 1, "height": 60, "width": 80, "frames": 2},
 }

@@ -1,0 +1,87 @@
+"""The Triton kernel of swiglu against its definition in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from kernel_place import KERNEL_DTYPES
+from plain_memory import plain_memory
+
+from pixelrefer_fast.device.counters import counting
+from pixelrefer_fast.ops import BackendError, swiglu
+
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),  # NumPy's, in the interpreter
+]
+
+
+def _arguments(rows: int, width: int, inner: int, dtype: torch.dtype, device: torch.device) -> tuple:
+    generator = torch.Generator().manual_seed(rows + width)
+    x = 3 * torch.randn(rows, width, generator=generator)
+    norm = 1 + 0.2 * torch.randn(width, generator=generator)
+    weight = torch.randn(2 * inner, width, generator=generator) * width**-0.5
+    x, norm, weight = (t.to(device, dtype) for t in (x, norm, weight))
+    return x, norm, 1e-6, weight
+
+
+# one row, a tile that is not full, tiles of 16, 32 and 64 rows, and more rows than one tile
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("rows", "width", "inner"), [(1, 64, 40), (5, 128, 32), (20, 130, 33), (40, 72, 1), (70, 200, 31)]
+)
+def test_against_float64(
+    rows: int,
+    width: int,
+    inner: int,
+    dtype: torch.dtype,
+    kernel_device: torch.device,
+    numeric_bar: Callable[..., None],
+) -> None:
+    arguments = _arguments(rows, width, inner, dtype, kernel_device)
+    exact = swiglu(*(a.double() if isinstance(a, torch.Tensor) else a for a in arguments))
+    numeric_bar(swiglu, swiglu(*arguments, backend="triton"), exact, swiglu(*arguments, backend="torch"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16], ids=str)
+def test_large_numbers_do_not_overflow(dtype: torch.dtype, kernel_device: torch.device) -> None:
+    """Rows whose squares float16 does not hold, and gates at both ends of SiLU."""
+    x, norm, eps, weight = _arguments(3, 64, 16, dtype, kernel_device)
+    wide = x * 3000, norm, eps, weight * 8
+    exact = swiglu(*(a.double() if isinstance(a, torch.Tensor) else a for a in wide))
+    assert exact.isfinite().all()
+    largest = exact.abs().max().item()
+    found = swiglu(*wide, backend="triton").double()
+    torch.testing.assert_close(found, exact, rtol=0, atol=largest * 4 * torch.finfo(dtype).eps)
+
+
+def test_a_poisoned_row_reaches_no_other(kernel_device: torch.device) -> None:
+    arguments = _arguments(5, 72, 24, torch.float32, kernel_device)
+    clean = swiglu(*arguments, backend="triton")
+    arguments[0][1, 3] = torch.nan
+    out = swiglu(*arguments, backend="triton")
+    assert out[1].isnan().all()
+    out[1] = clean[1]
+    assert torch.equal(out, clean)
+
+
+@pytest.mark.parametrize(("rows", "inner"), [(0, 8), (3, 0)])
+def test_nothing(rows: int, inner: int, kernel_device: torch.device) -> None:
+    assert swiglu(*_arguments(rows, 16, inner, torch.float32, kernel_device), backend="triton").shape == (rows, inner)
+
+
+def test_one_launch(kernel_device: torch.device) -> None:
+    arguments = _arguments(4, 72, 24, torch.float32, kernel_device)
+    with torch.inference_mode(), plain_memory(), counting(kernel_device.type) as counts:
+        swiglu(*arguments, backend="triton")
+    assert counts.launches == {"swiglu.product_float32": 1}
+    assert counts.waits == {}
+    assert counts.moved == 4 * (4 * 72 + 72 + 48 * 72 + 4 * 24)
+
+
+def test_declines_what_it_cannot_compute(kernel_device: torch.device) -> None:
+    double = _arguments(2, 8, 4, torch.float64, kernel_device)
+    with pytest.raises(BackendError, match=r"x is torch\.float64; the kernel takes float32, float16 and bfloat16"):
+        swiglu(*double, backend="triton")
