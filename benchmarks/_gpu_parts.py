@@ -22,6 +22,7 @@ BUILD = (
 EXTENSION = ("pack_objects", "pack_views", "scatter_tokens")
 KERNELS = (
     "add_norm",
+    "best_token",
     "infuse",
     "object_pool",
     "paged_attention",

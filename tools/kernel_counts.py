@@ -45,6 +45,7 @@ COUNTED = ("bfloat16", "float32")  # float16 is compiled as bfloat16 is
 BOTH, HALF, SINGLE = COUNTED, COUNTED[:1], COUNTED[1:]
 CALLS: dict[str, list[tuple[dict[str, Any], tuple[str, ...]]]] = {
     "add_norm": [({"rows": 8, "width": width}, BOTH) for width in (256, 1152, 4096)],
+    "best_token": [({"rows": 2, "vocabulary": 3000, "said": 20}, BOTH)],
     "rope2d": [({"patches": 24}, BOTH)],
     "object_pool": [
         ({"patches": 57}, BOTH),

@@ -123,7 +123,7 @@ class Admission:
         for sequence, row in zip(sequences, logits, strict=True):
             sequence.launched = len(sequence.tokens) + 1
             if sequence.keep_logits:
-                sequence.logits.append(row.clone())
+                sequence.logits.append(row.to(torch.float32, copy=True))
             for boundary in self._boundaries(sequence):
                 self._prefixes.keep(boundary, sequence.blocks)
         self.counts["passes"] += 1

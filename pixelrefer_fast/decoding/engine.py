@@ -333,7 +333,7 @@ class Engine:
             )
         for slot, sequence in enumerate(running):
             if sequence.keep_logits:
-                sequence.logits.append(logits[slot].clone())
+                sequence.logits.append(logits[slot].to(torch.float32, copy=True))
         self._counts["steps"] += 1
         self._counts["slot_steps"] += slots
 

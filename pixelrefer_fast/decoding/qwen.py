@@ -95,7 +95,7 @@ class LanguageModel:
         return self.llm.model.embed_tokens(tokens)
 
     def prefill(self, embeds: torch.Tensor, layout: PrefillLayout, pool: BlockPool) -> torch.Tensor:
-        """Keys and values of packed prompts into the cache, and the logits (S, V) of each one's last token, float32.
+        """Keys and values of packed prompts into the cache, and the logits (S, V) of each one's last token.
 
         `embeds` (L, C) is written over.
         """
@@ -137,7 +137,7 @@ class LanguageModel:
             pool: the cache, which this token's keys and values go to.
 
         Returns:
-            (B, V) float32 logits of the tokens that follow.
+            (B, V) logits of the tokens that follow.
         """
         if self._rotary is None:
             self._look_up()
@@ -182,7 +182,7 @@ class LanguageModel:
         return Norm(self.llm.model.norm)(x)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.llm.lm_head(hidden).float()
+        return self.llm.lm_head(hidden)
 
 
 def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

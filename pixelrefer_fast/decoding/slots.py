@@ -12,14 +12,20 @@ from dataclasses import dataclass
 
 import torch
 
+from pixelrefer_fast import ops
 from pixelrefer_fast.decoding.cache import TRASH, BlockPool
 from pixelrefer_fast.decoding.options import ALTERNATIVES, Generation
 from pixelrefer_fast.decoding.qwen import LanguageModel
 from pixelrefer_fast.decoding.sampling import Sampling, choose_among, choose_from_all, uniform
-from pixelrefer_fast.decoding.shaping import Shaping
 from pixelrefer_fast.decoding.slot_state import Column, SlotState
 from pixelrefer_fast.device.transfers import upload
+from pixelrefer_fast.ops._shaping import Shaping
 
+# what the choice of rows that sample looks at
+_OF_SAMPLING = (
+    *(*Sampling._fields, "seeds", "counts"),
+    *("said", "repetition", "presence", "frequency", "biased", "bias", "ends", "least"),
+)
 PACKED = {
     "tokens": Column(torch.int64),  # the last one, whose keys are not in the cache yet
     "left": Column(torch.int64),  # tokens that may still come
@@ -259,14 +265,13 @@ class Slots:
     ) -> None:
         """Choose the next token of the slots of these views, and leave it in their output."""
         active, counts = views["active"], views["counts"]
-        low, high = logits.aminmax(dim=-1)  # what is not a number is both
-        finite = torch.isfinite(low) & torch.isfinite(high)
-        shaping = self._shaped(logits, views, kind)
-        tokens = logits.argmax(-1)
+        tokens, finite = self._best(logits, views, kind)
         for rows, candidates in ((among, kind.candidates), (free, 0)):
             if len(rows):
-                own = {name: views[name].index_select(0, rows) for name in (*Sampling._fields, "seeds", "counts")}
-                scores, sampling = logits.index_select(0, rows), Sampling(*(own[name] for name in Sampling._fields))
+                own = {name: views[name].index_select(0, rows) for name in _OF_SAMPLING}
+                scores = logits.index_select(0, rows).float()
+                self._shape(scores, own, kind)
+                sampling = Sampling(*(own[name] for name in Sampling._fields))
                 draw = uniform(own["seeds"], own["counts"])
                 found = (
                     choose_among(scores, candidates, sampling, draw)
@@ -274,9 +279,9 @@ class Slots:
                     else choose_from_all(scores, kind.nucleus, sampling, draw)
                 )
                 tokens.index_copy_(0, rows, found)
-        shaping.undo()
         good = active & finite
         if kind.logprobs:
+            logits = logits.float()
             every = logits.logsumexp(-1, keepdim=True)
             views["logprobs"][:, :1] = logits.gather(1, tokens[:, None]) - every
             if kind.alternatives:
@@ -295,8 +300,28 @@ class Slots:
         active &= finite & ~ended & (views["left"] > 0)
         views["numbers"][:, :4] = torch.stack([views["tokens"], counts, views["failed"], active], 1)
 
-    def _shaped(self, logits: torch.Tensor, views: dict[str, torch.Tensor], kind: Kind) -> Shaping:
-        shaping = Shaping(logits)
+    def _best(
+        self, logits: torch.Tensor, views: dict[str, torch.Tensor], kind: Kind
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        biased, forbids = kind.biased, kind.biased and views["ends"].shape[1] > 0
+        return ops.best_token(
+            logits,
+            views["counts"],
+            views["said"] if kind.penalised else None,
+            views["repetition"],
+            views["presence"],
+            views["frequency"],
+            views["biased"] if biased else None,
+            views["bias"] if biased else None,
+            views["ends"] if forbids else None,
+            views["least"],
+            self._pool.arrivals(len(logits)),
+            backend=self._model.backend,
+        )
+
+    def _shape(self, scores: torch.Tensor, views: dict[str, torch.Tensor], kind: Kind) -> None:
+        """As `ops.best_token` does, for rows of their own."""
+        shaping = Shaping(scores)
         if kind.biased:
             shaping.bias(views["biased"], views["bias"])
             if views["ends"].shape[1]:
@@ -305,7 +330,6 @@ class Slots:
             shaping.penalise(
                 *(views[name] for name in ("said", "counts", "repetition", "presence", "frequency")),
             )
-        return shaping
 
     def _ends_of(self, entry: Entry) -> list[int]:
         """Tokens that end a sequence; one of them fills up the row."""

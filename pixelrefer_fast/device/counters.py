@@ -56,7 +56,11 @@ def _cpu_attention_flops(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *arg
 
 
 # torch has formulas for the attention kernels of a GPU only
-FORMULAS = {**flop_registry, aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops}
+FORMULAS = {
+    **flop_registry,
+    aten.addmm_: flop_registry[aten.addmm],
+    aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops,
+}
 
 
 @dataclass

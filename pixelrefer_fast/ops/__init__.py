@@ -2,6 +2,7 @@
 
 from pixelrefer_fast.ops._registry import BACKENDS, BackendError, Op, check_backend, registry
 from pixelrefer_fast.ops.add_norm import add_norm
+from pixelrefer_fast.ops.best_token import best_token
 from pixelrefer_fast.ops.infuse import infuse
 from pixelrefer_fast.ops.object_pool import object_pool
 from pixelrefer_fast.ops.pack_objects import pack_objects
@@ -18,6 +19,7 @@ __all__ = [
     "BackendError",
     "Op",
     "add_norm",
+    "best_token",
     "check_backend",
     "gather_tokens",
     "infuse",

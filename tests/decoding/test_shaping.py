@@ -10,7 +10,7 @@ from transformers import (
     SequenceBiasLogitsProcessor,
 )
 
-from pixelrefer_fast.decoding.shaping import Shaping
+from pixelrefer_fast.ops._shaping import Shaping
 
 VOCABULARY = 19
 

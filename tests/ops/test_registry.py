@@ -51,6 +51,7 @@ def _is_large(sample: tuple) -> bool:
 def test_the_operations_are_registered() -> None:
     assert OPS == [
         "add_norm",
+        "best_token",
         "infuse",
         "object_pool",
         "pack_objects",

@@ -19,6 +19,9 @@ from pixelrefer_fast.ops._signature import on_named, schema_of
 SCHEMAS = {
     "add_norm": "Tensor x, Tensor delta, Tensor? weight, Tensor? bias, float eps, "
     '*, str backend="auto") -> (Tensor, Tensor)',
+    "best_token": "Tensor logits, Tensor counts, Tensor? said, Tensor repetition, Tensor presence, Tensor frequency, "
+    "Tensor? biased, Tensor? bias, Tensor? ends, Tensor least, Tensor(a!) arrivals, "
+    '*, str backend="auto") -> (Tensor, Tensor)',
     "gather_tokens_out": "Tensor embeds, Tensor slots, Tensor(a!) tokens) -> ()",
     "infuse": "Tensor tokens, Tensor normed, Tensor features, Tensor order, Tensor groups, Tensor in_weight, "
     "Tensor query_bias, Tensor out_weight, Tensor out_bias, Tensor? ln_weight, Tensor? ln_bias, int heads, "

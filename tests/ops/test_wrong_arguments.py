@@ -36,6 +36,8 @@ def test_no_tensor(name: str, backend: str) -> None:
     for place, argument in _places(name, torch.Tensor):
         if argument in ("weight", "bias", "ln_weight", "ln_bias") and name in ("add_norm", "infuse", "object_pool"):
             values: tuple[Any, ...] = ([1.0],)  # None is one of two that belong together
+        elif argument in ("said", "biased", "bias", "ends"):
+            values = ([1.0],)  # None: no request has any
         else:
             values = ([1.0], None)
         for value in values:

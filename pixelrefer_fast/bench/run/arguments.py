@@ -159,6 +159,20 @@ def rope2d(
     return qkv, bias, place // PLACES % PLACES, place % PLACES, *rope2d_table(PLACES, head, device)
 
 
+def best_token(
+    device: torch.device, dtype: torch.dtype, *, rows: int = 1, vocabulary: int = 151936, said: int = 100
+) -> Arguments:
+    """`said`: tokens of each row that are less likely, all of them different."""
+    count = min(said, vocabulary)
+    tokens = torch.arange(count).expand(rows, -1).contiguous()
+    counts, least = torch.full((rows,), count), torch.zeros(rows, dtype=torch.int64)
+    penalties = [torch.full((rows,), value, device=device) for value in (1.1, 0.0, 0.0)]
+    logits = normal((rows, vocabulary), 0, device, dtype)
+    arrivals = torch.zeros(rows, dtype=torch.int32, device=device)
+    state = counts.to(device), tokens.to(device), *penalties
+    return logits, *state, None, None, None, least.to(device), arrivals
+
+
 def swiglu(
     device: torch.device, dtype: torch.dtype, *, rows: int = 1, width: int = LLM_WIDTH, inner: int = 8960
 ) -> Arguments:
@@ -246,6 +260,7 @@ MAKERS: dict[str, Callable[..., Arguments]] = {
     maker.__name__: maker
     for maker in (
         add_norm,
+        best_token,
         infuse,
         object_pool,
         pack_objects,

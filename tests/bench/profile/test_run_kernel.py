@@ -21,6 +21,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "add_norm": {"rows": 3, "width": 16},
     "infuse": {"objects": 3, "rows": [4, 4, 6], "first": [0, 0, 4], "tokens": 2, "width": 16, "heads": 2},
     "object_pool": {"objects": 2, "patches": [5, 3], "tokens": 2, "width": 16, "corners": 4},
+    "best_token": {"rows": 2, "vocabulary": 30, "said": 3},
     "pack_objects": {"objects": 2},
     "pack_views": {"objects": 2},
     "paged_attention": {"sequences": 2, "lengths": [3, 70], "heads": 4, "groups": 2, "head": 16},
