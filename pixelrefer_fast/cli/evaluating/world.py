@@ -1,4 +1,4 @@
-"""`eval --world`: the share of questions about scenes of the synthetic world that models answer right."""
+"""`eval world`: the share of questions about scenes of the synthetic world that models answer right."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Answers against what is right: words, choices, sentences and captions."""
