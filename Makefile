@@ -2,14 +2,15 @@
 VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
+NEWEST := .venv-newest
 RAY := .venv-ray
 SERVE := .venv-serve
 WEB := .venv-web
 EVAL := .venv-eval
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-interpret test-slow test-oldest test-ray test-serve test-web test-eval newcomer compile-check \
-	cuda-check counts emulate emulate-all extension lint format bench bench-ops bench-suite gpu-check mini mini-pages fuzz clean
+.PHONY: demo test test-interpret test-slow test-oldest test-newest test-ray test-serve test-web test-eval newcomer \
+	compile-check cuda-check counts emulate emulate-all extension lint format bench bench-ops bench-suite gpu-check mini mini-pages fuzz clean
 
 demo: $(VENV)/.ready
 	$(BIN)/pixelrefer-fast demo --out out/demo
@@ -39,6 +40,12 @@ fuzz: $(VENV)/.ready
 test-oldest:
 	tools/make_venv.sh $(OLDEST) torch==2.11.0 triton==3.6.0 transformers==5.17.0
 	$(OLDEST)/bin/pytest -m "not slow and not gpu"
+
+# the newest of all that matters, in an environment of its own; torch but for this one, whose newer builds for a CPU
+# machine bring gigabytes of CUDA
+test-newest:
+	tools/make_venv.sh $(NEWEST) torch==2.13.0 --upgrade "triton>=3.9" transformers numpy pillow opencv-python-headless
+	$(NEWEST)/bin/pytest -m "not slow and not gpu"
 
 # Ray Data in a cluster of one machine, in an environment of its own, which is kept; five minutes at most
 test-ray: $(RAY)/.ready
@@ -146,7 +153,7 @@ mini-pages: $(VENV)/.ready
 	$(BIN)/python training/model_card.py
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(RAY) $(SERVE) $(WEB) $(EVAL) build *.egg-info out pixelrefer_fast/*.so
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(RAY) $(SERVE) $(WEB) $(EVAL) build *.egg-info out pixelrefer_fast/*.so
 
 # the extension is part of it, so what it is built from counts
 $(VENV)/.ready: pyproject.toml setup.py tools/make_venv.sh $(shell find csrc -name '*.cpp' -o -name '*.cu*' -o -name '*.h')

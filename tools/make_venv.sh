@@ -40,7 +40,7 @@ if ! "$folder/bin/python" -c 'import torch' 2>/dev/null; then
 fi
 # A CPU build of torch brings no Triton. The tables of docs/kernels/ are those of this one.
 if "$folder/bin/python" -W ignore -c 'import sys, torch; sys.exit(torch.version.cuda is not None)'; then
-  case " ${pins[*]} " in *" triton=="*) ;; *) pins+=(triton==3.6.0) ;; esac
+  case " ${pins[*]} " in *" triton"[=\>]*) ;; *) pins+=(triton==3.6.0) ;; esac
 fi
 have=$("$folder/bin/python" -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))')
 "${pip[@]}" install "$have" "${pins[@]}" -e ".[${EXTRAS:-test}]"

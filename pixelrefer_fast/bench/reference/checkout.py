@@ -2,8 +2,9 @@
 
 What keeps it from being imported and run here, and what is done about it, no more:
 
-* packages that are not installed (video readers, torchvision, timm, einops, pycocotools) and a few names that current
-  transformers has no longer are stood in for while it is imported; nothing of them is used on the measured paths;
+* packages that are not installed (video readers, torchvision, timm, einops, pycocotools) and a module and a few names
+  that current transformers has no longer are stood in for while it is imported; nothing of them is used on the measured
+  paths;
 * it registers its models with transformers under names that a second import would find taken: it registers nothing;
 * its own attention for machines without flash-attention fails (it reads names that do not exist), so that attention is
   `packed_attention` where flash-attention is not installed;
@@ -50,6 +51,8 @@ OPTIONAL = (
     "torchvision.transforms",
     "torchvision.transforms.functional",
 )
+# Of transformers itself: newer ones have it no longer, and a tower that the released models do not use imports it.
+FORMER = ("transformers.modeling_attn_mask_utils",)
 # Vision towers that the released models do not use; transformers warns when they are looked up without torchvision.
 OTHER_TOWERS = tuple(
     family + part for family in ("CLIP", "Siglip") for part in ("ImageProcessor", "VisionConfig", "VisionModel")
@@ -197,9 +200,10 @@ def _installed(name: str) -> bool:
 def _standing_in(package: str) -> Iterator[None]:
     """Modules in place of those that are not installed; afterwards neither they nor `package` can be imported."""
     absent = {name: _Absent(name) for name in OPTIONAL if not _installed(name)}
+    absent |= {name: _Absent(name) for name in FORMER if importlib.util.find_spec(name) is None}
     for name, module in absent.items():
         outer, _, own = name.rpartition(".")
-        if outer:
+        if outer in absent:
             setattr(absent[outer], own, module)
     # an import of the package by somebody else stays theirs
     kept = {name: module for name, module in sys.modules.items() if f"{name}.".startswith(f"{package}.")}

@@ -4,6 +4,7 @@ What runs is its own `mm_infer`, with what `checkout.py` lists, and:
 
 * its vision encoder, which it loads from the hub by name, is made of our model's sizes; its image processor has the
   values of the released preprocessor_config.json;
+* its language model is given the cache of current transformers by the name that it has for it;
 * its tokenizer is a copy of our model's, with the `padding_side` that the released ones have in their files and that it
   takes out of them;
 * for object tokens alone it runs up to the language model, which is left out; for answers of a fixed length its check
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -201,7 +203,7 @@ class Reference:
             settings.torch_dtype = self.dtype
         settings._attn_implementation = "flash_attention_2" if halves and _has_flash_attention() else "sdpa"
         with _given_tower(self._modules, config.vision), unwarned(), torch.device("meta"):
-            built = getattr(module, f"{prefix}Qwen2ForCausalLM")(settings)
+            built = with_cache(getattr(module, f"{prefix}Qwen2ForCausalLM"))(settings)
         built.generation_config = type(built.generation_config)(**model.network.generation)
         fill(built, model.network.checkpoint_slots(), optional=["lm_head.weight"] if config.tied else [])
         if config.tied:
@@ -210,6 +212,23 @@ class Reference:
             built.model.rotary_emb = type(built.model.rotary_emb)(settings)
         restore_rotary(built.model.vision_encoder.vision_encoder, config.vision, self.device)
         return built.eval().requires_grad_(False)
+
+
+def with_cache(kind: Any) -> Any:
+    """The reference's language model, which finds its cache under transformers' present name of it.
+
+    `generate` of transformers 5.24 gives `cache` what earlier ones gave `past_key_values`. The reference drops what it
+    does not know, so that each token would be made without those before it.
+    """
+
+    class WithCache(kind):
+        @functools.wraps(kind.forward)  # transformers looks at the signature
+        def forward(self, *args: Any, cache: Any = None, **kwargs: Any) -> Any:
+            if cache is not None:
+                kwargs["past_key_values"] = cache
+            return super().forward(*args, **kwargs)
+
+    return WithCache
 
 
 def with_released_views(model: PixelRefer | PixelReferLite) -> PixelRefer | PixelReferLite:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
 import sys
 import types
@@ -26,7 +27,7 @@ from pixelrefer_fast.bench.reference.checkout import (
     recorded_permutations,
     running_on,
 )
-from pixelrefer_fast.bench.reference.whole import Inputs, prepared
+from pixelrefer_fast.bench.reference.whole import Inputs, prepared, with_cache
 from pixelrefer_fast.bench.report.results import relative_error
 from pixelrefer_fast.verify.case import RecordedCase
 
@@ -196,6 +197,25 @@ class TestWithoutACheckout:
             torch.randperm(9)
         torch.randperm(4)
         assert [p.tolist() for p in drawn] == [p.tolist() for p in expected]
+
+    def test_a_module_that_transformers_has_no_longer_can_be_imported_meanwhile(self, tmp_path: Path) -> None:
+        wanted = "from transformers.modeling_attn_mask_utils import AttentionMaskConverter\nfound = True"
+        modules = import_reference(fake_checkout(tmp_path, "lite", init=wanted), "lite")
+        assert modules[""].found
+        left = sys.modules.get("transformers.modeling_attn_mask_utils")
+        assert left is None or left.__spec__ is not None
+
+    def test_the_cache_is_handed_on_by_either_name(self) -> None:
+        """Transformers says `cache` or, before, `past_key_values`; the reference's forward knows the latter alone."""
+
+        class Theirs:
+            def forward(self, input_ids: Any = None, past_key_values: Any = None, **dropped: Any) -> Any:
+                return input_ids, past_key_values
+
+        ours = with_cache(Theirs)
+        assert ours().forward("ids", cache="kept") == ours().forward("ids", past_key_values="kept") == ("ids", "kept")
+        assert ours().forward("ids", past_key_values=None, cache="kept") == ("ids", "kept")
+        assert "input_ids" in inspect.signature(ours.forward).parameters
 
     def test_models_that_it_cannot_compute_are_refused(self, tmp_path: Path, assets: Path) -> None:
         fake_checkout(tmp_path, "lite")
