@@ -1,7 +1,8 @@
-"""What a repository's host reads: citation, issue forms, the workflow."""
+"""What a repository's host reads: citation, issue forms, the workflow; and nothing large without a reason."""
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,20 @@ def test_the_workflow_runs_what_ci_runs() -> None:
     steps = yaml.safe_load(text)["jobs"]["ci"]["steps"]
     assert [step["run"] for step in steps if "run" in step] == [".ci/run"]
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+
+
+LARGE = {  # files over 1 MiB, each with what it is for
+    "pixelrefer_fast/assets/PixelRefer-Lite-mini/model.safetensors": "the embedded Lite, which works offline",
+    "pixelrefer_fast/assets/PixelRefer-mini/model.safetensors": "the embedded Full",
+    "pixelrefer_fast/assets/lite/case_image_one.safetensors": "the recorded case that `verify` replays anywhere",
+    "tests/data/cases/full/case_video.safetensors": "Full's one recorded video: frames, merging, a marked frame",
+    "tests/data/cases/lite/case_empty_first.safetensors": "a first object without a pixel, as the reference takes it",
+    "tests/data/cases/lite/case_two_images_reversed.safetensors": "two images whose objects come in another order",
+}
+MEBIBYTE = 1 << 20
+
+
+def test_large_files_are_few_and_each_has_a_reason() -> None:
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    files = [name for name in names.split("\0") if name and (ROOT / name).is_file() and not (ROOT / name).is_symlink()]
+    assert sorted(name for name in files if (ROOT / name).stat().st_size > MEBIBYTE) == sorted(LARGE)
