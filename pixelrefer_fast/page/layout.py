@@ -13,7 +13,7 @@ from pixelrefer_fast.page.answering import PageModel, told
 from pixelrefer_fast.page.asked import PageAsk, as_curl, as_python, describing, read_question
 from pixelrefer_fast.page.examples import Example
 from pixelrefer_fast.page.view import answers_view, save_answers
-from pixelrefer_fast.page.visit import Desk, Visit
+from pixelrefer_fast.page.visit import Desk, Visit, failed
 from pixelrefer_fast.serving.admission import Gate
 from pixelrefer_fast.serving.errors import ApiError
 from pixelrefer_fast.serving.limits import Limits
@@ -163,6 +163,8 @@ class Page:
                     yield answers_view(visit.told, ask), *texts, gr.skip()
         except (ValueError, ApiError) as error:
             yield gr.skip(), gr.skip(), gr.skip(), visit.tell(str(error))
+        except Exception as error:  # of a model: what has been said stays
+            yield gr.skip(), gr.skip(), gr.skip(), visit.tell(failed(error))
 
     def _requests(self, visit: Visit, ask: PageAsk, name: str, request: gr.Request) -> tuple[str, str]:
         address = f"{request.request.url.scheme}://{request.headers.get('host', '127.0.0.1')}"

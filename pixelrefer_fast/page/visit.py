@@ -58,8 +58,7 @@ class Visit:
             except ValueError as error:
                 message, bad = str(error), True
             except Exception as error:
-                LOG.error("page: %s", type(error).__name__, exc_info=error)
-                message, bad = f"server: {type(error).__name__}; its log tells more", True
+                message, bad = failed(error), True
             self.version += 1
             view = None if self.board is None else board_view(self.board)
             return {
@@ -79,6 +78,12 @@ class Visit:
         if self.board is None:
             raise ValueError(NOTHING_OPEN)
         return self.board
+
+
+def failed(error: Exception) -> str:
+    """What a visitor is told of an error that is nobody's input; the log has all of it."""
+    LOG.error("page: %s", type(error).__name__, exc_info=error)
+    return f"server: {type(error).__name__}; its log tells more"
 
 
 def _hint(board: Board) -> str:

@@ -206,6 +206,22 @@ def test_stop_ends_an_answer(visitor: Visitor, scene: Scene, held: threading.Eve
     assert list(visitor.answers("describe")) == ["lite", "full"]
 
 
+def test_a_model_that_fails_is_a_message(
+    visitor: Visitor, scene: Scene, models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*arguments: Any, **options: Any) -> Any:
+        raise RuntimeError("/secret/path")
+
+    visitor.tool("box")
+    drag_box(visitor, box_of(scene.masks[0, 0]))
+    with monkeypatch.context() as patched:
+        patched.setattr(models["full"], "stream_async", failing)
+        visitor.changed(lambda: visitor.page.locator("#describe").click())
+    assert visitor.message == "server: RuntimeError; its log tells more"
+    assert "/secret/path" not in visitor.page.content()
+    assert list(visitor.answers("describe")) == ["lite", "full"]
+
+
 def test_the_request_runs_as_shell_and_as_python(visitor: Visitor, scene: Scene, tmp_path: Path) -> None:
     """For a question with characters that shells and JSON treat in their own way, and for descriptions."""
     visitor.tool("box")

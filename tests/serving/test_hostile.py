@@ -76,6 +76,28 @@ def test_limits_on_pixels_frames_regions_and_time_are_told(lite: Any, url: str, 
         assert (status, told["error"]["type"]) == (504, "server_error")
 
 
+def test_masks_that_take_too_long_are_not_waited_for(lite: Any, url: str) -> None:
+    go_on = threading.Event()
+
+    class Slow:
+        name = "slow"
+
+        def open(self, media: Any) -> Slow:
+            return self
+
+        def masks(self, *prompt: Any) -> list[Any]:
+            go_on.wait(60)
+            return []
+
+    slow: Any = Slow()
+    with running(create_app({"lite": lite}, Limits(seconds=0.2), segmenter=slow)) as address:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        with pytest.raises(openai.InternalServerError, match=r"expected an answer within 0\.2 s") as told:
+            client.post("/segment", body={"image": url, "points": [[1, 1]]}, cast_to=object)
+        assert told.value.status_code == 504
+        go_on.set()
+
+
 def test_too_many_at_once_are_asked_to_come_again(lite: Any, url: str, box: list[int]) -> None:
     app = create_app({"lite": lite}, Limits(open_requests=2))
     with running(app) as address:

@@ -62,7 +62,7 @@ async def segment(request: Request, asked: SegmentRequest) -> dict[str, object]:
         return opened.masks(asked.points, asked.labels, asked.boxes, asked.text, asked.frame)
 
     with state.gate.admitted():
-        found = await state.work(masks)
+        found = await state.answered(request, state.work(masks))
     data = [{"region": one.region.to_json(), "score": one.score, "rough": one.rough} for one in found]
     return {"object": "list", "segmenter": state.segmenter.name, "data": data}
 
@@ -75,7 +75,7 @@ async def encode(request: Request, asked: EncodeRequest) -> dict[str, object]:
     options = {name: value for name in ("fps", "max_frames", "frames") if (value := getattr(asked, name)) is not None}
     with state.gate.admitted(len(asked.regions)):
         media, marked = await state.work(lambda: read_marked(state, asked, asked.regions))
-        objects = await state.work(lambda: model.encode(media, marked, **options))
+        objects = await state.answered(request, state.work(lambda: model.encode(media, marked, **options)))
     return {
         "id": state.encoded.keep(asked.model, objects),
         "object": "encoded_objects",
