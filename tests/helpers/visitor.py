@@ -33,12 +33,13 @@ class Visitor:
             *_, self.width, self.height = map(int, box.split())
 
     def changed(self, act: Callable[[], object]) -> None:
-        """Waits for the answer to what `act` does."""
+        """Waits for the answer to what `act` does, and to all that was done before."""
         stage = self.page.locator("#marker .stage")
         before = int(stage.get_attribute("data-told") or 0)
         act()
         for _ in range(1000):
-            if int(stage.get_attribute("data-told") or 0) > before:
+            told = int(stage.get_attribute("data-told") or 0)
+            if told > before and "busy" not in (stage.get_attribute("class") or ""):
                 return
             self.page.wait_for_timeout(20)
         raise AssertionError(f"the page said nothing new after {before} answers")
