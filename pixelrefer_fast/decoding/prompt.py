@@ -124,7 +124,7 @@ def build_prompt(
     """
     content = expand_question(question, objects, scene, times)
     text = f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
-    return _tokenized(tokenizer, text, sum(sum(o.counts) for o in objects), sum(scene or ()), room)
+    return tokenize_prompt(tokenizer, text, sum(sum(o.counts) for o in objects), sum(scene or ()), room)
 
 
 def continue_prompt(tokenizer: PreTrainedTokenizerBase, question: str, objects: abc.Sequence[ObjectTokens]) -> Prompt:
@@ -138,12 +138,17 @@ def continue_prompt(tokenizer: PreTrainedTokenizerBase, question: str, objects: 
     """
     content = expand_question(question, objects, None, None)
     text = f"\n<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
-    return _tokenized(tokenizer, text, sum(sum(o.counts) for o in objects), 0)
+    return tokenize_prompt(tokenizer, text, sum(sum(o.counts) for o in objects), 0)
 
 
-def _tokenized(
+def tokenize_prompt(
     tokenizer: PreTrainedTokenizerBase, text: str, objects: int, vision: int, room: int | None = None
 ) -> Prompt:
+    """Token ids of a whole prompt's text, which has so many placeholders of objects and of vision tokens.
+
+    Raises:
+        ValueError: it has others, or more than `room` tokens.
+    """
     input_ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)
     if room is not None and len(input_ids) > room:
         raise ValueError(f"prompt: expected at most {room} tokens, got {len(input_ids)}")

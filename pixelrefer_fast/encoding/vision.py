@@ -1,0 +1,194 @@
+"""From pixels to object tokens: one packed pass of the vision weights for any number of requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from pixelrefer_fast.checkpoint.config import ModelConfig
+from pixelrefer_fast.device.stages import stage
+from pixelrefer_fast.device.transfers import upload
+from pixelrefer_fast.encoding.encoder import VisionEncoder
+from pixelrefer_fast.encoding.kept_features import KeptFeatures
+from pixelrefer_fast.encoding.object_tokenizer import ObjectTokenizer
+from pixelrefer_fast.encoding.objects import SceneTokens
+from pixelrefer_fast.encoding.patches import pack_patches
+from pixelrefer_fast.encoding.projector import VisionProjector, kept_tokens
+from pixelrefer_fast.planning.request import FrameSource
+from pixelrefer_fast.planning.selection import Selection, select_patches
+from pixelrefer_fast.planning.views import ViewPlan
+
+Starts = Callable[[Sequence[int]], torch.Tensor]
+"""From the numbers of selected patches of a plan's marks to their first centroids, (M, n) int64 ranks."""
+
+
+class VisionSide(nn.Module):
+    """All weights but those of the language model. Its methods are the stages from a plan to object tokens, in order.
+
+    Args:
+        config: the model's.
+        backend: who computes the operations.
+    """
+
+    def __init__(self, config: ModelConfig, backend: str = "auto") -> None:
+        super().__init__()
+        self.config = config
+        self.backend = backend
+        self.encoder = VisionEncoder(config.vision)
+        self.object_tokenizer = ObjectTokenizer(config)
+        self.projector = VisionProjector(config.vision.hidden_size, config.llm["hidden_size"])
+
+    @property
+    def device(self) -> torch.device:
+        return self.projector.first.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.projector.first.weight.dtype
+
+    def vision_slots(self) -> dict[str, torch.Tensor]:
+        """Where each vision tensor of a released checkpoint goes, by checkpoint key; views of this module's memory."""
+        slots = self.encoder.checkpoint_slots() | self.object_tokenizer.checkpoint_slots()
+        return slots | self.projector.checkpoint_slots()
+
+    @stage("plan")
+    def select(self, plan: ViewPlan, starts: Starts) -> tuple[Selection, torch.Tensor]:
+        """The feature rows that each mark reads, and its first centroids (M, n); both in host memory."""
+        selection = select_patches(plan, self.backend)
+        return selection, starts(selection.counts)
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        plan: ViewPlan,
+        source: FrameSource,
+        starts: Starts,
+        scenes: Sequence[tuple[int, ...]],
+        kept: KeptFeatures | None = None,
+    ) -> tuple[torch.Tensor, list[SceneTokens | None]]:
+        """From pixels to object tokens and, in Full, vision tokens.
+
+        Args:
+            plan: the views of one or more requests.
+            source: their pixels.
+            starts: makes the first centroids.
+            scenes: the views of each request's whole images or frames, in order; empty where none is wanted.
+            kept: what it knows of the views is not encoded again, and it learns the rest.
+
+        Returns:
+            Object tokens (T, C) of all marks, and the vision tokens of each request.
+
+        Raises:
+            ValueError: a frame that cannot be read, a k-means start that does not fit.
+        """
+        on_host, centroids = self.select(plan, starts)
+        known = {} if kept is None else kept.find(plan, source, on_host, (self.backend, *self.encoder.state()))
+        fresh = [v for v in range(len(plan.views)) if v not in known]
+        rest = plan.only(fresh)
+        packed, selection, centroids = self.views(rest, source, on_host, centroids)
+        features = self.features(packed, rest.grids, selection.reads_of(plan, fresh))
+        if kept is not None:
+            features = kept.complete(plan, source, selection, features, known)
+        tokens = self.object_tokens(features, selection, centroids)
+        patches = dict(zip(fresh, packed.split([plan.views[v].patches for v in fresh]), strict=True))
+        return tokens, self.scene_tokens(plan, scenes, selection, patches, features)
+
+    @stage("views")
+    def views(
+        self, plan: ViewPlan, source: FrameSource, selection: Selection, starts: torch.Tensor
+    ) -> tuple[torch.Tensor, Selection, torch.Tensor]:
+        """Packed patches (P, 588) of all views, and the tables of the selection, on the device."""
+        patches = pack_patches(plan, source, self.device, self.backend)
+        (starts,) = upload([starts], self.device)
+        return patches, selection.to(self.device), starts
+
+    @stage("encoder")
+    def features(
+        self, patches: torch.Tensor, grids: Sequence[tuple[int, int, int]], reads: torch.Tensor
+    ) -> torch.Tensor:
+        """(F, D) features of the patches that anybody reads."""
+        return self.encoder(patches, grids, reads, self.backend)
+
+    def object_tokens(self, features: torch.Tensor, selection: Selection, starts: torch.Tensor) -> torch.Tensor:
+        """Features (F, D) to object tokens (T, C) of all marks: pooling, in Lite infusion, and projection."""
+        tokens, normed = self.pool(features, selection, starts)
+        if self.config.kind == "lite":
+            tokens = self.infuse(tokens, normed, features, selection)
+        return self.project(tokens, selection)
+
+    @stage("pooling")
+    def pool(
+        self, features: torch.Tensor, selection: Selection, starts: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(M, n, D) pooled tokens of all marks and, in Lite, the first infusion step's norm of them."""
+        return self.object_tokenizer.pool(features, selection, starts, self.backend)
+
+    @stage("infusion")
+    def infuse(
+        self, pooled: torch.Tensor, normed: torch.Tensor, features: torch.Tensor, selection: Selection
+    ) -> torch.Tensor:
+        """Lite: (M, n, D) pooled tokens with the context of their views."""
+        return self.object_tokenizer.infuse(pooled, normed, features, selection, self.backend)
+
+    @stage("projector")
+    def project(self, pooled: torch.Tensor, selection: Selection) -> torch.Tensor:
+        """(M, n, D) tokens to object tokens (T, C), packed."""
+        return self.object_tokenizer.project(pooled, selection)
+
+    @stage("projector")
+    def scene_tokens(
+        self,
+        plan: ViewPlan,
+        scenes: Sequence[tuple[int, ...]],
+        selection: Selection,
+        patches: Mapping[int, torch.Tensor],
+        features: torch.Tensor,
+    ) -> list[SceneTokens | None]:
+        """Full: the vision tokens of each request's whole images or frames; `patches` of the frames of videos."""
+        if self.config.kind == "lite":
+            return [None] * len(scenes)
+        rows = selection.first_rows
+        views = sorted({v for scene in scenes for v in scene})
+        frames = [(rows[v], rows[v + 1], plan.views[v].merge) for v in views]
+        projected = dict(zip(views, self.vision_tokens(features, frames), strict=True))
+        videos = {s for s in scenes if len(s) > 1 and plan.views[s[0]].merge > 1}
+        kept = kept_tokens(plan, videos, patches)
+        made: dict[tuple[int, ...], SceneTokens | None] = {(): None}
+        for scene in scenes:
+            if scene not in made:
+                with torch.inference_mode(False):  # a tensor that tells whether it was written to, as object tokens do
+                    tokens = torch.cat([projected[v] for v in scene])
+                    everything = torch.ones(len(tokens), dtype=torch.bool)
+                    if scene in kept:
+                        (places,) = upload([places_of(kept[scene])], tokens.device)
+                        tokens = tokens[places]
+                counts = tuple(len(projected[v]) for v in scene)
+                made[scene] = SceneTokens(tokens, kept.get(scene, everything), counts)
+        return [made[scene] for scene in scenes]
+
+    def vision_tokens(self, features: torch.Tensor, frames: Sequence[tuple[int, int, int]]) -> list[torch.Tensor]:
+        """Vision tokens of whole images or frames.
+
+        Args:
+            features: (F, D).
+            frames: first and last row (exclusive) of each, and how many cells a side are merged: images have 1, frames
+                of videos 2.
+
+        Returns:
+            (Z, C) of each. All of one merge are projected together.
+        """
+        tokens: dict[int, torch.Tensor] = {}
+        for merge in sorted({merge for *_, merge in frames}):
+            own = [i for i, frame in enumerate(frames) if frame[2] == merge]
+            rows = [features[start:stop] for start, stop, _ in (frames[i] for i in own)]
+            sizes = [len(row) // merge**2 for row in rows]
+            tokens |= zip(own, self.projector(torch.cat(rows), merge).split(sizes), strict=True)
+        return [tokens[i] for i in range(len(frames))]
+
+
+def places_of(mask: torch.Tensor) -> torch.Tensor:
+    """Where a mask in host memory is true, int64: on a device a mask as an index is a wait."""
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))
