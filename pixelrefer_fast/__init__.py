@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pixelrefer_fast import ops, verify
     from pixelrefer_fast.batching import Answer, Ask, BatchError
     from pixelrefer_fast.encoding.objects import Objects
-    from pixelrefer_fast.loading import load
+    from pixelrefer_fast.loading import export_llm, load
     from pixelrefer_fast.media import Video, load_image, open_media
     from pixelrefer_fast.model import PixelRefer, PixelReferLite
     from pixelrefer_fast.regions import Region
@@ -30,6 +30,7 @@ _WHERE = {
     "Region": "regions",
     "Segment": "segmenting",
     "Video": "media",
+    "export_llm": "loading",
     "load": "loading",
     "load_image": "media",
     "load_segmenter": "segmenting",
@@ -49,6 +50,7 @@ __all__ = [
     "Segment",
     "Video",
     "__version__",
+    "export_llm",
     "load",
     "load_image",
     "load_segmenter",

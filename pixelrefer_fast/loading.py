@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from collections.abc import Mapping
 from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 
 from pixelrefer_fast import ops
+from pixelrefer_fast.batching.engines import EngineLoader, EngineModel
 from pixelrefer_fast.checkpoint import Checkpoint, open_checkpoint
 from pixelrefer_fast.checkpoint.embedded import EMBEDDED_LITE, LIMITS, TITLES
 from pixelrefer_fast.checkpoint.folder import HEAD, shards, write_folder
@@ -23,6 +26,8 @@ from pixelrefer_fast.encoding.kept_features import KeptFeatures
 from pixelrefer_fast.model import PixelRefer, PixelReferLite
 
 FEATURE_BYTES = 1 << 27  # of a 2B model: about fifteen images of 1080p
+ENGINES = "pixelrefer_fast.engines"
+"""The group of entry points of engines that others bring: each an `EngineLoader`."""
 
 
 def auto_device(device: str | torch.device = "auto") -> torch.device:
@@ -62,6 +67,7 @@ def auto_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     return chosen
 
 
+@overload
 def load(
     path_or_hub_id: str | Path | None = None,
     device: str | torch.device = "auto",
@@ -70,7 +76,32 @@ def load(
     graph_bytes: int = 0,
     quantization: str | None = None,
     feature_bytes: int = FEATURE_BYTES,
-) -> PixelRefer | PixelReferLite:
+    engine: None = None,
+    engine_options: None = None,
+) -> PixelRefer | PixelReferLite: ...
+
+
+@overload
+def load(
+    path_or_hub_id: str | Path | None = None,
+    *,
+    dtype: str | torch.dtype = "auto",
+    engine: str,
+    engine_options: Mapping[str, object] | None = None,
+) -> EngineModel: ...
+
+
+def load(
+    path_or_hub_id: str | Path | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    backend: str = "auto",
+    graph_bytes: int = 0,
+    quantization: str | None = None,
+    feature_bytes: int = FEATURE_BYTES,
+    engine: str | None = None,
+    engine_options: Mapping[str, object] | None = None,
+) -> PixelRefer | PixelReferLite | EngineModel:
     """Load a checkpoint in the released layout, or one of the two small trained models inside this package.
 
     Args:
@@ -87,18 +118,30 @@ def load(
         feature_bytes: memory for features of images that were asked about, and for copies of these images by which
             they are known again; asking again about an image then encodes only what was not asked before. The least
             recently used is dropped first. 0 keeps none.
+        engine: "vllm": an engine of vLLM answers, which must be installed (docs/vllm.md); None: this package's own.
+        engine_options: arguments of that engine (vLLM's `AsyncEngineArgs`), such as {"tensor_parallel_size": 2}. With
+            an engine only `dtype` is taken of the others.
 
     Returns:
-        PixelRefer or PixelReferLite, depending on the checkpoint.
+        PixelRefer or PixelReferLite, depending on the checkpoint; with `engine` a model of that engine, which answers
+        by the same methods.
 
     Raises:
-        ValueError: the checkpoint, device, dtype, backend or quantization cannot be used; one line that says why.
+        ValueError: the checkpoint, device, dtype, backend, quantization or engine cannot be used; one line that says
+            why.
     """
     if path_or_hub_id is None:
         _say_default()
         path_or_hub_id = EMBEDDED_LITE
     target = auto_device(device)
     precision = auto_dtype(dtype, target)
+    if engine is not None:
+        given = (device, backend, graph_bytes, quantization, feature_bytes)
+        if given != ("auto", "auto", 0, None, FEATURE_BYTES):
+            raise ValueError("engine: expected dtype and engine_options alone with it, got options of the own engine")
+        return _engine(engine)(str(path_or_hub_id), precision, engine_options)
+    if engine_options is not None:
+        raise ValueError("engine_options: expected an engine with them, got none")
     ops.check_backend(backend)
     graphs = _graphs(graph_bytes, target)
     kept = _kept_features(feature_bytes)
@@ -115,6 +158,18 @@ def load(
     model.network.kept_features = kept
     model.network.loaded(digests)
     return model
+
+
+def _engine(name: str) -> EngineLoader:
+    """Who loads models of this engine: engines are told apart by entry points, as this module knows none of them."""
+    found = {point.name: point for point in entry_points(group=ENGINES)}
+    if name not in found:
+        raise ValueError(f"engine: expected one of {', '.join(sorted(found)) or 'none'} or None, got {shown(name)}")
+    try:
+        loader: EngineLoader = found[name].load()
+    except ImportError as error:
+        raise ValueError(f"engine: expected {name!r} to be installed, but {error}") from None
+    return loader
 
 
 @cache
@@ -168,6 +223,51 @@ def convert(src: str | Path, dst: str | Path) -> dict[str, Any]:
         "tensors": len(tensors),
         "bytes": sum(info.nbytes for info in tensors.values()),
         "dtype": ", ".join(sorted({str(info.dtype).removeprefix("torch.") for info in tensors.values()})),
+        "shards": len(parts),
+    }
+
+
+def export_llm(src: str | Path, dst: str | Path) -> dict[str, Any]:
+    """Write the language model of a checkpoint by itself, as a Qwen2 folder that any server of language models takes.
+
+    Such a server answers prompts of `model.prompt_embeds`; it sees no image. Values keep their dtype and every bit.
+
+    Args:
+        src: a folder or a hub id.
+        dst: a folder that does not exist or is empty.
+
+    Returns:
+        A report with source, destination, tensors (their number), bytes and shards.
+
+    Raises:
+        ValueError: `src` is not a checkpoint that loads, or `dst` is not empty; nothing has been written.
+    """
+    from transformers import Qwen2Config
+
+    target = vacant(dst)
+    checkpoint = open_checkpoint(src)
+    network = empty_model(checkpoint).network
+    wanted = set(network.checkpoint_slots()) - set(network.vision_slots())
+    parts = [
+        (file.open, part)
+        for file in checkpoint.files
+        for part in shards({name: info for name, info in file.tensors.items() if name in wanted})
+    ]
+    raw = checkpoint.config.raw
+    fields = Qwen2Config(**checkpoint.config.llm).to_dict() | {
+        "architectures": ["Qwen2ForCausalLM"],
+        "dtype": raw.get("dtype") or raw.get("torch_dtype"),
+    }
+    with new_folder(target) as new:
+        for path in tokenizer_files(checkpoint.folder):
+            shutil.copyfile(path, new / path.name)
+        write_folder(new, fields, checkpoint.generation, parts)
+    tensors = [info for _, part in parts for info in part.values()]
+    return {
+        "source": str(checkpoint.folder),
+        "destination": str(target),
+        "tensors": len(tensors),
+        "bytes": sum(info.nbytes for info in tensors),
         "shards": len(parts),
     }
 

@@ -145,6 +145,29 @@ class _Model(BatchCalls, nn.Module):
             prepared = Prepared("", Generation(), request=request, plan=self.network.plan(request), encode=encode)
             return encode_prepared(self.network, [prepared])[0]
 
+    def prompt_embeds(
+        self, image_or_video: Any, question: str, regions: Any = None, **options: Unpack[EncodeKeywords]
+    ) -> torch.Tensor:
+        """The prompt of a question as a language model sees it, for a server that takes prompts as embeddings.
+
+        Args:
+            image_or_video, question, regions: as in `ask`.
+            options: fields of `EncodeOptions`.
+
+        Returns:
+            (L, C) in host memory, in this model's dtype: text, object tokens, and in PixelRefer vision tokens. A plain
+            language model of the same weights (`export_llm`) continues it as `ask` does.
+
+        Raises:
+            ValueError: naming the input, what was expected and what came.
+        """
+        read_options(options, EncodeOptions)
+        with self.requests.exclusive():
+            ask = _ask(image_or_video, question, regions, options)
+            prepared = prepare(self.network, ask, MediaCache(), MediaCache())
+            (objects,) = encode_prepared(self.network, [prepared])
+            return embedded_prompt(self.network, prepared.question, objects).embeds.cpu()
+
     @overload
     def ask(
         self,

@@ -18,7 +18,12 @@ ROOT = Path(__file__).parents[1]
 SUFFIXES = (".py", ".md", ".sh", ".cpp", ".cu", ".cuh", ".h")  # of sources; `config.json` is a user's file
 HISTORY = ("CHANGELOG.md", "docs/log.md")  # they tell what was
 MAP_LINES = 30
-EXTRAS = ("ray", "openai")  # packages of extras that the tests' environment does without
+EXTRAS = (
+    "ray",
+    "openai",
+    "vllm.LLM",
+    "vllm.SamplingParams",
+)  # packages of extras that the tests' environment does without
 
 
 def listed() -> list[str]:

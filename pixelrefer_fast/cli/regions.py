@@ -36,7 +36,7 @@ class InOrder(TyperCommand):
 
 
 @dataclass(frozen=True)
-class Marked:
+class GivenRegion:
     """A region and the words on the command line that it comes from."""
 
     given: str
@@ -45,7 +45,7 @@ class Marked:
 
 def marked_media(
     ctx: typer.Context, source: str, marks: Marks, seen: SeenFrames
-) -> tuple[np.ndarray | Video, list[Marked]]:
+) -> tuple[np.ndarray | Video, list[GivenRegion]]:
     """The image array or the video, and the regions of the command line, each tried on it.
 
     Raises:
@@ -63,7 +63,7 @@ def marked_media(
     return media, regions
 
 
-def given_regions(ctx: typer.Context, media: np.ndarray | Video, marks: Marks) -> list[Marked]:
+def given_regions(ctx: typer.Context, media: np.ndarray | Video, marks: Marks) -> list[GivenRegion]:
     """The regions of the command line in order, bound to --frame where they name no frames, each tried on the media.
 
     Raises ValueError that names the option and its value. The command's class is `InOrder`.
@@ -72,7 +72,7 @@ def given_regions(ctx: typer.Context, media: np.ndarray | Video, marks: Marks) -
 
     frame = marks.frame
     left = {name: list(getattr(marks, name) or ()) for name in _READERS}
-    marked: list[Marked] = []
+    marked: list[GivenRegion] = []
     for name in ctx.meta[_ORDER]:
         if name not in left:
             continue
@@ -84,7 +84,7 @@ def given_regions(ctx: typer.Context, media: np.ndarray | Video, marks: Marks) -
         except (ValueError, OverflowError) as error:
             raise ValueError(f"{label}: {error}") from error
         numbered = len(regions) > 1 or name == "region_files"
-        marked += [Marked(f"{label} [{i}]" if numbered else label, region) for i, region in enumerate(regions)]
+        marked += [GivenRegion(f"{label} [{i}]" if numbered else label, region) for i, region in enumerate(regions)]
     if frame is not None and not isinstance(media, Video):
         raise ValueError(f"--frame {frame}: expected a video, got an image")
     if isinstance(media, Video):
@@ -104,7 +104,7 @@ def _size(media: np.ndarray | Video) -> tuple[int, int]:
     return (media.height, media.width) if isinstance(media, Video) else media.shape[:2]
 
 
-def _segmented(marked: list[Marked], media: np.ndarray | Video, name: str) -> list[Marked]:
+def _segmented(marked: list[GivenRegion], media: np.ndarray | Video, name: str) -> list[GivenRegion]:
     """With masks where there were points; each is told on stderr before it is used."""
     if not any(one.region.has_points for one in marked):
         return marked
@@ -123,10 +123,10 @@ def _segmented(marked: list[Marked], media: np.ndarray | Video, name: str) -> li
                     f"{columns.max()},{rows.max()}" + ("" if number is None else f" in frame {number}"),
                     file=sys.stderr,
                 )
-    return [Marked(one.given, region) for one, region in zip(marked, made, strict=True)]
+    return [GivenRegion(one.given, region) for one, region in zip(marked, made, strict=True)]
 
 
-def listed(regions: list[Marked], answers: Sequence[Answer] | None = None) -> list[dict[str, Any]]:
+def listed(regions: list[GivenRegion], answers: Sequence[Answer] | None = None) -> list[dict[str, Any]]:
     """Regions as --json shows them, each with its text and how that ended."""
     found: list[dict[str, Any]] = []
     for i, one in enumerate(regions):
@@ -142,13 +142,13 @@ def region_reader(form: str) -> Callable[[str], Sequence[Region]]:
     return next(read for option, read in _READERS.values() if option == f"--{form}")
 
 
-def _in_video(one: Marked, video: Video, frame: int | None) -> Marked:
+def _in_video(one: GivenRegion, video: Video, frame: int | None) -> GivenRegion:
     from pixelrefer_fast.regions import Region
 
     if one.region.frames is None:
         if frame is None:
             raise ValueError(f"{one.given}: in a video, give --frame N with the number of the frame that it marks")
-        one = Marked(one.given, Region.from_frames({frame: one.region}))
+        one = GivenRegion(one.given, Region.from_frames({frame: one.region}))
     for number in one.region.frames or ():
         if number >= len(video):
             last = len(video) - 1

@@ -69,7 +69,7 @@ class Describer:
         self._keep = keep
         self._urls = Urls(url_schemes)
         _check_asking(question, self._options)
-        self._model = load(model, **(load_options or {}))  # type: ignore[arg-type]  # load checks them
+        self._model = load(model, **(load_options or {}))  # type: ignore[call-overload]  # load checks them
         self._defects = 0
 
     def __call__(self, batch: Columns) -> dict[str, Sequence[object] | np.ndarray]:
@@ -87,7 +87,7 @@ class Describer:
         begun = time.perf_counter()
         reader = RowReader(self._question, self._urls)
         requests = [reader.read(row) for row in rows_of(batch)]
-        answers = self._model.ask_batch(requests, progress=False, **self._options)  # type: ignore[arg-type]  # of answers
+        answers = self._model.ask_batch(requests, progress=False, **self._options)
         self._look_for_defects(answers)
         return {name: batch[name] for name in names} | answer_columns(answers, time.perf_counter() - begun)
 

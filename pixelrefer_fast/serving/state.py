@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from fastapi import Request
 
+from pixelrefer_fast.batching.engines import EngineModel
 from pixelrefer_fast.model import PixelRefer, PixelReferLite
 from pixelrefer_fast.segmenting import Segmenter
 from pixelrefer_fast.serving.admission import Gate
@@ -21,7 +22,7 @@ from pixelrefer_fast.serving.media import MediaReader
 from pixelrefer_fast.serving.metrics import Metrics
 
 Made = TypeVar("Made")
-Model = PixelRefer | PixelReferLite
+Model = PixelRefer | PixelReferLite | EngineModel
 
 
 @dataclass(frozen=True)

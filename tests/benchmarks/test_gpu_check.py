@@ -71,7 +71,7 @@ def test_a_dry_run_lists_every_part_and_every_command_knows_its_options() -> Non
             usage[own] = subprocess.run([*asked, "--help"], capture_output=True, text=True, check=True, env=WIDE).stdout
         missing = [o for o in words[len(asked) :] if o.startswith("--") and o not in usage[own]]
         assert not missing, (own, missing)
-    assert len(usage) == 7  # five scripts, `verify` and `bench`
+    assert len(usage) == 8  # six scripts, `verify` and `bench`
 
 
 WIDE = {**os.environ, "COLUMNS": "200"}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pixelrefer_fast.cli.models import MODEL_VARIABLE, chosen_model
 from pixelrefer_fast.cli.options import Computing, examples
+
+if TYPE_CHECKING:
+    from pixelrefer_fast.serving.state import Model
 
 EXAMPLES = examples(
     "serve --model ./PixelRefer-Lite-2B --api-key-file keys.txt",
@@ -65,6 +68,15 @@ def serve(
     segmenter: Annotated[
         str, typer.Option("--segmenter", metavar="NAME|FOLDER|ID", help="Makes masks of points.")
     ] = "grabcut",
+    engine: Annotated[
+        str | None, typer.Option("--engine", metavar="NAME", help="vllm: vLLM runs the language model.")
+    ] = None,
+    engine_options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--engine-option", metavar="NAME=VALUE", help="Of that engine: tensor_parallel_size=2, ...; repeat it."
+        ),
+    ] = None,
     limits: LimitOptions,
     computing: Computing,
 ) -> None:
@@ -78,7 +90,8 @@ def serve(
 
     keys = [] if key_file is None else read_keys(key_file)
     named = named_models(models or [chosen_model(None)])
-    loaded = {name: computing.load(model)[0] for name, model in named.items()}
+    own_engine = None if engine is None else (engine, _engine_options(engine_options or []))
+    loaded = {name: _loaded(model, computing, own_engine) for name, model in named.items()}
     own = Limits(**{field.name: getattr(limits, field.name) for field in fields(limits)})
     serve(create_app(loaded, own, keys, roots or (), load_segmenter(segmenter), hosts or ()), host, port)
 
@@ -96,3 +109,28 @@ def named_models(models: list[str]) -> dict[str, str]:
             raise ValueError("--model: expected a name of its own for each, got one twice; give NAME=FOLDER")
         named[name] = rest if equals else model
     return named
+
+
+def _loaded(model: str, computing: Computing, engine: tuple[str, dict[str, object]] | None) -> Model:
+    if engine is None:
+        return computing.load(model)[0]
+    import pixelrefer_fast
+
+    return pixelrefer_fast.load(model, dtype=computing.dtype, engine=engine[0], engine_options=engine[1])
+
+
+def _engine_options(given: list[str]) -> dict[str, object]:
+    """What NAME=VALUE say; a value is JSON, or a text."""
+    from pixelrefer_fast.checks.safe_files import parse_json_value
+    from pixelrefer_fast.checks.values import shown
+
+    options: dict[str, object] = {}
+    for one in given:
+        name, equals, value = one.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--engine-option: expected NAME=VALUE, got {shown(one)}")
+        try:
+            options[name.replace("-", "_")] = parse_json_value(value.encode(), name)
+        except ValueError:
+            options[name.replace("-", "_")] = value
+    return options

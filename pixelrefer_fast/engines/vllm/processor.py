@@ -1,0 +1,199 @@
+"""vLLM's multi-modal processor: a prompt with its marked media -> token ids and items, planned and never encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from vllm.inputs.engine import MultiModalInput, mm_input
+from vllm.multimodal.inputs import (
+    MultiModalBatchedField,
+    MultiModalFieldElem,
+    MultiModalKwargsItem,
+    MultiModalKwargsItems,
+    PlaceholderRange,
+)
+from vllm.multimodal.parse import ModalityDataItems, MultiModalDataParser, ProcessorBatchItems
+from vllm.multimodal.processing import (
+    BaseDummyInputsBuilder,
+    BaseMultiModalProcessor,
+    BaseProcessingInfo,
+    ProcessorInputs,
+)
+
+from pixelrefer_fast.checkpoint import Checkpoint, open_checkpoint
+from pixelrefer_fast.checkpoint.config import ModelConfig
+from pixelrefer_fast.encoding.object_tokenizer import kmeans_starts
+from pixelrefer_fast.engines.vllm import links
+from pixelrefer_fast.engines.vllm.items import Tensors, VisionItem, digest_of, items_of
+from pixelrefer_fast.engines.vllm.marked import Marked, MarkedMedia, read_items
+from pixelrefer_fast.engines.vllm.prompts import Placed, Vision, chat_prompt, place_tokens
+from pixelrefer_fast.media import Video
+from pixelrefer_fast.planning.binding import bind_request, plan_within
+from pixelrefer_fast.planning.request import REGION_TAG, FrameSource, Request
+from pixelrefer_fast.planning.views import CELL, ViewPlan
+from pixelrefer_fast.segmenting.grabcut import GrabCut
+
+if TYPE_CHECKING:
+    from vllm.config.multimodal import MultiModalDummyOptions
+    from vllm.multimodal.processing import TimingContext
+
+MODALITY = "image"
+"""Of all items: those of images and videos go through one pass, and vLLM keeps modalities apart."""
+_ON_HOST = MultiModalBatchedField(keep_on_cpu=True)
+
+
+class MarkedItems(ProcessorBatchItems[object]):
+    """The items of a prompt as they were given."""
+
+
+class MarkedParser(MultiModalDataParser):
+    """Leaves items as they are: vLLM's own drops the alpha channel, and decodes a few frames of a video."""
+
+    def _parse_image_data(self, data: object) -> ModalityDataItems | None:
+        return self._listed(data, "image")
+
+    def _parse_video_data(self, data: object) -> ModalityDataItems | None:
+        return self._listed(data, "video")
+
+    def _listed(self, data: object, modality: str) -> ModalityDataItems | None:
+        if data is None:
+            return None
+        return MarkedItems(list(data) if isinstance(data, (list, tuple)) else [data], modality)
+
+
+class RegionInfo(BaseProcessingInfo):
+    """What the checkpoint says, without its weights."""
+
+    def __init__(self, ctx: object) -> None:
+        super().__init__(ctx)
+        links.use_for_this_process()
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        return open_checkpoint(self.ctx.model_config.model)
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.checkpoint.config
+
+    @cached_property
+    def own_tokenizer(self) -> object:
+        """With the placeholders, which vLLM's may lack."""
+        return self.checkpoint.tokenizer()
+
+    def get_data_parser(self) -> MultiModalDataParser:
+        return MarkedParser()
+
+    def get_supported_mm_limits(self) -> Mapping[str, int | None]:
+        return {"image": None, "video": 1}
+
+    def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
+        most = self.config.mask_num
+        if self.config.kind == "full":
+            most = max(most, self.config.mm_max_length)  # of a scene
+        return {MODALITY: min(most, seq_len)}
+
+
+class RegionDummies(BaseDummyInputsBuilder[RegionInfo]):
+    """The largest request: one image of as many patches as the model takes, and one object."""
+
+    def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
+        return chat_prompt(f"What is {REGION_TAG}?")
+
+    def get_dummy_mm_data(
+        self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Mapping[str, MultiModalDummyOptions]
+    ) -> dict[str, object]:
+        config = self.info.config
+        cells = min(config.mm_max_length, self.info.ctx.model_config.max_model_len - 64)
+        side = int(np.sqrt(max(cells, 16) * CELL)) // 14 * 14
+        return {MODALITY: Marked(np.zeros((side, side, 3), np.uint8), [[side // 4, side // 4, side // 2, side // 2]])}
+
+
+class RegionProcessor(BaseMultiModalProcessor[RegionInfo]):
+    """Plans a request, which says how many tokens each item has, and writes its prompt as `model.ask` does.
+
+    vLLM's own steps take items one by one; here those of a prompt depend on each other: on how many there are, and in
+    Lite on the first. So all of a prompt is planned at once.
+    """
+
+    @cached_property
+    def _segmenter(self) -> GrabCut:
+        return GrabCut()
+
+    def apply(self, inputs: ProcessorInputs, timing_ctx: TimingContext) -> MultiModalInput:
+        with timing_ctx.record("apply_hf_processor"):
+            given = [item for items in inputs.mm_data_items.values() for item in items.data]
+            media = read_items(given)
+            text = self.info.get_tokenizer().decode(inputs.prompt, skip_special_tokens=False)
+            items, placed = self._planned(media, text)
+            tensors = [item.to_tensors() for item in items]
+        with timing_ctx.record("get_mm_hashes"):
+            digests = [digest_of(own) for own in tensors]
+        return mm_input(
+            prompt_token_ids=placed.ids,
+            mm_kwargs=MultiModalKwargsItems({MODALITY: self._sent(inputs, tensors, digests)}),
+            mm_hashes={MODALITY: digests},
+            mm_placeholders={MODALITY: _ranges(placed)},
+        )
+
+    def _planned(self, media: MarkedMedia, text: str) -> tuple[list[VisionItem], Placed]:
+        config = self.info.config
+        source = FrameSource.of(media.media)
+        request = bind_request(
+            config.kind, self._segmenter, media.media, source, media.regions, media.encode, media.first_region
+        )
+        plan = plan_within(config, request, self.info.ctx.model_config.max_model_len)
+        selected = [int(np.count_nonzero(mark.mask_grid > 0)) for mark in plan.marks]
+        starts = kmeans_starts(selected, config.mask_num, media.encode.kmeans_start, media.encode.kmeans_seed)
+        items = items_of(request, plan, starts, "auto")
+        vision = _vision(request, plan, items, isinstance(media.media, Video))
+        objects = request.object_tokens([mark.tokens for mark in plan.marks])
+        return items, place_tokens(self.info.own_tokenizer, text, objects, vision)
+
+    def _sent(
+        self, inputs: ProcessorInputs, tensors: list[Tensors], digests: list[str]
+    ) -> list[MultiModalKwargsItem | None]:
+        """The items for the engine; None for what its cache has."""
+        items = [
+            MultiModalKwargsItem({name: MultiModalFieldElem(value, _ON_HOST) for name, value in own.items()})
+            for own in tensors
+        ]
+        cache = inputs.cache
+        if cache is None:
+            return list(items)
+        for digest in digests:
+            cache.touch_sender_cache_item(digest)
+        try:
+            return [
+                cache.get_and_update_item((item, []), digest)[0] for item, digest in zip(items, digests, strict=True)
+            ]
+        finally:
+            cache.release_sender_touches()
+
+    def _get_mm_fields_config(self, hf_inputs: object, hf_processor_mm_kwargs: Mapping[str, object]) -> dict:
+        raise NotImplementedError("apply does without")
+
+    def _get_prompt_updates(self, mm_items: object, hf_processor_mm_kwargs: object, out_mm_kwargs: object) -> list:
+        raise NotImplementedError("apply does without")
+
+
+def _vision(request: Request, plan: ViewPlan, items: list[VisionItem], video: bool) -> Vision | None:
+    if not plan.scene:
+        return None
+    counts = [plan.views[v].patches // plan.views[v].merge ** 2 for v in plan.scene]
+    times = request.source.times
+    return Vision(counts, [times[f] for f in request.scene] if video and times is not None else None, items[0].kept)
+
+
+def _ranges(placed: Placed) -> list[PlaceholderRange]:
+    ranges = []
+    if len(placed.vision):
+        first, length = int(placed.vision[0]), int(placed.vision[-1] - placed.vision[0]) + 1
+        embedded = torch.zeros(length, dtype=torch.bool)
+        embedded[placed.vision - first] = True
+        ranges.append(PlaceholderRange(first, length, None if embedded.all() else embedded))
+    return ranges + [PlaceholderRange(int(own[0]), len(own)) for own in placed.marks if len(own)]
