@@ -140,7 +140,9 @@ def benchmark(names: Sequence[str], device: str, dtype: torch.dtype, repeats: in
     for name in names:
         model = load_model(name, device, dtype)
         model.decoder.end_ids = frozenset()  # every answer has as many tokens as it may
+        model.decoder.clear()
         model.decoder.graph_bytes = graphs
+        model.decoder.warmup()
         rows = [*decode_rows(model, device, repeats, copy), *pipeline_rows(model, device, repeats, copy)]
         rows.append(ends_row(model, device, repeats))
         models.append({"model": name, "weights": weight_bytes(model)[0], "rows": rows})

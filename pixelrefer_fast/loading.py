@@ -112,7 +112,8 @@ def load(
         dtype: "auto" (bfloat16 if the device supports it, else float32) or a dtype.
         backend: what computes the operations: "auto", or one of `ops.BACKENDS`, which then never falls back.
         graph_bytes: device memory for captured encoder passes (CUDA graphs, one for each bucket of lengths; the least
-            recently used is dropped first). 0 captures none.
+            recently used is dropped first). 0 captures none. Decoding steps are captured on a CUDA device whatever this
+            is (`Decoder.graph_bytes`).
         quantization: "int8", "fp8" or "int4": quantizes the weights of the LLM's linear layers by torchao. This changes
             answers; such a model can answer, but not be saved or trained.
         feature_bytes: memory for features of images that were asked about, and for copies of these images by which
@@ -157,6 +158,8 @@ def load(
         model.network.quantization = quantization
     model.network.kept_features = kept
     model.network.loaded(digests)
+    if target.type == "cuda":
+        model.decoder.warmup()
     return model
 
 

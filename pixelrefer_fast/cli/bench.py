@@ -183,7 +183,9 @@ def _loaded(plan: BenchPlan, name: str) -> Iterator[Any]:
     model = workloads.load_model(name, plan.device, plan.dtype)
     if plan.graph_bytes:
         model.network.encoder.graphs = GraphCache(plan.graph_bytes)
+        model.decoder.clear()
         model.decoder.graph_bytes = plan.graph_bytes
+        model.decoder.warmup()
     try:
         yield model
     finally:

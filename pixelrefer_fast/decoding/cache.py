@@ -93,6 +93,16 @@ class BlockPool:
             self._soiled.difference_update(soiled)
         return taken
 
+    def fix(self, blocks: int) -> None:
+        """Take so many blocks now, or all up to the limit, and no more later: `keys` and `values` move no more.
+
+        Raises:
+            torch.OutOfMemoryError: there is no memory for them.
+        """
+        self.limit = max(min(self.limit, blocks), self.blocks)
+        if self.blocks < self.limit:
+            self._grow(self.limit - self.blocks)
+
     def soil(self, blocks: Iterable[int]) -> None:
         """Blocks that may hold numbers that are not finite: those would reach sums even where they are masked out.
 

@@ -22,6 +22,7 @@ from pixelrefer_fast.decoding.slots import Slots
 from pixelrefer_fast.decoding.step_graphs import StepGraphs
 from pixelrefer_fast.decoding.text import Detokenizer
 from pixelrefer_fast.device.processes import PerProcess
+from pixelrefer_fast.ops import triton_available
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
@@ -30,6 +31,7 @@ MAX_RUNNING = 64
 PREFILL_TOKENS = 16384
 SHARED = 16  # tokens: computing fewer costs less than finding them
 PREFIX_BYTES = 512 * 2**20
+GRAPH_BYTES = 2**30
 BLOCK = {"cuda": 64, "cpu": 32}  # tokens
 AHEAD = {"cuda": True, "cpu": False}  # whether a step's output is read while the next one runs; a CPU waits for none
 
@@ -64,7 +66,8 @@ class Decoder:
         cache_bytes: that keys and values may take; None: a share of what is free at the first use (80 % on a CUDA
             device, 25 % on a CPU). Memory is taken as it is needed.
         prefix_bytes: of them, what prefixes of prompts may hold when their prompts are done.
-        graph_bytes: device memory that captured steps may keep (CUDA graphs); 0: none is captured.
+        graph_bytes: device memory that captured steps may keep (CUDA graphs), which `warmup` captures; 0: none is
+            captured; None: 1 GiB on a CUDA device whose kernels read the cache in place, 0 elsewhere.
 
     These are read when the first prompt comes, and again after `clear`.
     """
@@ -82,7 +85,7 @@ class Decoder:
         self.max_running = MAX_RUNNING
         self.cache_bytes: int | None = None
         self.prefix_bytes = PREFIX_BYTES
-        self.graph_bytes = 0
+        self.graph_bytes: int | None = None
         self.max_prefill_tokens = PREFILL_TOKENS
         self.shared_tokens = SHARED
         ends = generation_config.get("eos_token_id") or []
@@ -234,6 +237,17 @@ class Decoder:
                     raise RuntimeError("decoder: expected nothing to be decoded, got sequences that are not done")
             own.engine = None
 
+    def warmup(self) -> None:
+        """Capture steps where they are to be (`graph_bytes`), so that no request waits for it; again after `clear`.
+
+        The cache takes its memory now and keeps it: `cache_bytes`, or room for 2,048 tokens of each of `max_running`
+        sequences where that is less.
+
+        Raises:
+            RuntimeError: something is being decoded.
+        """
+        self._running_engine().warm_up()
+
     def _streamed(self, prompt: PromptEmbeds, options: Generation) -> Generator[Event, None, None]:
         yield from self.submit(prompt, options, streamed=True).events()
 
@@ -273,9 +287,20 @@ class Decoder:
                 own.engine = self._new_engine()
             return own.engine
 
+    def _default_graph_bytes(self) -> int:
+        """None where the definition would read the whole table of blocks in each captured step."""
+        model = self.language_model
+        in_place = model.backend in ("auto", "triton") and triton_available() is None
+        return GRAPH_BYTES if model.device.type == "cuda" and in_place else 0
+
     def _new_engine(self) -> Engine:
-        for name, least in (("max_running", 1), ("max_prefill_tokens", 1), ("prefix_bytes", 0), ("graph_bytes", 0)):
-            value = getattr(self, name)
+        graph_bytes = self._default_graph_bytes() if self.graph_bytes is None else self.graph_bytes
+        for name, value, least in (
+            ("max_running", self.max_running, 1),
+            ("max_prefill_tokens", self.max_prefill_tokens, 1),
+            ("prefix_bytes", self.prefix_bytes, 0),
+            ("graph_bytes", graph_bytes, 0),
+        ):
             if not is_integer(value) or value < least:
                 raise ValueError(f"{name}: expected an integer of at least {least}, got {shown(value)}")
         model = self.language_model
@@ -290,9 +315,9 @@ class Decoder:
             vocabulary=model.config.vocab_size,
             ends=sorted(self.end_ids),
         )
-        graphs = StepGraphs(self.graph_bytes) if self.graph_bytes else None
+        graphs = StepGraphs(graph_bytes) if graph_bytes else None
         if graphs is not None and (reason := graphs.unusable(model.device)):
-            raise ValueError(f"graph_bytes: expected 0 on {model.device}, got {self.graph_bytes}: {reason}")
+            raise ValueError(f"graph_bytes: expected 0 on {model.device}, got {graph_bytes}: {reason}")
         schedule = Schedule(
             slots=self.max_running,
             prefill_tokens=self.max_prefill_tokens,

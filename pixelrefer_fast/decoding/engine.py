@@ -7,6 +7,8 @@ and hands out what their output says. Sequences join and leave between rounds; n
 
 from __future__ import annotations
 
+import functools
+import logging
 import threading
 from collections import abc
 from dataclasses import dataclass
@@ -19,11 +21,13 @@ from pixelrefer_fast.decoding.prefixes import PrefixCache
 from pixelrefer_fast.decoding.qwen import LanguageModel
 from pixelrefer_fast.decoding.readbacks import Readbacks
 from pixelrefer_fast.decoding.sequence import Sequence
-from pixelrefer_fast.decoding.slots import Slots, power_of_two
-from pixelrefer_fast.decoding.step_graphs import StepGraphs
+from pixelrefer_fast.decoding.slots import CAPTURED, Slots
+from pixelrefer_fast.decoding.step_graphs import LAYERS, WHOLE, StepGraphs, StepKey, captured_sizes, keys_of
 from pixelrefer_fast.decoding.waiting import WaitingLine
 from pixelrefer_fast.device.stages import stage
 
+FIXED_TOKENS = 2048  # of each slot, that a cache which does not move has room for together
+log = logging.getLogger("pixelrefer_fast")
 CALM = 64  # rounds without running out of memory after which more sequences run at once again
 SHARING_PASSES = 3  # of an admission: one for each kind of prefix that a prompt may share
 
@@ -76,6 +80,7 @@ class Engine:
         self._starting: list[Sequence] = []  # neither waiting nor running
         self._running: list[Sequence] = []  # by slot
         self._readbacks = Readbacks()
+        self._captured_version = -1  # of the slots' tensors that captured steps choose tokens in
         self._calm = 0  # rounds since memory ran out
         self._counts = {"steps": 0, "slot_steps": 0, "tokens": 0, "halved": 0, "displaced": 0}
 
@@ -320,22 +325,57 @@ class Engine:
         # counted before it is so: an interrupt must not leave a step that nobody counts on
         for sequence in running:
             sequence.launched = min(sequence.launched + 1, sequence.limit)
-        longest = max(s.prompt_tokens + s.launched for s in running)
-        slots, width = len(running), self._pool.needed(longest)
-        if self.graphs is None or keep_logits:
-            logits = self._slots.step(slots, width)
-        else:
-            slots, width = min(power_of_two(slots), self._slots.size), min(power_of_two(width), self._slots.width)
-            logits = self.graphs.run(
-                (slots, width, self._slots.kind, self._pool.version, self._slots.version),
-                lambda: self._slots.step(slots, width),
-                self._slots.views(slots),
-            )
+        slots = len(running)
+        logits = None if self.graphs is None or keep_logits else self._replayed(slots)
+        if logits is None:
+            longest = max(s.prompt_tokens + s.launched for s in running)
+            logits = self._slots.step(slots, self._pool.needed(longest))
         for slot, sequence in enumerate(running):
             if sequence.keep_logits:
                 sequence.logits.append(logits[slot].to(torch.float32, copy=True))
         self._counts["steps"] += 1
-        self._counts["slot_steps"] += slots
+        self._counts["slot_steps"] += len(logits)
+
+    def _replayed(self, slots: int) -> torch.Tensor | None:
+        """The logits of a step that was captured; None where none fits."""
+        assert self.graphs is not None
+        size = next((n for n in reversed(captured_sizes(self._slots.size)) if n >= slots), slots)
+        if self._slots.captured_kind is not None and self._slots.version == self._captured_version:
+            logits = self.graphs.replay(StepKey(size, WHOLE))
+            if logits is not None:
+                return logits
+        logits = self.graphs.replay(StepKey(size, LAYERS))
+        if logits is not None:
+            self._slots.choose(logits)
+        return logits
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Capture all steps, the largest first; the cache takes its place in memory before, and stays there.
+
+        Raises:
+            RuntimeError: something is being decoded.
+        """
+        with self._lock:
+            if self.busy:
+                raise RuntimeError("decoder: expected nothing to be decoded, got sequences that are not done")
+            if self.graphs is None:
+                return
+            slots, pool = self._slots, self._pool
+            try:
+                pool.fix(max(slots.size * pool.needed(FIXED_TOKENS), slots.width) + 1)
+                slots.prepare_capture()
+                for key in keys_of(slots.size):
+                    steps = {
+                        WHOLE: functools.partial(slots.step, key.slots, slots.width, CAPTURED),
+                        LAYERS: functools.partial(slots.layers, key.slots, slots.width),
+                    }
+                    self.graphs.capture(key, steps[key.kind], slots.views(key.slots))
+                self._captured_version = slots.version
+            except torch.OutOfMemoryError as error:
+                log.warning("decoder: no memory to capture further steps, which run as they are (%s)", error)
+            finally:
+                slots.reset()
 
     def _yield_slots(self, error: torch.OutOfMemoryError) -> None:
         """A step has no memory: the later half begins again when there is room, from the tokens that it has."""

@@ -69,6 +69,10 @@ class Kind:
     alternatives: bool = False
 
 
+CAPTURED = Kind(penalised=True)
+SAID = 512  # tokens of an answer that captured steps have room for; longer ones choose theirs apart
+
+
 @dataclass(frozen=True)
 class Entry:
     """A sequence that takes a slot.
@@ -231,19 +235,42 @@ class Slots:
             self._views[slots] = {name: x[:slots] for name, x in self._state.columns.items()}
         return self._views[slots]
 
-    def step(self, slots: int, width: int) -> torch.Tensor:
+    def step(self, slots: int, width: int, kind: Kind | None = None) -> torch.Tensor:
         """Decode one token in each of the first slots; the logits (slots, V).
 
         Args:
             slots: how many, those without a sequence included.
             width: blocks of the longest sequence, this token included.
+            kind: what to do besides, that of the sequences unless given.
         """
-        views, kind = self.views(slots), self.kind
-        logits = self._model.step(views["tokens"], views["lengths"], views["table"][:, :width], self._pool)
+        logits = self.layers(slots, width)
+        self.choose(logits, kind)
+        return logits
+
+    def layers(self, slots: int, width: int) -> torch.Tensor:
+        """The first part of a step: the logits."""
+        views = self.views(slots)
+        return self._model.step(views["tokens"], views["lengths"], views["table"][:, :width], self._pool)
+
+    def choose(self, logits: torch.Tensor, kind: Kind | None = None) -> None:
+        """The second one, of the logits of the first slots."""
+        views, kind = self.views(len(logits)), self.kind if kind is None else kind
         written = views["active"].clone()
         self._take(views, logits, kind, self._among[: kind.among], self._free[: kind.free])
         views["lengths"] += written
-        return logits
+
+    @property
+    def captured_kind(self) -> Kind | None:
+        """What a captured step does where it does what the sequences want, else None; greedy, penalties or not."""
+        return CAPTURED if self.kind in (Kind(), CAPTURED) else None
+
+    def prepare_capture(self) -> None:
+        """Room for what captured steps keep, and sequences that are not there in all slots: `reset` makes them go."""
+        self._widen("said", SAID)
+        views = self.views(self.size)
+        views["active"].fill_(True)
+        views["left"].fill_(2)
+        views["lengths"].fill_(1)
 
     def begin(self, logits: torch.Tensor) -> None:
         """Decode the first token of the sequences that were added last, from their prompts' logits (S, V)."""

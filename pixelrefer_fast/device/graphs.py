@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import torch
 
 from pixelrefer_fast.device import trust
+
+if TYPE_CHECKING:
+    from torch.cuda.graphs import _POOL_HANDLE
 
 SMALLEST_BUCKET = 64
 STEPS = 4  # buckets from one power of two to the next
@@ -204,12 +207,17 @@ class BufferedGraph:
 class CudaCapturer:
     """CUDA graphs by torch.cuda, each with a memory pool of its own, so that giving one up frees what it kept.
 
+    `one_pool`: all share one instead, whose memory each uses again; their replays may not overlap.
+
     All captures of a device share a stream with the runs before them: the vendor library keeps a workspace (32 MiB) for
     each stream, which is then there before the first capture and in no graph's pool.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, one_pool: bool = False) -> None:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        self._one_pool = one_pool
+        self._pool: _POOL_HANDLE | None = None
+        self._held = 0  # bytes of that pool that earlier graphs count as theirs
 
     def unusable(self, device: torch.device) -> str | None:
         return None if device.type == "cuda" else "CUDA graphs exist on cuda only"
@@ -229,9 +237,14 @@ class CudaCapturer:
                 torch.cuda.current_stream(device).wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             # other threads may go on using the device meanwhile
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, self._pool, stream=stream, capture_error_mode="thread_local"):
                 output = function(**inputs)
-        return _CudaGraph(graph, output)
+        captured = _CudaGraph(graph, output)
+        if self._one_pool:
+            self._pool = graph.pool()
+            captured.held -= self._held
+            self._held += captured.held
+        return captured
 
 
 class _CudaGraph:

@@ -1,4 +1,4 @@
-"""Steps captured once for a bucket and replayed: the same answers. Captures are recorded, there is no GPU."""
+"""Steps captured by `warmup` and replayed: the same answers. Captures are recorded, there is no GPU."""
 
 from __future__ import annotations
 
@@ -7,148 +7,188 @@ from typing import Any
 import pytest
 import torch
 from decoding import alone, answers, drain, new_decoder, prompt
-from recorded_graphs import SIZE, Recorder
+from recorded_graphs import SIZE, Recorded, Recorder
 
-from pixelrefer_fast.decoding import Generation
+from pixelrefer_fast.decoding import Decoder, Generation
 from pixelrefer_fast.decoding import decoder as decoder_module
-from pixelrefer_fast.decoding.step_graphs import StepGraphs
-from pixelrefer_fast.device import graphs as graphs_module
+from pixelrefer_fast.decoding import engine as engine_module
+from pixelrefer_fast.decoding import step_graphs as step_graphs_module
+from pixelrefer_fast.decoding.step_graphs import StepGraphs, StepKey, captured_sizes
+from pixelrefer_fast.device import trust
+from pixelrefer_fast.device.graphs import Function, Inputs
 
 LENGTHS = [5, 40, 1, 33, 32, 17, 70]
+ROOM = 100 * SIZE
 
 
 @pytest.fixture(autouse=True)
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder()
-    monkeypatch.setattr(graphs_module, "CudaCapturer", lambda: recorder)
+    monkeypatch.setattr(step_graphs_module, "CudaCapturer", lambda one_pool: recorder)
     monkeypatch.setitem(decoder_module.AHEAD, "cpu", True)
+    monkeypatch.setattr(engine_module, "FIXED_TOKENS", 256)  # no more memory than tests need
     return recorder
 
 
 def _options(i: int) -> Generation:
-    return Generation(max_new_tokens=4 + 3 * i, temperature=float(i % 3 == 2), seed=i, logprobs=i % 4 == 3)
+    """Greedy with and without penalties, sampled in both ways, with log-probabilities, biased."""
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"repetition_penalty": 1.3, "frequency_penalty": 0.2},
+        {"temperature": 1.0},
+        {"temperature": 0.8, "top_k": 5},
+        {"logprobs": True},
+        {"logit_bias": {7: 3.0}, "min_new_tokens": 3},
+    ]
+    return Generation(max_new_tokens=4 + 3 * (i % 7), seed=i, **kinds[i % len(kinds)])
 
 
-@pytest.mark.parametrize("slots", [3, 64])
-@pytest.mark.parametrize("limit", [1, SIZE, 100 * SIZE])
-def test_as_if_without(lite: Any, recorder: Recorder, slots: int, limit: int) -> None:
-    decoder = new_decoder(lite, max_running=slots, penalty=1.2, graph_bytes=limit)
+def _warm(model: Any, **settings: Any) -> Decoder:
+    decoder = new_decoder(model, **{"graph_bytes": ROOM, "max_running": 8} | settings)
+    decoder.warmup()
+    return decoder
+
+
+@pytest.mark.parametrize("slots", [3, 8])
+@pytest.mark.parametrize("limit", [1, 2 * SIZE, ROOM])
+def test_as_if_without(lite: Any, slots: int, limit: int) -> None:
+    decoder = _warm(lite, max_running=slots, penalty=1.2, graph_bytes=limit)
     sequences = [decoder.submit(prompt(n, i), _options(i)) for i, n in enumerate(LENGTHS)]
     expected = [alone(lite, prompt(n, i), _options(i), penalty=1.2) for i, n in enumerate(LENGTHS)]
     assert answers(sequences) == expected
     counts = decoder.counts()
     assert decoder.memory()["graph_bytes"] <= limit
+    if limit == ROOM:
+        assert counts["graph_replays"] == counts["steps"] > 0
     if limit == 1:
         assert counts["graph_replays"] == 0
-        assert counts["graph_not_kept"] > 0
-    else:
-        assert counts["graph_replays"] == counts["steps"]
-        assert counts["graph_captures"] == len(recorder.captured)
-    if limit == SIZE:
-        assert counts["graph_graphs"] == 1
-        assert counts["graph_evictions"] == counts["graph_captures"] - 1
 
 
-def test_few_graphs_for_many_batches(lite: Any, recorder: Recorder) -> None:
-    """One for each power of two of slots and of blocks, whatever comes and goes."""
-    decoder = new_decoder(lite, graph_bytes=100 * SIZE)
-    for round_ in range(3):
-        sequences = [decoder.submit(prompt(9, i), Generation(max_new_tokens=3 + i)) for i in range(7)]
-        drain(decoder)
-        assert all(s.done for s in sequences)
-        if round_ == 0:
-            first = len(recorder.captured)
-    assert len(recorder.captured) == first <= 4
-    assert decoder.counts()["graph_replays"] == decoder.counts()["steps"]
-
-
-def test_captured_anew_when_the_cache_moved(lite: Any, recorder: Recorder) -> None:
-    decoder = new_decoder(lite, graph_bytes=100 * SIZE)
-    options = Generation(max_new_tokens=5)
-    decoder.submit(prompt(9), options).result()
+def test_fourteen_graphs_for_any_traffic(lite: Any, recorder: Recorder) -> None:
+    """All of them are captured before the first request, whatever comes, and the cache does not move."""
+    decoder = _warm(lite, max_running=64)
     before = len(recorder.captured)
-    sequences = [decoder.submit(prompt(600, i), Generation(max_new_tokens=3)) for i in range(6)]
-    drain(decoder)
-    assert all(s.done for s in sequences)
-    assert decoder.submit(prompt(9), options).result().tokens == alone(lite, prompt(9), options)
-    assert len(recorder.captured) > before + 1
+    assert before == 14
+    assert decoder._engine is not None
+    pool = decoder._engine._pool
+    places = [x.data_ptr() for x in (*pool.keys, *pool.values)]
+    for round_ in range(3):
+        sequences = [decoder.submit(prompt(9 + 40 * i, i), _options(i + round_)) for i in range(5 * round_ + 3)]
+        drain(decoder)
+        assert all(s.decoded is not None for s in sequences)
+    assert len(recorder.captured) == before
+    assert [x.data_ptr() for x in (*pool.keys, *pool.values)] == places
+    counts = decoder.counts()
+    assert counts["graph_graphs"] == 14
+    assert counts["graph_replays"] == counts["steps"]
+    assert counts["graph_evictions"] == counts["graph_not_kept"] == 0
 
 
-def test_logits_are_those_of_steps_without_graphs(lite: Any, recorder: Recorder) -> None:
-    decoder = new_decoder(lite, graph_bytes=100 * SIZE)
+@pytest.mark.parametrize(
+    ("slots", "sizes"), [(1, [1]), (3, [3, 2, 1]), (64, [64, 32, 16, 8, 4, 2, 1]), (200, [200, 128, 64, 32, 16, 8, 4])]
+)
+def test_sizes(slots: int, sizes: list[int]) -> None:
+    assert captured_sizes(slots) == sizes
+
+
+def test_a_long_answer_chooses_its_tokens_apart(lite: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no room for what it says in what was captured; its layers are replayed."""
+    monkeypatch.setattr("pixelrefer_fast.decoding.slots.SAID", 8)
+    decoder = _warm(lite, penalty=1.2)
+    for options in (Generation(max_new_tokens=30), Generation(max_new_tokens=6)):
+        found = decoder.submit(prompt(9), options).result().tokens
+        assert found == alone(lite, prompt(9), options, penalty=1.2)
+    counts = decoder.counts()
+    assert counts["graph_replays"] == counts["steps"]
+    assert counts["graph_captures"] == 8
+
+
+def test_nothing_is_captured_without_warmup(lite: Any, recorder: Recorder) -> None:
+    decoder = new_decoder(lite, graph_bytes=ROOM)
+    assert decoder.submit(prompt(9), _options(1)).result().tokens == alone(lite, prompt(9), _options(1))
+    assert not recorder.captured
+    decoder.warmup()
+    assert recorder.captured
+    assert decoder.submit(prompt(9), _options(1)).result().tokens == alone(lite, prompt(9), _options(1))
+    assert decoder.counts()["graph_replays"] > 0
+
+
+def test_no_warmup_in_the_middle_of_a_request(lite: Any) -> None:
+    decoder = _warm(lite)
+    decoder.submit(prompt(9), Generation(max_new_tokens=5))
+    decoder.advance()
+    with pytest.raises(RuntimeError, match="expected nothing to be decoded"):
+        decoder.warmup()
+
+
+def test_logits_are_those_of_steps_without_graphs(lite: Any) -> None:
+    decoder = _warm(lite)
     steps = list(decoder.steps(prompt(9), Generation(max_new_tokens=6)))
     assert tuple(s.token for s in steps) == alone(lite, prompt(9), Generation(max_new_tokens=6))
-    assert not recorder.captured
+    assert decoder.counts()["graph_replays"] == 0
+
+
+class Wrong(Recorder):
+    """Every second capture replays something else."""
+
+    def capture(self, function: Function, inputs: Inputs) -> Recorded:
+        captured = super().capture(function, inputs)
+        if len(self.captured) % 2:
+            captured._function = lambda **inputs: function(**inputs) + 1
+        return captured
+
+
+def test_a_graph_is_used_once_its_replay_agrees(lite: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_graphs_module, "CudaCapturer", lambda one_pool: Wrong())
+    before = sum(trust.counts()["dropped"].values())
+    decoder = _warm(lite)
+    counts = decoder.counts()
+    assert (counts["graph_graphs"], counts["graph_captures"]) == (4, 4)
+    assert sum(trust.counts()["dropped"].values()) == before + 4
+    sequences = [decoder.submit(prompt(n, i), _options(i)) for i, n in enumerate(LENGTHS)]
+    assert answers(sequences) == [alone(lite, prompt(n, i), _options(i)) for i, n in enumerate(LENGTHS)]
 
 
 def test_a_capture_changes_nothing() -> None:
     """It runs the step, whose state is put back."""
     graphs = StepGraphs(10 * SIZE, Recorder())
-    state = {"count": torch.zeros(1)}
+    state, key = {"count": torch.zeros(1)}, StepKey(1, "whole")
 
     def step() -> torch.Tensor:
         state["count"] += 1
         return state["count"] * 10
 
-    assert [graphs.run("key", step, state).item() for _ in range(3)] == [10, 20, 30]
-    assert graphs.counts() == {
-        "graphs": 1,
-        "held_bytes": SIZE,
-        "captures": 1,
-        "replays": 3,
-        "evictions": 0,
-        "not_kept": 0,
-    }
-    graphs.clear()
-    assert graphs.held_bytes() == 0
+    graphs.capture(key, step, state)
+    assert state["count"].item() == 0
+    found = [graphs.replay(key) for _ in range(1)]
+    assert [x.item() for x in found if x is not None] == [10]
+    assert graphs.counts()["replays"] == 1
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no capture"), torch.OutOfMemoryError("not now")])
-def test_a_capture_that_fails_changes_nothing(error: Exception) -> None:
-    """The run before it has moved the state on, which is put back whether the step is then done or not."""
-    recorder = Recorder()
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("none left"), RuntimeError("not possible")])
+def test_without_a_capture_steps_run_as_they_are(lite: Any, recorder: Recorder, error: Exception) -> None:
     recorder.error = error
-    graphs, count = StepGraphs(10 * SIZE, recorder), torch.zeros(1)
-
-    def step() -> torch.Tensor:
-        count.add_(1)
-        return count * 10
-
-    for done in (1, 2):
-        if isinstance(error, torch.OutOfMemoryError):
-            with pytest.raises(torch.OutOfMemoryError):
-                graphs.run("key", step, {"count": count})
-            assert count == 0
-        else:
-            assert graphs.run("key", step, {"count": count}) == 10 * done
-            assert count == done
-    assert recorder.tries == (2 if isinstance(error, torch.OutOfMemoryError) else 1)
-    assert graphs.refused == ({} if recorder.tries == 2 else {"key": "the capture failed: no capture"})
+    decoder = _warm(lite)
+    assert decoder.submit(prompt(9), _options(1)).result().tokens == alone(lite, prompt(9), _options(1))
+    assert decoder.counts()["graph_graphs"] == 0
 
 
-def test_answers_where_every_capture_fails(lite: Any, recorder: Recorder) -> None:
-    recorder.error = RuntimeError("no capture")
-    decoder = new_decoder(lite, penalty=1.2, graph_bytes=100 * SIZE)
-    sequences = [decoder.submit(prompt(n, i), _options(i)) for i, n in enumerate(LENGTHS)]
-    assert answers(sequences) == [alone(lite, prompt(n, i), _options(i), penalty=1.2) for i, n in enumerate(LENGTHS)]
-    counts = decoder.counts()
-    assert counts["graph_captures"] == counts["graph_replays"] == 0
-    assert counts["graph_not_kept"] + recorder.tries == counts["steps"]
+def test_defaults(lite: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CUDA device whose kernels read blocks in place, and nowhere else."""
+    decoder = new_decoder(lite)
+    assert decoder._default_graph_bytes() == 0
+    monkeypatch.setattr(type(decoder.language_model), "device", torch.device("cuda"))
+    monkeypatch.setattr(decoder_module, "triton_available", lambda: None)
+    assert decoder._default_graph_bytes() == decoder_module.GRAPH_BYTES
+    decoder.language_model.backend = "torch"
+    assert decoder._default_graph_bytes() == 0
+    decoder.language_model.backend = "auto"
+    monkeypatch.setattr(decoder_module, "triton_available", lambda: "triton is not installed")
+    assert decoder._default_graph_bytes() == 0
 
 
-def test_steps_without_memory_for_a_capture_are_fewer_at_once(lite: Any, recorder: Recorder) -> None:
-    decoder = new_decoder(lite, graph_bytes=100 * SIZE)
-    sequences = [decoder.submit(prompt(9, i), Generation(max_new_tokens=6)) for i in range(4)]
-    recorder.error = torch.OutOfMemoryError("not now")
-    decoder.advance()
-    recorder.error = None
-    assert decoder.counts()["most_running"] == 2
-    assert answers(sequences) == [alone(lite, prompt(9, i), Generation(max_new_tokens=6)) for i in range(4)]
-    assert decoder.counts()["graph_replays"] > 0
-
-
-def test_where_there_are_none(lite: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_without_graphs(lite: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    decoder = new_decoder(lite, graph_bytes=5)
-    with pytest.raises(ValueError, match=r"^graph_bytes: expected 0 on cpu, got 5: CUDA graphs exist on cuda only$"):
-        decoder.submit(prompt(3), Generation())
+    decoder = new_decoder(lite, graph_bytes=SIZE)
+    with pytest.raises(ValueError, match="graph_bytes: expected 0 on cpu, got 1000: CUDA graphs exist on cuda only"):
+        decoder.warmup()
