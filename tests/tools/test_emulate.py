@@ -42,7 +42,7 @@ def test_every_architecture_and_mode_is_a_job_of_its_own(tool: Any) -> None:
     operations = set(tool.OPERATIONS)
     for mode, arch in itertools.product(tool.MODES, ("sm_80", "sm_90")):
         assert {op for job in jobs for op in job.operations if (job.mode, job.arch) == (mode, arch)} == operations
-    assert operations == tool.ORDERED.keys() == tool.ROUNDED.keys()
+    assert tool.ORDERED.keys() == tool.ROUNDED.keys() <= operations
     assert {job.environment["EMULATE"] for job in jobs if job.arch} == {"sm_80", "sm_90"}
     assert all((TOOL.parents[1] / path).exists() for job in jobs for path in job.tests)
 
