@@ -12,18 +12,19 @@ from mixed_requests import mixed_requests
 
 import pixelrefer_fast as pf
 
-collect_ignore_glob = [] if find_spec("vllm") else ["test_*.py"]  # `make test` has no vLLM
+HERE = find_spec("vllm") is not None  # `make test` has none
+collect_ignore_glob = [] if HERE else ["test_*.py"]
 REQUESTS = 100
 
-# for the engines, which are processes of their own
-os.environ.update(
-    VLLM_CPU_KVCACHE_SPACE="1",
-    VLLM_CPU_OMP_THREADS_BIND="nobind",
-    VLLM_NO_USAGE_STATS="1",
-    VLLM_LOGGING_LEVEL="ERROR",
-    HF_HUB_OFFLINE="1",
-    OMP_NUM_THREADS="1",
-)
+if HERE:  # for the engines, which are processes of their own
+    os.environ.update(
+        VLLM_CPU_KVCACHE_SPACE="1",
+        VLLM_CPU_OMP_THREADS_BIND="nobind",
+        VLLM_NO_USAGE_STATS="1",
+        VLLM_LOGGING_LEVEL="ERROR",
+        HF_HUB_OFFLINE="1",
+        OMP_NUM_THREADS="1",
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)
