@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pixelrefer_fast._auto_classes import install as _let_transformers_know
 from pixelrefer_fast._version import __version__
 
 if TYPE_CHECKING:
@@ -71,3 +72,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+_let_transformers_know()

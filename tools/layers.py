@@ -43,7 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("kernels",),
     ("device",),
     ("checks",),
-    ("_version", "assets"),
+    ("_auto_classes", "_version", "assets"),
 )
 
 # What the checkout holds beside the package, and its tests' helpers: a user's installation has none of it.

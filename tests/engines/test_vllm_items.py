@@ -14,12 +14,13 @@ import pixelrefer_fast as pf
 from pixelrefer_fast.batching.preparing import MediaCache, prepare
 from pixelrefer_fast.checkpoint.tokenizer import IMAGE_TOKEN
 from pixelrefer_fast.encoding.object_tokenizer import kmeans_starts
-from pixelrefer_fast.engines.vllm import Marked, chat_prompt, packed_pass
+from pixelrefer_fast.engines import packed_pass
+from pixelrefer_fast.engines.items import VisionItem, digest_of, items_of
+from pixelrefer_fast.engines.packed_pass import embed_items
+from pixelrefer_fast.engines.prompts import Vision, place_tokens
+from pixelrefer_fast.engines.vllm import Marked, chat_prompt
 from pixelrefer_fast.engines.vllm.fragments import read_fragment
-from pixelrefer_fast.engines.vllm.items import VisionItem, digest_of, items_of
 from pixelrefer_fast.engines.vllm.marked import read_items
-from pixelrefer_fast.engines.vllm.packed_pass import embed_items
-from pixelrefer_fast.engines.vllm.prompts import Vision, place_tokens
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
 BOXES = [[5, 5, 50, 60], [40, 20, 110, 80], [60, 60, 80, 85]]

@@ -11,7 +11,7 @@ marked = Marked("street.jpg", [[10, 20, 90, 180]])
 llm.generate({"prompt": chat_prompt("What is <region>?"), "multi_modal_data": {"image": marked}})
 """
 
+from pixelrefer_fast.engines.prompts import chat_prompt, embeds_text
 from pixelrefer_fast.engines.vllm.marked import Marked
-from pixelrefer_fast.engines.vllm.prompts import chat_prompt, embeds_text
 
 __all__ = ["Marked", "chat_prompt", "embeds_text"]

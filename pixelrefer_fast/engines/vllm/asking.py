@@ -23,9 +23,9 @@ from pixelrefer_fast.decoding.options import Usage
 from pixelrefer_fast.decoding.prompt import check_question, check_tags
 from pixelrefer_fast.decoding.text import Detokenizer, TextStream
 from pixelrefer_fast.encoding.objects import Objects
+from pixelrefer_fast.engines.prompts import chat_prompt
 from pixelrefer_fast.engines.vllm import outputs, writing
 from pixelrefer_fast.engines.vllm.marked import Marked
-from pixelrefer_fast.engines.vllm.prompts import chat_prompt
 from pixelrefer_fast.engines.vllm.writing import VllmOptions
 from pixelrefer_fast.media import Video
 from pixelrefer_fast.regions import as_regions

@@ -15,8 +15,8 @@ from vllm.sequence import IntermediateTensors
 from pixelrefer_fast.checkpoint import open_checkpoint
 from pixelrefer_fast.checkpoint.tokenizer import IMAGE_TOKEN
 from pixelrefer_fast.encoding.vision import VisionSide
-from pixelrefer_fast.engines.vllm.items import VisionItem
-from pixelrefer_fast.engines.vllm.packed_pass import embed_items
+from pixelrefer_fast.engines.items import VisionItem
+from pixelrefer_fast.engines.packed_pass import embed_items
 from pixelrefer_fast.engines.vllm.processor import RegionDummies, RegionInfo, RegionProcessor
 from pixelrefer_fast.planning.request import REGION_TOKEN
 

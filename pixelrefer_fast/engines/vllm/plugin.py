@@ -16,7 +16,7 @@ def register() -> None:
     from vllm import ModelRegistry
     from vllm.transformers_utils.chat_templates import registry as templates
 
-    from pixelrefer_fast.engines.vllm.configs import CONFIGS
+    from pixelrefer_fast.engines.configs import CONFIGS
 
     for model_type, config in CONFIGS.items():
         AutoConfig.register(model_type, config, exist_ok=True)

@@ -27,14 +27,14 @@ from vllm.multimodal.processing import (
 from pixelrefer_fast.checkpoint import Checkpoint, open_checkpoint
 from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.encoding.object_tokenizer import kmeans_starts
+from pixelrefer_fast.engines.items import Tensors, VisionItem, digest_of, items_of
+from pixelrefer_fast.engines.prompts import Placed, chat_prompt, place_tokens, vision_of
 from pixelrefer_fast.engines.vllm import links
-from pixelrefer_fast.engines.vllm.items import Tensors, VisionItem, digest_of, items_of
 from pixelrefer_fast.engines.vllm.marked import Marked, MarkedMedia, read_items
-from pixelrefer_fast.engines.vllm.prompts import Placed, Vision, chat_prompt, place_tokens
 from pixelrefer_fast.media import Video
 from pixelrefer_fast.planning.binding import bind_request, plan_within
-from pixelrefer_fast.planning.request import REGION_TAG, FrameSource, Request
-from pixelrefer_fast.planning.views import CELL, ViewPlan
+from pixelrefer_fast.planning.request import REGION_TAG, FrameSource
+from pixelrefer_fast.planning.views import CELL
 from pixelrefer_fast.segmenting.grabcut import GrabCut
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class RegionProcessor(BaseMultiModalProcessor[RegionInfo]):
         selected = [int(np.count_nonzero(mark.mask_grid > 0)) for mark in plan.marks]
         starts = kmeans_starts(selected, config.mask_num, media.encode.kmeans_start, media.encode.kmeans_seed)
         items = items_of(request, plan, starts, "auto")
-        vision = _vision(request, plan, items, isinstance(media.media, Video))
+        vision = vision_of(request, plan, items, isinstance(media.media, Video))
         objects = request.object_tokens([mark.tokens for mark in plan.marks])
         return items, place_tokens(self.info.own_tokenizer, text, objects, vision)
 
@@ -179,14 +179,6 @@ class RegionProcessor(BaseMultiModalProcessor[RegionInfo]):
 
     def _get_prompt_updates(self, mm_items: object, hf_processor_mm_kwargs: object, out_mm_kwargs: object) -> list:
         raise NotImplementedError("apply does without")
-
-
-def _vision(request: Request, plan: ViewPlan, items: list[VisionItem], video: bool) -> Vision | None:
-    if not plan.scene:
-        return None
-    counts = [plan.views[v].patches // plan.views[v].merge ** 2 for v in plan.scene]
-    times = request.source.times
-    return Vision(counts, [times[f] for f in request.scene] if video and times is not None else None, items[0].kept)
 
 
 def _ranges(placed: Placed) -> list[PlaceholderRange]:

@@ -83,6 +83,13 @@ class VisionItem:
         return cls(plan, images, keys, tensors["start"], tensors["kept"])
 
 
+@dataclass(frozen=True)
+class PlannedItems:
+    """The items of several prompts, a row for each, in the order of their tokens."""
+
+    rows: tuple[tuple[VisionItem, ...], ...]
+
+
 def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
     """Of everything in an item; its pixels count by their keys."""
     digest = hashlib.blake2b(digest_size=DIGEST)

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from pixelrefer_fast.decoding.prompt import check_tags, expand_question, tokenize_prompt
-from pixelrefer_fast.planning.request import REGION_TAG, ObjectTokens
+from pixelrefer_fast.engines.items import VisionItem
+from pixelrefer_fast.planning.request import REGION_TAG, ObjectTokens, Request
+from pixelrefer_fast.planning.views import ViewPlan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,9 +50,18 @@ class Vision:
     kept: torch.Tensor
 
 
+def vision_of(request: Request, plan: ViewPlan, items: Sequence[VisionItem], video: bool) -> Vision | None:
+    """What a planned request's prompt shows of whole images or frames; `items` are the request's."""
+    if not plan.scene:
+        return None
+    counts = [plan.views[v].patches // plan.views[v].merge ** 2 for v in plan.scene]
+    times = request.source.times
+    return Vision(counts, [times[f] for f in request.scene] if video and times is not None else None, items[0].kept)
+
+
 @dataclass(frozen=True)
 class Placed:
-    """A prompt as vLLM takes it.
+    """A prompt as engines take it.
 
     Attributes:
         ids: with a placeholder for each object and vision token.

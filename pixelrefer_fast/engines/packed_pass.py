@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from pixelrefer_fast.encoding.vision import VisionSide
-from pixelrefer_fast.engines.vllm.items import VisionItem
+from pixelrefer_fast.engines.items import VisionItem
 from pixelrefer_fast.planning.merge import merge
 from pixelrefer_fast.planning.request import FrameSource, Request
 
