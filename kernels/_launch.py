@@ -79,12 +79,17 @@ def launch(
     """
     if 0 in grid:
         return
-    device = next(a.device for a in args if isinstance(a, torch.Tensor))
-    if not launches.told(Launch(name, tuple(grid), flops, moved, kernel.fn.__name__)):
+    if launches.watched() and not launches.told(Launch(name, tuple(grid), flops, moved, kernel.fn.__name__)):
         return
     if interpreted():
         _mend_interpreter()
-    with launches.launched(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        with launches.launched():
+            kernel[tuple(grid)](*args, **{**PINNED, **constants})
+        return
+    device = next(a.device for a in args if isinstance(a, torch.Tensor))
+    # entering a device that is entered already takes as long as half a launch
+    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+    with torch.cuda.device(device) if elsewhere else nullcontext():
         kernel[tuple(grid)](*args, **{**PINNED, **constants})
 
 
@@ -107,8 +112,14 @@ def configuration(name: str, size: int, device: torch.device | None = None) -> d
 
     `kernels/configs/<file>/<device name>.json` holds what was tuned on that device, `default.json` beside it what fits
     every device from sm_80 on. Each kernel has a list of entries; the first whose `upto` is at least `size` is taken
-    (the last one has none). `size` must be something that few values cover: never a packed length.
+    (the last one has none). `size` must be something that few values cover: never a packed length. The result is kept
+    and shared: not to be changed.
     """
+    return _chosen(name, size, device)
+
+
+@functools.lru_cache(maxsize=4096)
+def _chosen(name: str, size: int, device: torch.device | None) -> dict[str, int]:
     file, kernel = name.split(".")
     own = _table(file, _device_name(device)) if device is not None and device.type == "cuda" else {}
     entries = own.get(kernel) or _table(file, "default")[kernel]

@@ -51,6 +51,11 @@ def dry_run() -> Iterator[None]:
         _dry = before
 
 
+def watched() -> bool:
+    """Whether anybody is to be told of launches."""
+    return _dry or bool(_listeners)
+
+
 def told(launch: Launch) -> bool:
     """Tell the listeners of a launch; whether it is to run."""
     for listener in _listeners:

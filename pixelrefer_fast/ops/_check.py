@@ -17,6 +17,8 @@ def check_shape(op: str, name: str, tensor: torch.Tensor, *shape: int | None) ->
     if not isinstance(tensor, torch.Tensor):
         raise ValueError(f"{op}: expected {name}, a tensor, got {type(tensor).__name__}")
     given = tuple(tensor.shape)
+    if given == shape:  # the quick way: thirty are checked for one object
+        return
     if len(given) != len(shape) or any(s is not None and s != g for s, g in zip(shape, given, strict=True)):
         expected = "(" + ", ".join("any" if s is None else str(s) for s in shape) + ")"
         raise ValueError(f"{op}: expected {name} of shape {expected}, got {given}")
