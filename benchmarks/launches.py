@@ -25,7 +25,7 @@ HEIGHT, WIDTH, SEED = 720, 1280, 11
 SIZES = ((1, 1), (4, 1), (16, 1), (64, 1), (8, 8), (64, 8))  # objects, images
 REFERENCE = 5.14e9  # FLOP of the reference for one object, ../shared/performance.md
 GOALS = {(1, 1): 0.4, (16, 1): 0.2}  # at most this part of the reference's FLOPs
-MOST = 20  # launches of pooling and infusion
+MOST, MOST_WHOLE = 11, 14  # launches of pooling and infusion, and with the projector
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,10 @@ def tokenizer(device: torch.device, dtype: torch.dtype, width: int = workloads.W
     from pixelrefer_fast.encoding.object_tokenizer import ObjectTokenizer
 
     torch.manual_seed(SEED)
-    made = ObjectTokenizer(config(width, n)).requires_grad_(False)
-    return made.to(device, dtype)
+    made = ObjectTokenizer(config(width, n)).requires_grad_(False).to(device, dtype)
+    assert made.infusion is not None
+    made.infusion.prepare()
+    return made
 
 
 def config(width: int, n: int) -> Any:
@@ -67,7 +69,7 @@ def region_pass(
 
     masks = workloads.blobs(objects, HEIGHT, WIDTH, SEED)
     marks = [Mark(i % images, BoxedMask.of(mask), f"region {i}") for i, mask in enumerate(masks)]
-    plan = plan_views(config(width, n), [(HEIGHT, WIDTH)] * images, marks, objects)
+    plan, _ = plan_views(config(width, n), [(HEIGHT, WIDTH)] * images, marks, objects).context_first()
     like = next(module.parameters())
     selection = select_patches(plan)
     features = workloads.normal((selection.first_rows[-1], width), SEED).to(like)
@@ -135,8 +137,10 @@ those of dense products; the reference spends {REFERENCE / 1e9:g} GFLOP an objec
 inputs and outputs, each once.
 
 {tables.markdown(HEADINGS, table(counted))}
-What is launched differs only where an infusion step projects keys and values (`infuse.gather`) instead of folding
-their weights, which its planner decides by FLOPs and bytes; the number does not:
+What is launched differs where an infusion step projects keys and values (`infuse.attend`) instead of folding their
+weights, which its planner decides by launches, FLOPs and bytes, and where an object has more than 64 patches
+(`object_pool.gram` and `object_pool.cluster` instead of `object_pool.cluster_tile`). The forms of a step have as many
+launches as each other:
 
 {launched}
 """

@@ -1,371 +1,367 @@
-"""Cross-attention of pooled tokens with the ragged feature rows that their groups share.
+"""Cross-attention of pooled tokens with the ragged feature rows that their groups share, in four launches a step.
 
-Both forms (`pixelrefer_fast/ops/infuse.py`) run through the same two kernels, over a scratch of scores that stays in
-the L2 cache. They differ in what a query and a key are:
+Both forms (`pixelrefer_fast/ops/infuse.py`) begin with `_queries` (LayerNorm, query product and, in the folded form,
+W_k) and end with the output product, into which the residual goes as what it is added to:
 
-* folded: a query is D wide, W_k folded into it; keys and values are the features themselves, shared by all heads, so
-  that the heads of a token are further lines of one product;
-* projected: a query is D / H wide; keys and values differ by head.
+* folded (`_folded.py`): scores; their softmax, the weighted sum of the features and W_v; the output product;
+* projected: the library's product of features and W_k, W_v; `_attend`, scores, softmax and weighted sum of a head; the
+  library's output product.
 
-A *row* is a token among all of them, R = M n. A *line* is a query of a group: its members' tokens in the order of
-`order`, in the folded form head by head. The scores' rows are sorted by group.
+Words and shared parts: `_infuse_parts.py`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 
 import torch
 import triton
 import triton.language as tl
 
-from pixelrefer_fast.kernels._launch import OPTIONS, CompileCase, configuration, launch, shipped
-from pixelrefer_fast.kernels.add_norm import add_norm
+from pixelrefer_fast.kernels._folded import add_output, attend_folded, output, scores, values
+from pixelrefer_fast.kernels._infuse_parts import (
+    configured,
+    head_lines,
+    head_parts,
+    product_added,
+    score_scale,
+    token_rows,
+)
+from pixelrefer_fast.kernels._launch import OPTIONS, CompileCase, launch, shipped
 
 LN_EPS = 1e-5
-PITCH = 16  # score columns of a row are a multiple, which keeps rows aligned
 
 
-@triton.jit(do_not_specialize=["max_rows"])
-def _gather(
-    features,  # [F, D]
-    groups,  # [G, 4] i32: first place, members, first feature row, feature rows
-    gathered,  # [G, max_rows, D], zeros after a group's own rows
-    max_rows,
-    WIDTH: tl.constexpr,  # D
-    BLOCK_D: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64)
-    group = row // max_rows
-    own = row % max_rows
-    first = tl.load(groups + group * 4 + 2)
-    length = tl.load(groups + group * 4 + 3)
-    columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)  # [D]
-    # one comparison: of a scalar one, spread over a block, the interpreter makes an integer, which is no mask to it
-    known = columns < tl.where(own < length, WIDTH, 0)
-    values = tl.load(features + (first + own) * WIDTH + columns, mask=known, other=0.0)
-    tl.store(gathered + row * WIDTH + columns, values, mask=columns < WIDTH)
-
-
-@triton.jit
-def _lines(
-    groups,  # [G, 4] i32
-    n,
-    line_blocks,
-    HEADS: tl.constexpr,
-    FOLDED: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-):
-    """Group and head (0 if folded) of a program, whether it has a line; of its lines, [M]: head, query, validity."""
-    program = tl.program_id(0)
-    first = (program % line_blocks) * BLOCK_M
-    group = (program // line_blocks).to(tl.int64)
-    if FOLDED:
-        head = group * 0
-    else:
-        head = group % HEADS
-        group = group // HEADS
-    queries = tl.load(groups + group * 4 + 1) * n  # of a head
-    line = first + tl.arange(0, BLOCK_M)  # [M]
-    heads = head + line // queries
-    valid = heads < (HEADS if FOLDED else head + 1)
-    return group, head, first < queries * (HEADS if FOLDED else 1), heads, line % queries, valid
-
-
-@triton.jit
-def _token_rows(
-    order,  # [M] i32
-    first_place,
-    query,  # [M]
-    valid,  # [M]
-    n,
-):
-    """Row among all tokens of each query of a group, [M]."""
-    objects = tl.load(order + first_place + query // n, mask=valid, other=0).to(tl.int64)
-    return objects * n + query % n
-
-
-@triton.jit(do_not_specialize=["n", "total", "max_rows", "pitches", "line_blocks"])
-def _scores(
-    queries,  # folded: [H, R, D]; projected: [R, H, D / H]
-    keys,  # folded: features [F, D]; projected: [G, max_rows, 2 D], keys before values
-    order,  # [M] i32
-    groups,  # [G, 4] i32
-    scores,  # [H, R, 16 pitches] f32, rows by place in `order`
-    scale,  # log2(e) / sqrt(D / H)
-    n,
+@triton.jit(do_not_specialize=["total"])
+def _queries(
+    tokens,  # [R, D]
+    gain,  # [D] of the LayerNorm
+    shift,  # [D]
+    in_weight,  # [3 D, D]
+    query_bias,  # [D]
+    out_bias,  # [D]
+    queries,  # out: folded: [H, R, D]; projected: [R, H, D / H]
+    carried,  # out: [R, D] tokens + out_bias, to which the output product is added
     total,  # R
-    max_rows,
-    pitches,
-    line_blocks,
+    epsilon,
     WIDTH: tl.constexpr,  # D
     HEADS: tl.constexpr,
     FOLDED: tl.constexpr,
+    HEAD_MAIN: tl.constexpr,
+    HEAD_REST: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    INNER: tl.constexpr = WIDTH if FOLDED else WIDTH // HEADS
-    STRIDE: tl.constexpr = WIDTH if FOLDED else 2 * WIDTH
-    # one chain of as many float32 sums as features are wide has twice the error of a library's product
-    BY_BLOCKS: tl.constexpr = FOLDED and queries.dtype.element_ty == tl.float32
-    group, head, any_line, heads, query, valid = _lines(groups, n, line_blocks, HEADS, FOLDED, BLOCK_M)
-    length = tl.load(groups + group * 4 + 3)
-    first_key = tl.program_id(1) * BLOCK_N
-    if (not any_line) | (first_key >= length):
-        return
-    first_place = tl.load(groups + group * 4).to(tl.int64)
-    rows = _token_rows(order, first_place, query, valid, n)  # [M]
-    if FOLDED:
-        own = queries + (heads * total + rows) * INNER  # [M]
-        first_row = tl.load(groups + group * 4 + 2).to(tl.int64)
-    else:
-        own = queries + (rows * HEADS + head) * INNER
-        first_row = group * max_rows
-    key = first_key + tl.arange(0, BLOCK_N)  # [N]
-    known = key < length
-    shared = keys + (first_row + key) * STRIDE + head * INNER  # [N]
+    """The LayerNorm of some rows times one head's W_q and, folded, the result times its W_k; the head's columns of
+    `carried` as well."""
+    INNER: tl.constexpr = WIDTH // HEADS
+    dtype: tl.constexpr = tokens.dtype.element_ty
+    head = tl.program_id(1)
+    row = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)  # [M]
+    valid = row < total
+    own = tokens + row * WIDTH
 
-    accumulator = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for k in range(0, INNER, BLOCK_K):
+    mean = tl.zeros([BLOCK_M], tl.float32)
+    for k in range(0, WIDTH, BLOCK_K):
         column = k + tl.arange(0, BLOCK_K)  # [K]
-        a = tl.load(own[:, None] + column[None, :], mask=valid[:, None] & (column < INNER)[None, :], other=0.0)
-        b = tl.load(shared[None, :] + column[:, None], mask=known[None, :] & (column < INNER)[:, None], other=0.0)
-        if BY_BLOCKS:
-            # no plain sum, which the compiler makes a chain again
-            accumulator = tl.fma(tl.dot(a, b, input_precision="ieee"), 1.0, accumulator)  # [M, N]
+        x = tl.load(own[:, None] + column[None, :], mask=valid[:, None] & (column < WIDTH)[None, :], other=0.0)
+        mean += tl.sum(x.to(tl.float32), 1)
+    mean /= WIDTH
+    squares = tl.zeros([BLOCK_M], tl.float32)
+    for k in range(0, WIDTH, BLOCK_K):
+        column = k + tl.arange(0, BLOCK_K)  # [K]
+        here = valid[:, None] & (column < WIDTH)[None, :]
+        x = tl.load(own[:, None] + column[None, :], mask=here, other=0.0).to(tl.float32)
+        away = tl.where(here, x - mean[:, None], 0.0)
+        squares += tl.sum(away * away, 1)
+    scale = 1.0 / tl.sqrt(squares / WIDTH + epsilon)  # [M]
+
+    main = tl.arange(0, HEAD_MAIN)
+    query = tl.zeros([BLOCK_M, HEAD_MAIN], tl.float32)
+    if HEAD_REST > 0:
+        rest = HEAD_MAIN + tl.arange(0, HEAD_REST)
+        query_rest = tl.zeros([BLOCK_M, HEAD_REST], tl.float32)
+    for k in range(0, WIDTH, BLOCK_K):
+        column = k + tl.arange(0, BLOCK_K)  # [K]
+        inside = column < WIDTH
+        x = tl.load(own[:, None] + column[None, :], mask=valid[:, None] & inside[None, :], other=0.0).to(tl.float32)
+        along = tl.load(gain + column, mask=inside, other=0.0).to(tl.float32)
+        added = tl.load(shift + column, mask=inside, other=0.0).to(tl.float32)
+        normed = ((x - mean[:, None]) * scale[:, None] * along[None, :] + added[None, :]).to(dtype)  # [M, K]
+        at = in_weight + (head * INNER + main)[None, :] * WIDTH + column[:, None]
+        weight = tl.load(at, mask=inside[:, None] & (main < INNER)[None, :], other=0.0)  # [K, main]
+        query = product_added(normed, weight, query)
+        if HEAD_REST > 0:
+            at = in_weight + (head * INNER + rest)[None, :] * WIDTH + column[:, None]
+            weight_rest = tl.load(at, mask=inside[:, None] & (rest < INNER)[None, :], other=0.0)
+            query_rest = product_added(normed, weight_rest, query_rest)
+
+    for part in tl.static_range(2 if HEAD_REST > 0 else 1):
+        place = main if part == 0 else rest
+        here = valid[:, None] & (place < INNER)[None, :]
+        bias = tl.load(query_bias + head * INNER + place, mask=place < INNER, other=0.0).to(tl.float32)
+        if part == 0:
+            query += bias[None, :]
         else:
-            accumulator = tl.dot(a, b, accumulator, input_precision="ieee")  # [M, N]
-    cells = (heads * total + first_place * n + query)[:, None] * (pitches * 16) + key[None, :]
-    tl.store(scores + cells, accumulator * scale, mask=valid[:, None] & known[None, :])
+            query_rest += bias[None, :]
+        x = tl.load(own[:, None] + (head * INNER + place)[None, :], mask=here, other=0.0).to(tl.float32)
+        passed = tl.load(out_bias + head * INNER + place, mask=place < INNER, other=0.0).to(tl.float32)
+        cell = row[:, None] * WIDTH + (head * INNER + place)[None, :]
+        tl.store(carried + cell, (x + passed[None, :]).to(dtype), mask=here)
+        if not FOLDED:
+            tl.store(queries + cell, (query if part == 0 else query_rest).to(dtype), mask=here)
+
+    if FOLDED:
+        narrow = query.to(dtype)
+        if HEAD_REST > 0:
+            narrow_rest = query_rest.to(dtype)
+        for k in range(0, WIDTH, BLOCK_K):
+            column = k + tl.arange(0, BLOCK_K)  # [K]
+            inside = column < WIDTH
+            at = in_weight + (WIDTH + head * INNER + main)[:, None] * WIDTH + column[None, :]
+            weight = tl.load(at, mask=inside[None, :] & (main < INNER)[:, None], other=0.0)  # [main, K]
+            folded = product_added(narrow, weight, tl.zeros([BLOCK_M, BLOCK_K], tl.float32))
+            if HEAD_REST > 0:
+                at = in_weight + (WIDTH + head * INNER + rest)[:, None] * WIDTH + column[None, :]
+                weight_rest = tl.load(at, mask=inside[None, :] & (rest < INNER)[:, None], other=0.0)
+                folded = product_added(narrow_rest, weight_rest, folded)
+            at = queries + (head.to(tl.int64) * total + row)[:, None] * WIDTH + column[None, :]
+            tl.store(at, folded.to(dtype), mask=valid[:, None] & inside[None, :])
 
 
-@triton.jit(do_not_specialize=["n", "total", "max_rows", "pitches", "line_blocks"])
-def _weighted_sum(
-    scores,  # [H, R, 16 pitches] f32, rows by place in `order`
-    values,  # folded: features [F, D]; projected: [G, max_rows, 2 D], keys before values
+@triton.jit(do_not_specialize=["n", "first_row", "line_blocks"])
+def _attend(
+    queries,  # [R, H, D / H]
+    shared,  # [span, 2 D], keys before values, of the features from `first_row` on
     order,  # [M] i32
     groups,  # [G, 4] i32
-    summed,  # folded: [H, R, D]; projected: [R, H, D / H]
+    mixed,  # out: [R, H, D / H]
+    scale,  # log2(e) / sqrt(D / H)
     n,
-    total,  # R
-    max_rows,
-    pitches,
+    first_row,
     line_blocks,
     WIDTH: tl.constexpr,  # D
     HEADS: tl.constexpr,
-    FOLDED: tl.constexpr,
+    HEAD_MAIN: tl.constexpr,
+    HEAD_REST: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    BLOCK_E: tl.constexpr,
 ):
-    INNER: tl.constexpr = WIDTH if FOLDED else WIDTH // HEADS
-    STRIDE: tl.constexpr = WIDTH if FOLDED else 2 * WIDTH
-    OFFSET: tl.constexpr = 0 if FOLDED else WIDTH
-    group, head, any_line, heads, query, valid = _lines(groups, n, line_blocks, HEADS, FOLDED, BLOCK_M)
+    """Projected: attention of a block of a head's lines with all keys of their group."""
+    INNER: tl.constexpr = WIDTH // HEADS
+    dtype: tl.constexpr = queries.dtype.element_ty
+    group, head, any_line, query, valid = head_lines(groups, n, line_blocks, HEADS, BLOCK_M)
     if not any_line:
         return
     length = tl.load(groups + group * 4 + 3)
-    first_place = tl.load(groups + group * 4).to(tl.int64)
-    own = scores + (heads * total + first_place * n + query) * (pitches * 16)  # [M]
-    first_row = tl.load(groups + group * 4 + 2).to(tl.int64) if FOLDED else group * max_rows
-    column = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)  # [E]
-    wanted = column < INNER
-    shared = values + first_row * STRIDE + OFFSET + head * INNER + column  # [E]
+    rows = token_rows(order, tl.load(groups + group * 4).to(tl.int64), query, valid, n)  # [M]
+    own = rows * WIDTH + head * INNER  # [M]
+    start = shared + (tl.load(groups + group * 4 + 2).to(tl.int64) - first_row) * (2 * WIDTH) + head * INNER
 
+    main = tl.arange(0, HEAD_MAIN)
+    asked = valid[:, None] & (main < INNER)[None, :]
+    q = tl.load(queries + own[:, None] + main[None, :], mask=asked, other=0.0)
+    result = tl.zeros([BLOCK_M, HEAD_MAIN], tl.float32)
+    if HEAD_REST > 0:
+        rest = HEAD_MAIN + tl.arange(0, HEAD_REST)
+        asked_rest = valid[:, None] & (rest < INNER)[None, :]
+        q_rest = tl.load(queries + own[:, None] + rest[None, :], mask=asked_rest, other=0.0)
+        result_rest = tl.zeros([BLOCK_M, HEAD_REST], tl.float32)
     largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    sum_of_weights = tl.zeros([BLOCK_M], tl.float32)
-    accumulator = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
+    weight_sum = tl.zeros([BLOCK_M], tl.float32)
     for first_key in range(0, length, BLOCK_N):
         key = first_key + tl.arange(0, BLOCK_N)  # [N]
         known = key < length
-        # what lies after a group's rows is not loaded: a weight of zero would not hide a NaN there
-        s = tl.load(own[:, None] + key[None, :], mask=valid[:, None] & known[None, :], other=0.0)  # [M, N]
-        v = tl.load(
-            shared[None, :] + key.to(tl.int64)[:, None] * STRIDE, mask=known[:, None] & wanted[None, :], other=0.0
-        )  # [N, E]
-        s = tl.where(known[None, :], s, float("-inf"))
+        at = start + key.to(tl.int64) * (2 * WIDTH)  # [N]
+        # what lies after a group's rows is another group's or nobody's: a weight of zero would not hide a NaN there
+        k = tl.load(at[None, :] + main[:, None], mask=known[None, :] & (main < INNER)[:, None], other=0.0)  # [main, N]
+        v = tl.load(at[:, None] + WIDTH + main[None, :], mask=known[:, None] & (main < INNER)[None, :], other=0.0)
+        s = tl.dot(q, k, input_precision="ieee")  # [M, N]
+        if HEAD_REST > 0:
+            here = known[None, :] & (rest < INNER)[:, None]
+            k_rest = tl.load(at[None, :] + rest[:, None], mask=here, other=0.0)
+            here = known[:, None] & (rest < INNER)[None, :]
+            v_rest = tl.load(at[:, None] + WIDTH + rest[None, :], mask=here, other=0.0)
+            s = tl.dot(q_rest, k_rest, s, input_precision="ieee")
+        s = tl.where(known[None, :], s * scale, float("-inf"))
         larger = tl.maximum(largest, tl.max(s, 1))
         weights = tl.exp2(s - larger[:, None])  # [M, N]
         shrink = tl.exp2(largest - larger)  # [M]
-        sum_of_weights = sum_of_weights * shrink + tl.sum(weights, 1)
-        accumulator = tl.dot(weights.to(v.dtype), v, accumulator * shrink[:, None], input_precision="ieee")
+        weight_sum = weight_sum * shrink + tl.sum(weights, 1)
+        result = tl.dot(weights.to(dtype), v, result * shrink[:, None], input_precision="ieee")
+        if HEAD_REST > 0:
+            result_rest = tl.dot(weights.to(dtype), v_rest, result_rest * shrink[:, None], input_precision="ieee")
         largest = larger
-    rows = _token_rows(order, first_place, query, valid, n)  # [M]
-    target = (heads * total + rows) * INNER if FOLDED else (rows * HEADS + head) * INNER  # [M]
-    result = (accumulator / sum_of_weights[:, None]).to(summed.dtype.element_ty)
-    tl.store(summed + target[:, None] + column[None, :], result, mask=valid[:, None] & wanted[None, :])
+    tl.store(mixed + own[:, None] + main[None, :], (result / weight_sum[:, None]).to(dtype), mask=asked)
+    if HEAD_REST > 0:
+        out = (result_rest / weight_sum[:, None]).to(dtype)
+        tl.store(mixed + own[:, None] + rest[None, :], out, mask=asked_rest)
 
 
 def infuse(
     tokens: torch.Tensor,
-    normed: torch.Tensor,
     features: torch.Tensor,
     order: torch.Tensor,
     groups: torch.Tensor,
+    ln_weight: torch.Tensor,
+    ln_bias: torch.Tensor,
     in_weight: torch.Tensor,
     query_bias: torch.Tensor,
     out_weight: torch.Tensor,
     out_bias: torch.Tensor,
-    ln_weight: torch.Tensor | None,
-    ln_bias: torch.Tensor | None,
     heads: int,
     max_members: int,
     max_rows: int,
+    first_row: int,
+    span: int,
     projected: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One infusion step, (M, n, D) twice, as the operation of this name: seven launches, three of them products."""
-    objects, n, width = tokens.shape
-    # out_weight too: the vendor library sums in another order for other strides
-    features, in_weight, out_weight = features.contiguous(), in_weight.contiguous(), out_weight.contiguous()
-    order, groups = order.contiguous(), groups.contiguous()
-    rows, head_dim = objects * n, width // heads
-    query_weight, key_weight, value_weight = in_weight.chunk(3)
-    queries = torch.addmm(query_bias, normed.reshape(rows, width), query_weight.T).view(rows, heads, head_dim)
-    mixed = torch.empty_like(queries)
-    if projected:
-        gathered = _gathered(features, groups, max_rows)
-        keys_and_values = gathered @ in_weight[width:].T  # (G max_rows, 2 D)
-        _attend(queries, keys_and_values, order, groups, mixed, n, heads, max_members, max_rows, projected)
-    else:
-        folded = torch.bmm(queries.transpose(0, 1), key_weight.view(heads, head_dim, width))  # (H, R, D)
-        summed = torch.empty_like(folded)
-        _attend(folded, features, order, groups, summed, n, heads, max_members, max_rows, projected)
-        torch.bmm(summed, value_weight.view(heads, head_dim, width).transpose(1, 2), out=mixed.transpose(0, 1))
-    delta = torch.addmm(out_bias, mixed.view(rows, width), out_weight.T)
-    infused, following = add_norm(tokens.reshape(rows, width), delta, ln_weight, ln_bias, LN_EPS)
-    return infused.view(tokens.shape), following if ln_weight is None else following.view(tokens.shape)
-
-
-def _gathered(features: torch.Tensor, groups: torch.Tensor, max_rows: int) -> torch.Tensor:
-    """(G max_rows, D): each group's feature rows, filled up with zeros."""
-    width = features.shape[1]
-    config = configuration("infuse.gather", width, features.device)
-    gathered = features.new_empty(len(groups) * max_rows, width)
-    launch(
-        _gather,
-        "infuse.gather",
-        (len(gathered), triton.cdiv(width, config["BLOCK_D"])),
-        features,
-        groups,
-        gathered,
-        max_rows,
-        WIDTH=width,
-        **config,
-        moved=2 * gathered.numel() * gathered.element_size(),
+) -> torch.Tensor:
+    """As the operation of this name; groups outside the features and above the maxima are the caller's mistake."""
+    features, order, groups = (x.contiguous() for x in (features, order, groups))
+    ln_weight, ln_bias, in_weight, query_bias, out_weight, out_bias = (
+        x.contiguous() for x in (ln_weight, ln_bias, in_weight, query_bias, out_weight, out_bias)
     )
-    return gathered
+    objects, n, width = tokens.shape
+    rows = objects * n
+    carried = tokens.new_empty(rows, width)
+    if not rows or not width:
+        return carried.view(tokens.shape)
+    queries = tokens.new_empty((rows, width) if projected else (heads, rows, width))
+    _project_queries(
+        tokens.contiguous(), ln_weight, ln_bias, in_weight, query_bias, out_bias, queries, carried, heads, projected
+    )
+    if projected:
+        shared = features[first_row : first_row + span] @ in_weight[width:].T  # (span, 2 D)
+        mixed = torch.empty_like(queries)
+        _attend_projected(queries, shared, order, groups, mixed, n, heads, max_members, max_rows, first_row)
+        carried.addmm_(mixed, out_weight.T)
+    else:
+        parts = attend_folded(queries, features, order, groups, in_weight, n, max_members, max_rows)
+        add_output(parts, out_weight, carried)
+    return carried.view(tokens.shape)
 
 
-def _attend(
+def _project_queries(
+    tokens: torch.Tensor,
+    ln_weight: torch.Tensor,
+    ln_bias: torch.Tensor,
+    in_weight: torch.Tensor,
+    query_bias: torch.Tensor,
+    out_bias: torch.Tensor,
+    queries: torch.Tensor,
+    carried: torch.Tensor,
+    heads: int,
+    projected: bool,
+) -> None:
+    """Writes `queries` and `carried`, in one launch."""
+    rows, width = carried.shape
+    name, config = configured("infuse.queries", width // heads, tokens)
+    weights = width * width * (1 if projected else 2)
+    launch(
+        _queries,
+        name,
+        (triton.cdiv(rows, config["BLOCK_M"]), heads),
+        tokens,
+        ln_weight,
+        ln_bias,
+        in_weight,
+        query_bias,
+        out_bias,
+        queries,
+        carried,
+        rows,
+        LN_EPS,
+        WIDTH=width,
+        HEADS=heads,
+        FOLDED=not projected,
+        **head_parts(width // heads),
+        **config,
+        flops=2 * rows * weights,
+        moved=(2 * carried.numel() + queries.numel() + weights) * tokens.element_size(),
+    )
+
+
+def _attend_projected(
     queries: torch.Tensor,
     shared: torch.Tensor,
     order: torch.Tensor,
     groups: torch.Tensor,
-    summed: torch.Tensor,
+    mixed: torch.Tensor,
     n: int,
     heads: int,
     max_members: int,
     max_rows: int,
-    projected: bool,
+    first_row: int,
 ) -> None:
-    """Softmax of the queries' scores and the weighted sum, in two launches; writes `summed`, laid out as `queries`."""
-    rows, inner = len(order) * n, queries.shape[-1]
-    width = inner * heads if projected else inner
-    pitches = triton.cdiv(max_rows, PITCH)
-    scratch = torch.empty(heads, rows, pitches * PITCH, dtype=torch.float32, device=queries.device)
-    lines = max_members * n * (1 if projected else heads)
-    # as if each group had max_rows rows; how many it has, the device knows
-    flops = 2 * heads * rows * max_rows * inner
-    moved = (queries.numel() + len(groups) * max_rows * width) * queries.element_size() + 4 * heads * rows * max_rows
-
-    def blocks(config: dict[str, int]) -> tuple[int, int]:
-        line_blocks = triton.cdiv(lines, config["BLOCK_M"])
-        return line_blocks, len(groups) * line_blocks * (heads if projected else 1)
-
-    sizes = {"WIDTH": width, "HEADS": heads, "FOLDED": not projected}
-    suffix = "_float32" if queries.dtype == torch.float32 else ""  # whose products are no tensor core's
-    name = f"infuse.scores{suffix}"
-    config = configuration(name, inner, queries.device)
-    line_blocks, programs = blocks(config)
+    """Writes `mixed` (R, D) from projected queries (R, D), in one launch."""
+    rows, width = queries.shape
+    name, config = configured("infuse.attend", width // heads, queries)
+    line_blocks = triton.cdiv(max_members * n, config["BLOCK_M"])
     launch(
-        _scores,
+        _attend,
         name,
-        (programs, triton.cdiv(max_rows, config["BLOCK_N"])),
+        (len(groups) * heads * line_blocks,),
         queries,
         shared,
         order,
         groups,
-        scratch,
-        math.log2(math.e) * (width // heads) ** -0.5,
+        mixed,
+        score_scale(width // heads),
         n,
-        rows,
-        max_rows,
-        pitches,
+        first_row,
         line_blocks,
-        **sizes,
+        WIDTH=width,
+        HEADS=heads,
+        **head_parts(width // heads),
         **config,
-        flops=flops,
-        moved=moved,
+        flops=4 * rows * max_rows * width,
+        moved=(2 * queries.numel() + shared.numel()) * queries.element_size(),
     )
-    name = f"infuse.weighted_sum{suffix}"
-    config = configuration(name, inner, queries.device)
-    line_blocks, programs = blocks(config)
-    launch(
-        _weighted_sum,
-        name,
-        (programs, triton.cdiv(inner, config["BLOCK_E"])),
-        scratch,
-        shared,
-        order,
-        groups,
-        summed,
-        n,
-        rows,
-        max_rows,
-        pitches,
-        line_blocks,
-        **sizes,
-        **config,
-        flops=flops,
-        moved=moved,
-    )
+
+
+TENSORS = {
+    _queries: ("tokens", "gain", "shift", "in_weight", "query_bias", "out_bias", "queries", "carried"),
+    scores: ("queries", "features"),
+    values: ("features", "in_weight"),
+    output: ("out_weight", "carried"),
+    _attend: ("queries", "shared", "mixed"),
+}
+TYPES = {"order": "*i32", "groups": "*i32", "scores": "*fp32", "parts": "*fp32", "scale": "fp32", "epsilon": "fp32"}
 
 
 def compile_cases() -> Iterator[CompileCase]:
-    """The released models' widths, D 1152 and 8 heads of 144, in both forms, and heads of other sizes."""
-    integers = dict.fromkeys(("n", "total", "max_rows", "pitches", "line_blocks"), "i32")
-    shapes = ((1152, 8, True), (1152, 8, False), (1024, 4, False), (1152, 16, False), (264, 11, False))
+    """The released models' width, D 1152 and 8 heads of 144, and heads of other sizes."""
     for dtype in ("fp32", "fp16", "bf16"):
-        item = f"*{dtype}"
-        for width in (1024, 1152):
-            for entry in _entries("infuse.gather", width):
-                yield CompileCase(
-                    _gather,
-                    "infuse.gather",
-                    f"{dtype}, {width} wide",
-                    {"features": item, "groups": "*i32", "gathered": item, "max_rows": "i32"},
-                    {"WIDTH": width, "BLOCK_D": entry["BLOCK_D"]},
-                    {option: entry[option] for option in OPTIONS},
-                )
-        for kernel, name, tensors in (
-            (_scores, "infuse.scores", {"queries": item, "keys": item, "scores": "*fp32", "scale": "fp32"}),
-            (_weighted_sum, "infuse.weighted_sum", {"scores": "*fp32", "values": item, "summed": item}),
+        for kernel, name, forms in (
+            (_queries, "infuse.queries", (True, False)),
+            (scores, "infuse.scores", (True,)),
+            (values, "infuse.values", (True,)),
+            (output, "infuse.output", (True,)),
+            (_attend, "infuse.attend", (False,)),
         ):
             name += "_float32" if dtype == "fp32" else ""
-            for width, heads, folded in shapes:
-                for entry in _entries(name, width if folded else width // heads):
-                    yield CompileCase(
-                        kernel,
-                        name,
-                        f"{dtype}, {'folded' if folded else 'projected'}, {heads} heads of {width // heads}",
-                        tensors | integers | {"order": "*i32", "groups": "*i32"},
-                        {"WIDTH": width, "HEADS": heads, "FOLDED": folded}
-                        | {block: size for block, size in entry.items() if block.startswith("BLOCK_")},
-                        {option: entry[option] for option in OPTIONS},
-                        matrix=True,
-                    )
+            for width, heads in ((1152, 8), (1024, 4), (1152, 16), (264, 11)):
+                size = width if kernel in (scores, output) else width // heads
+                for entry in _entries(name, size):
+                    blocks = {k: v for k, v in entry.items() if k.startswith("BLOCK_") or k == "CHUNKS"}
+                    splits = triton.cdiv(width, blocks["BLOCK_E"] * blocks["CHUNKS"]) if "CHUNKS" in blocks else 3
+                    for folded in forms:
+                        constants = {"WIDTH": width, "HEADS": heads, "FOLDED": folded, "SPLITS": splits}
+                        constants |= head_parts(width // heads) | blocks
+                        yield CompileCase(
+                            kernel,
+                            name,
+                            f"{dtype}, {'folded' if folded else 'projected'}, {heads} heads of {width // heads}",
+                            {
+                                argument: f"*{dtype}" if argument in TENSORS[kernel] else TYPES.get(argument, "i32")
+                                for argument in kernel.arg_names
+                                if not argument.isupper()
+                            },
+                            {k: v for k, v in constants.items() if k in kernel.arg_names},
+                            {option: entry[option] for option in OPTIONS},
+                            # the others' blocks are an object's 32 tokens, of which sm_90 has no larger instruction
+                            matrix=kernel is scores,
+                        )
 
 
 def _entries(name: str, size: int) -> Iterable[dict[str, int]]:

@@ -1,12 +1,13 @@
-"""Object pooling in three launches for all objects: k-means in the space of inner products, then means and LayerNorm.
+"""Object pooling for all objects at once: k-means in the space of inner products, then means.
 
-`gram` writes the inner products of each object's tokens, an N x N matrix that stays in the L2 cache. `cluster`, one
-program an object, runs every iteration of k-means on that matrix alone. `pool`, one program a pooled token, takes the
-mean of that token's own patches and its LayerNorm. No token and no distance as wide as a feature is written in between.
+Up to 64 patches an object (32, for float32 features) it takes two launches. `cluster_tile`, one program an object,
+makes the inner products of its tokens and runs every iteration of k-means on them, all in registers; `pool`, one
+program a pooled token, takes the mean of that token's own patches. Larger objects take three: `gram` writes the inner
+products, an N x N matrix that stays in the L2 cache, and `cluster`, one program an object, works on that matrix tile by
+tile. No token and no distance as wide as a feature is written in between.
 
-Features are read from device memory once, by `gram`; `pool` reads each again, from L2. Up to BLOCK_ROWS tokens (64, for
-float32 features 32) the matrix is one tile; beyond that `gram` reads a token once for each tile of its row and column,
-from L2 as well, and `cluster` walks through the matrix tile by tile. See docs/kernels/object_pool.md.
+Features are read from device memory once, by the first launch; `pool` reads each again, from L2. See
+docs/kernels/object_pool.md.
 """
 
 from __future__ import annotations
@@ -17,62 +18,13 @@ import torch
 import triton
 import triton.language as tl
 
+from pixelrefer_fast.kernels._cluster_tile import TIE_FLOAT32, TIE_FLOAT64, cluster_tile
 from pixelrefer_fast.kernels._launch import CompileCase, configuration, launch, shipped
+from pixelrefer_fast.kernels._tokens import bounds, tokens
 
-EPSILON = 1e-5  # of LayerNorm
+# patches of an object whose inner products stay in one program's registers; those of float32 features are float64
+TILE, TILE_FLOAT32 = 64, 32
 MOST_CLUSTERS = 64  # a bit each in an int64
-# Two distances nearer than this, relative to the terms they are made of, are the same; in float32 what a sum of 1152
-# products loses in tensor cores, which cut off instead of rounding, sixteen products at a time.
-TIE_FLOAT32 = tl.constexpr(2.0**-19)
-TIE_FLOAT64 = tl.constexpr(1e-12)
-
-
-@triton.jit
-def _bounds(offsets, item, capacity, most):
-    """First row and number of an object's tokens, kept within the arrays whatever the offsets say."""
-    first = tl.load(offsets + item)
-    count = tl.minimum(tl.load(offsets + item + 1), capacity) - first
-    return first, tl.minimum(count, most).to(tl.int32)
-
-
-@triton.jit
-def _tokens(
-    features,
-    index,
-    weights,
-    positions,
-    pos_weight,
-    pos_bias,
-    rows,
-    inside,
-    columns,
-    STRIDE: tl.constexpr,
-    CORNERS: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
-    """Tokens of the packed `rows` in the features' dtype, rounded where the definition rounds; zero outside."""
-    dtype: tl.constexpr = features.dtype.element_ty
-    valid = columns < WIDTH
-    here = inside[:, None] & valid[None, :]  # [R, C]
-    if CORNERS == 1:
-        row = tl.load(index + rows, mask=inside, other=0)
-        feature = tl.load(features + row[:, None] * STRIDE + columns[None, :], mask=here, other=0.0)
-    else:
-        total = tl.zeros([rows.shape[0], columns.shape[0]], tl.float32)
-        for corner in tl.static_range(CORNERS):
-            row = tl.load(index + rows * CORNERS + corner, mask=inside, other=0)
-            weight = tl.load(weights + rows * CORNERS + corner, mask=inside, other=0.0)
-            value = tl.load(features + row[:, None] * STRIDE + columns[None, :], mask=here, other=0.0)
-            total += weight[:, None] * value.to(tl.float32)
-        feature = total.to(dtype)
-    x = tl.load(positions + rows * 2, mask=inside, other=0.0).to(dtype).to(tl.float32)
-    y = tl.load(positions + rows * 2 + 1, mask=inside, other=0.0).to(dtype).to(tl.float32)
-    along_x = tl.load(pos_weight + columns * 2, mask=valid, other=0.0).to(tl.float32)
-    along_y = tl.load(pos_weight + columns * 2 + 1, mask=valid, other=0.0).to(tl.float32)
-    bias = tl.load(pos_bias + columns, mask=valid, other=0.0).to(tl.float32)
-    term = (x[:, None] * along_x[None, :] + y[:, None] * along_y[None, :] + bias[None, :]).to(dtype)
-    token = (feature.to(tl.float32) + term.to(tl.float32)).to(dtype)
-    return tl.where(here, token, 0.0)
 
 
 @triton.jit(do_not_specialize=["blocks", "capacity", "most"])
@@ -101,7 +53,7 @@ def gram(
     a distance can be a small difference of large inner products, and labels must be those of the distances.
     """
     exact: tl.constexpr = features.dtype.element_ty == tl.float32
-    first, count = _bounds(offsets, tl.program_id(0), capacity, most)
+    first, count = bounds(offsets, tl.program_id(0), capacity, most)
     row_tile, column_tile, columns = tl.program_id(1), tl.program_id(2), blocks * 64
     if (count <= CLUSTERS) | (column_tile < row_tile) | (column_tile * BLOCK_ROWS >= count):
         return
@@ -110,10 +62,10 @@ def gram(
     product = tl.zeros([BLOCK_ROWS, BLOCK_ROWS], inner.dtype.element_ty)
     for start in range(0, WIDTH, BLOCK_WIDTH):
         d = start + tl.arange(0, BLOCK_WIDTH)
-        left = _tokens(
+        left = tokens(
             features, index, weights, positions, pos_weight, pos_bias, first + i, i < count, d, STRIDE, CORNERS, WIDTH
         )  # [R, C]
-        right = _tokens(
+        right = tokens(
             features, index, weights, positions, pos_weight, pos_bias, first + k, k < count, d, STRIDE, CORNERS, WIDTH
         )  # [R, C]
         if exact:
@@ -156,7 +108,7 @@ def cluster(
     tokens of an object of at most n are clusters of their own.
     """
     item = tl.program_id(0).to(tl.int64)
-    first, count = _bounds(offsets, item, capacity, most)
+    first, count = bounds(offsets, item, capacity, most)
     columns = blocks * 64
     kind: tl.constexpr = inner.dtype.element_ty
     j = tl.arange(0, BLOCK_CLUSTERS)  # [n]
@@ -237,13 +189,9 @@ def pool(
     members,  # (S,) int64, of `cluster`
     pos_weight,  # (D, 2) features' dtype
     pos_bias,  # (D,) features' dtype
-    ln_weight,  # (D,) features' dtype, or None
-    ln_bias,  # (D,) features' dtype, or None
     pooled,  # out: (M, n, D) features' dtype
-    normed,  # out: (M, n, D) features' dtype, or None
     capacity,  # S
     most,  # largest object
-    epsilon,
     STRIDE: tl.constexpr,  # of features' rows
     CORNERS: tl.constexpr,  # K
     WIDTH: tl.constexpr,  # D
@@ -252,14 +200,14 @@ def pool(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
 ):
-    """Mean of one cluster's tokens and its LayerNorm; zero for a cluster that no token has.
+    """Mean of one cluster's tokens; zero for a cluster that no token has.
 
     The cluster's tokens are picked out of BLOCK_ROWS at a time and added BLOCK_TOKENS at a time, so that their loads
     overlap.
     """
     item = tl.program_id(0).to(tl.int64)
     j = tl.program_id(1)
-    first, count = _bounds(offsets, item, capacity, most)
+    first, count = bounds(offsets, item, capacity, most)
     dtype: tl.constexpr = features.dtype.element_ty
     d = tl.arange(0, BLOCK_WIDTH)  # [D]
     total = tl.zeros([BLOCK_WIDTH], tl.float32)
@@ -272,7 +220,7 @@ def pool(
         for begin in range(0, found, BLOCK_TOKENS):
             wanted = begin + tl.arange(0, BLOCK_TOKENS)  # [T]
             rank = tl.sum(tl.where(place[:, None] == wanted[None, :], i[:, None], 0), 0)  # [T]
-            token = _tokens(
+            token = tokens(
                 features,
                 index,
                 weights,
@@ -289,16 +237,7 @@ def pool(
             total += tl.sum(token.to(tl.float32), 0)
         size += found
     mean = tl.div_rn(total, tl.full([BLOCK_WIDTH], 1.0, tl.float32) * tl.maximum(size, 1)).to(dtype)
-    here = d < WIDTH
-    at = (item * CLUSTERS + j) * WIDTH + d
-    tl.store(pooled + at, mean, mask=here)
-    if normed is not None:
-        value = mean.to(tl.float32)
-        away = tl.where(here, value - tl.sum(value, 0) / WIDTH, 0.0)
-        away *= tl.rsqrt(tl.sum(away * away, 0) / WIDTH + epsilon)
-        gain = tl.load(ln_weight + d, mask=here, other=0.0).to(tl.float32)
-        bias = tl.load(ln_bias + d, mask=here, other=0.0).to(tl.float32)
-        tl.store(normed + at, away * gain + bias, mask=here)
+    tl.store(pooled + (item * CLUSTERS + j) * WIDTH + d, mean, mask=d < WIDTH)
 
 
 def object_pool(
@@ -310,11 +249,9 @@ def object_pool(
     starts: torch.Tensor,
     pos_weight: torch.Tensor,
     pos_bias: torch.Tensor,
-    ln_weight: torch.Tensor | None,
-    ln_bias: torch.Tensor | None,
     iterations: int,
     max_patches: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor:
     """As the definition; nothing is read back from the device.
 
     An object's patches past `max_patches`, and rows past the end of `index`, are left out instead of raising. FLOPs and
@@ -324,25 +261,48 @@ def object_pool(
     features = features if features.stride(-1) == 1 else features.contiguous()
     index, weights, positions, offsets, starts = (x.contiguous() for x in (index, weights, positions, offsets, starts))
     pos_weight, pos_bias = pos_weight.contiguous(), pos_bias.contiguous()
-    if ln_weight is not None and ln_bias is not None:
-        ln_weight, ln_bias = ln_weight.contiguous(), ln_bias.contiguous()
     (objects, clusters), width, (capacity, corners) = starts.shape, features.shape[1], index.shape
     device, kind = features.device, features.dtype
-    blocks = triton.cdiv(max_patches, 64)
-
     pooled = torch.empty(objects, clusters, width, device=device, dtype=kind)
-    normed = torch.empty_like(pooled) if ln_weight is not None else torch.empty(0, device=device, dtype=kind)
-    wide = torch.float64 if kind == torch.float32 else torch.float32
-    inner = torch.empty(capacity, blocks * 64, device=device, dtype=wide)
-    sums = torch.empty(capacity, clusters, device=device, dtype=wide)
     members = torch.empty(capacity, device=device, dtype=torch.int64)
-    labels = torch.empty(capacity, device=device, dtype=torch.int32)
-
     rows = min(capacity, objects * max_patches)
-    described = rows * (corners * (8 + 4) + 8)
+    described = rows * (corners * (8 + 4) + 8) + rows * corners * width * features.element_size()
     common = {"STRIDE": features.stride(0), "CORNERS": corners, "WIDTH": width, "CLUSTERS": clusters}
-    if max_patches > clusters:
-        name = "object_pool.gram_float32" if kind == torch.float32 else "object_pool.gram"
+    inner_flops = rows * (max_patches + 1) * width if max_patches > clusters else 0
+    flops = 2 * iterations * rows * max_patches * clusters if max_patches > clusters else 0
+    suffix = "_float32" if kind == torch.float32 else ""
+    block_clusters = max(16, triton.next_power_of_2(clusters))
+    if max_patches <= (TILE_FLOAT32 if kind == torch.float32 else TILE):
+        name = f"object_pool.cluster_tile{suffix}"
+        launch(
+            cluster_tile,
+            name,
+            (objects,),
+            features,
+            index,
+            weights,
+            positions,
+            offsets,
+            starts,
+            pos_weight,
+            pos_bias,
+            members,
+            capacity,
+            max_patches,
+            iterations,
+            flops=inner_flops + flops,
+            moved=starts.numel() * 8 + (described if max_patches > clusters else 0),
+            BLOCK_CLUSTERS=block_clusters,
+            **common,
+            **configuration(name, max_patches, device),
+        )
+    else:
+        blocks = triton.cdiv(max_patches, 64)
+        wide = torch.float64 if kind == torch.float32 else torch.float32
+        inner = torch.empty(capacity, blocks * 64, device=device, dtype=wide)
+        sums = torch.empty(capacity, clusters, device=device, dtype=wide)
+        labels = torch.empty(capacity, device=device, dtype=torch.int32)
+        name = f"object_pool.gram{suffix}"
         config = configuration(name, max_patches, device)
         tiles = triton.cdiv(max_patches, config["BLOCK_ROWS"])
         launch(
@@ -360,32 +320,32 @@ def object_pool(
             blocks,
             capacity,
             max_patches,
-            flops=rows * (max_patches + 1) * width,
-            moved=described + rows * corners * width * features.element_size(),
+            flops=inner_flops,
+            moved=described,
             **common,
             **config,
         )
-    name = "object_pool.cluster_float32" if kind == torch.float32 else "object_pool.cluster"
-    launch(
-        cluster,
-        name,
-        (objects,),
-        offsets,
-        starts,
-        inner,
-        sums,
-        labels,
-        members,
-        blocks,
-        capacity,
-        max_patches,
-        iterations,
-        flops=2 * iterations * rows * max_patches * clusters if max_patches > clusters else 0,
-        moved=starts.numel() * 8,
-        CLUSTERS=clusters,
-        BLOCK_CLUSTERS=max(16, triton.next_power_of_2(clusters)),
-        **configuration(name, max_patches, device),
-    )
+        name = f"object_pool.cluster{suffix}"
+        launch(
+            cluster,
+            name,
+            (objects,),
+            offsets,
+            starts,
+            inner,
+            sums,
+            labels,
+            members,
+            blocks,
+            capacity,
+            max_patches,
+            iterations,
+            flops=flops,
+            moved=starts.numel() * 8,
+            CLUSTERS=clusters,
+            BLOCK_CLUSTERS=block_clusters,
+            **configuration(name, max_patches, device),
+        )
     launch(
         pool,
         "object_pool.pool",
@@ -398,20 +358,16 @@ def object_pool(
         members,
         pos_weight,
         pos_bias,
-        ln_weight,
-        ln_bias,
         pooled,
-        normed if ln_weight is not None else None,
         capacity,
         max_patches,
-        EPSILON,
-        flops=rows * width + 8 * pooled.numel(),
-        moved=(pooled.numel() + normed.numel()) * features.element_size(),
+        flops=rows * width,
+        moved=pooled.numel() * features.element_size(),
         **common,
         BLOCK_WIDTH=triton.next_power_of_2(width),
         **configuration("object_pool.pool", max_patches, device),
     )
-    return pooled, normed
+    return pooled
 
 
 def compile_cases() -> Iterator[CompileCase]:
@@ -420,6 +376,8 @@ def compile_cases() -> Iterator[CompileCase]:
     floats = [(f"fp32, K {k}", "fp32", {"CORNERS": k}) for k in (1, 4)]
     tokens = [(f"n {n}", "", {"CLUSTERS": n, "BLOCK_CLUSTERS": n}) for n in (32, MOST_CLUSTERS)]
     for name, kernel, wide, variants in (
+        ("object_pool.cluster_tile", cluster_tile, "", halves),
+        ("object_pool.cluster_tile_float32", cluster_tile, "", floats),
         ("object_pool.gram", gram, "fp32", halves),
         ("object_pool.gram_float32", gram, "fp64", floats),
         ("object_pool.cluster", cluster, "fp32", tokens),
@@ -430,7 +388,7 @@ def compile_cases() -> Iterator[CompileCase]:
             limit = f"up to {config['upto']} patches" if "upto" in config else "any number of patches"
             blocks = {k: v for k, v in config.items() if k.startswith("BLOCK")}
             for text, dtype, variant in variants:
-                constants = released | variant | blocks
+                constants = released | {"BLOCK_CLUSTERS": 32} | variant | blocks
                 yield CompileCase(
                     kernel=kernel,
                     name=name,
@@ -438,7 +396,7 @@ def compile_cases() -> Iterator[CompileCase]:
                     signature={k: v.format(dtype, wide) for k, v in SIGNATURE.items() if k in kernel.arg_names},
                     constants={k: v for k, v in constants.items() if k in kernel.arg_names},
                     options={k: config[k] for k in ("num_warps", "num_stages")},
-                    matrix=name == "object_pool.gram",
+                    matrix=name in ("object_pool.gram", "object_pool.cluster_tile"),
                 )
 
 
@@ -451,17 +409,13 @@ SIGNATURE = {
     "starts": "*i64",
     "pos_weight": "*{0}",
     "pos_bias": "*{0}",
-    "ln_weight": "*{0}",
-    "ln_bias": "*{0}",
     "inner": "*{1}",
     "sums": "*{1}",
     "members": "*i64",
     "labels": "*i32",
     "pooled": "*{0}",
-    "normed": "*{0}",
     "blocks": "i32",
     "capacity": "i32",
     "most": "i32",
     "iterations": "i32",
-    "epsilon": "fp32",
 }

@@ -79,6 +79,8 @@ class Network(VisionSide):
 
     def loaded(self, digests: Mapping[str, str]) -> None:
         """Take the digests of the values that the weights were just loaded from, by checkpoint key."""
+        if self.object_tokenizer.infusion is not None:
+            self.object_tokenizer.infusion.prepare()
         sizes = {f.name: getattr(self.config, f.name) for f in fields(self.config) if f.name not in ("vision", "raw")}
         sizes["vision"] = self.config.vision.to_dict()
         self._fingerprint = combined_digest(json.dumps(sizes, sort_keys=True), digests)

@@ -23,6 +23,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -49,14 +50,15 @@ CALLS: dict[str, list[tuple[dict[str, Any], tuple[str, ...]]]] = {
     "rope2d": [({"patches": 24}, BOTH)],
     "object_pool": [
         ({"patches": 57}, BOTH),
+        ({"patches": 30, "tokens": 16}, SINGLE),
         ({"patches": 150}, HALF),
         ({"patches": 40, "corners": 4}, HALF),
     ],
     "infuse": [
-        ({"rows": 150}, BOTH),
-        ({"rows": 80, "tokens": 4}, HALF),  # folded
-        ({"rows": 80, "heads": 9}, HALF),
-        ({"rows": 80, "heads": 16, "width": 1024}, HALF),
+        ({"rows": 80, "tokens": 4, "width": 288, "heads": 2}, BOTH),  # folded, as the next two
+        ({"rows": 80, "tokens": 4, "width": 128, "heads": 2}, BOTH),
+        ({"rows": 80, "tokens": 4, "width": 512, "heads": 2}, SINGLE),
+        ({"rows": 40, "objects": 8, "tokens": 16, "width": 288, "heads": 2}, BOTH),  # projected
     ],
     "varlen_attention": [
         *(({"keys": 80, "heads": 2, "head": head, "causal": c}, HALF) for head in (72, 128, 160) for c in (0, 1)),
@@ -170,10 +172,22 @@ def sources() -> dict[str, str]:
     """Of each kernel file and its configurations a hash; comments and layout do not count."""
     found = {}
     for path in compile_check.kernel_files():
-        digest = hashlib.sha256(ast.unparse(ast.parse(path.read_text(encoding="utf-8"))).encode())
+        digest = hashlib.sha256()
+        for part in _with_parts(path):
+            digest.update(ast.unparse(ast.parse(part.read_text(encoding="utf-8"))).encode())
         for config in sorted((compile_check.KERNELS / "configs" / path.stem).glob("default.json")):
             digest.update(config.read_bytes())
         found[path.stem] = digest.hexdigest()[:16]
+    return found
+
+
+def _with_parts(path: Path) -> list[Path]:
+    """A kernel file and what it takes from the private files beside it, of how all are launched nothing."""
+    found = [path]
+    for file in found:
+        names = re.findall(r"^from pixelrefer_fast\.kernels\.(_\w+) import", file.read_text(encoding="utf-8"), re.M)
+        parts = (file.with_name(f"{name}.py") for name in names if name != "_launch")
+        found += [part for part in parts if part not in found]
     return found
 
 

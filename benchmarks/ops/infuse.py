@@ -35,7 +35,7 @@ def _case(
     projected = is_projected(plan, tokens, width, HEADS)
     queries = len(context) * tokens
     sizes = [(members * tokens, rows) for members, rows in plan.sizes]
-    attention = sum(w.flops for w in (projected_work if projected else folded_work)(sizes, width, HEADS))
+    work = (projected_work if projected else folded_work)(sizes, plan.span, width, HEADS)
     used = sum(rows for _, rows in plan.sizes)
     return Case(
         "infuse",
@@ -49,10 +49,9 @@ def _case(
             width=width,
             heads=HEADS,
         ),
-        # beside the attention the query and the output product, the residual sum and the LayerNorm
-        flops=attention + 4 * queries * width**2 + 9 * queries * width,
-        # tokens, normed and both results; the feature rows that a group has; weights and vectors
-        moved=lambda dtype: (4 * queries + used + 4 * width + 4) * width * dtype.itemsize,
+        flops=sum(w.flops for w in work),
+        # tokens and the result; the feature rows that a group has; weights and vectors
+        moved=lambda dtype: (2 * queries + used + 4 * width + 4) * width * dtype.itemsize,
         smoke=smoke,
         rivals={"nn.MultiheadAttention": _multihead_attention},
     )
@@ -60,7 +59,7 @@ def _case(
 
 def _multihead_attention(arguments: Arguments) -> Rival:
     """PyTorch's own module, an object at a time as the reference calls it."""
-    tokens, normed, features, order, groups, in_weight, query_bias, out_weight, out_bias, *_ = arguments
+    tokens, features, order, groups, ln_weight, ln_bias, in_weight, query_bias, out_weight, out_bias, *_ = arguments
     width = tokens.shape[2]
     attention = torch.nn.MultiheadAttention(width, HEADS, batch_first=True, device=tokens.device, dtype=tokens.dtype)
     with torch.no_grad():
@@ -73,12 +72,10 @@ def _multihead_attention(arguments: Arguments) -> Rival:
         contexts |= dict.fromkeys(order[place : place + members].tolist(), (first, rows))
 
     def run() -> dict[int, torch.Tensor]:
-        mixed = {}
+        normed, mixed = torch.nn.functional.layer_norm(tokens, (width,), ln_weight, ln_bias), {}
         for i, (first, rows) in contexts.items():
             shared = features[first : first + rows]
             mixed[i] = tokens[i] + attention(normed[i], shared, shared, need_weights=False)[0]
         return mixed
 
-    return Rival(
-        run, lambda mixed: [torch.stack([mixed[i] for i in range(len(tokens))]), None], "without the next LayerNorm"
-    )
+    return Rival(run, lambda mixed: [torch.stack([mixed[i] for i in range(len(tokens))])])

@@ -1,4 +1,4 @@
-"""object_pool at the released sizes: 32 tokens of width 1152 an object, 3 iterations, LayerNorm of the infusion."""
+"""object_pool at the released sizes: 32 tokens of width 1152 an object, 3 iterations."""
 
 from __future__ import annotations
 
@@ -41,13 +41,12 @@ def _case(
             corners=corners,
             iterations=ITERATIONS,
         ),
-        # tokens, means and LayerNorm; inner products (half of a symmetric matrix), sums of its rows in each iteration
+        # tokens and means; inner products (half of a symmetric matrix), sums of its rows in each iteration
         flops=(2 * corners + 6) * rows * width
-        + 8 * pooled * width
         + sum(count * (count + 1) * width + 2 * ITERATIONS * count**2 * tokens for count in clustered),
-        # feature rows, their indices and weights, places; starts and offsets; parameters; both results
+        # feature rows, their indices and weights, places; starts and offsets; parameters; the result
         moved=lambda dtype: (
-            (corners * rows + 5 + 2 * pooled) * width * dtype.itemsize
+            (corners * rows + 3 + pooled) * width * dtype.itemsize
             + (12 * corners + 8) * rows
             + 8 * (pooled + len(counts) + 1)
         ),
@@ -61,7 +60,7 @@ def _flash_kmeans(arguments: Arguments) -> Rival:
     """A library for batches of equal size, on tokens that are already made."""
     from flash_kmeans import batch_kmeans_Euclid
 
-    features, index, _, positions, _, starts, weight, bias, _, _, iterations, most = arguments
+    features, index, _, positions, _, starts, weight, bias, iterations, most = arguments
     tokens = features[index[:, 0]] + torch.nn.functional.linear(positions.to(features.dtype), weight, bias)
     tokens = tokens.unflatten(0, (-1, most))
     first = torch.gather(tokens, 1, starts[:, :, None].expand(-1, -1, tokens.shape[2]))
@@ -69,4 +68,4 @@ def _flash_kmeans(arguments: Arguments) -> Rival:
     def run() -> torch.Tensor:
         return batch_kmeans_Euclid(tokens, starts.shape[1], max_iters=iterations, tol=0.0, init_centroids=first)[1]
 
-    return Rival(run, lambda centroids: [centroids.to(features.dtype), None], "clustering alone")
+    return Rival(run, lambda centroids: [centroids.to(features.dtype)], "clustering alone")

@@ -55,7 +55,7 @@ def _cpu_attention_flops(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *arg
     return sdpa_flop_count(q.shape, k.shape, v.shape)
 
 
-# torch has formulas for the attention kernels of a GPU only
+# torch has formulas for the attention kernels of a GPU only, and none for a product that is added to what is there
 FORMULAS = {
     **flop_registry,
     aten.addmm_: flop_registry[aten.addmm],

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from pixelrefer_fast import ops
+from pixelrefer_fast.encoding.constants import Constant
 from pixelrefer_fast.ops.infuse import Groups, is_projected
 from pixelrefer_fast.planning.selection import Selection
 
@@ -13,46 +14,40 @@ HEADS = 8  # at any width
 
 
 class InfusionStep(nn.Module):
-    """Cross-attention with un-normalised features; weights as PyTorch's MultiheadAttention keeps them.
-
-    The LayerNorm is the one before this step's attention: what comes before the step makes it, in one launch with its
-    own result.
-    """
+    """LayerNorm and cross-attention with un-normalised features; weights as PyTorch's MultiheadAttention has them."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.in_proj = nn.Linear(width, 3 * width)
         self.out_proj = nn.Linear(width, width)
+        self._out_bias = Constant()
 
-    def forward(
-        self,
-        tokens: torch.Tensor,
-        normed: torch.Tensor,
-        features: torch.Tensor,
-        groups: Groups,
-        following: nn.LayerNorm | None,
-        backend: str,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(M, n, D) tokens and `norm` of them to the infused tokens and `following` of those (empty without one)."""
-        query_bias, _, value_bias = self.in_proj.bias.chunk(3)
+    def out_bias(self) -> torch.Tensor:
+        """(D,) what the output product adds."""
+        # the weights of an attention sum to one: the value's bias passes through it to the output product
+        value_bias = self.in_proj.bias.chunk(3)[2]
+        return self._out_bias.of(torch.addmv, self.out_proj.bias, self.out_proj.weight, value_bias)
+
+    def forward(self, tokens: torch.Tensor, features: torch.Tensor, groups: Groups, backend: str) -> torch.Tensor:
+        """(M, n, D) tokens to the infused ones."""
         projected = is_projected(groups, tokens.shape[1], tokens.shape[2], HEADS)
         return ops.infuse(
             tokens,
-            normed,
             features,
             groups.order,
             groups.groups,
+            self.norm.weight,
+            self.norm.bias,
             self.in_proj.weight,
-            query_bias,
+            self.in_proj.bias.chunk(3)[0],
             self.out_proj.weight,
-            # the weights of an attention sum to one: the value's bias passes through it to the output product
-            torch.addmv(self.out_proj.bias, self.out_proj.weight, value_bias),
-            None if following is None else following.weight,
-            None if following is None else following.bias,
+            self.out_bias(),
             HEADS,
             groups.max_members,
             groups.max_rows,
+            groups.first_row,
+            groups.span,
             projected,
             backend=backend,
         )
@@ -69,22 +64,17 @@ class Infusion(nn.Module):
         self.mask_embedding = nn.Conv2d(1, width, kernel_size=1)
 
     def forward(
-        self,
-        tokens: torch.Tensor,
-        normed: torch.Tensor,
-        features: torch.Tensor,
-        selection: Selection,
-        backend: str = "auto",
+        self, tokens: torch.Tensor, features: torch.Tensor, selection: Selection, backend: str = "auto"
     ) -> torch.Tensor:
-        """(M, n, D) pooled tokens and the local step's norm of them to (M, n, D) infused tokens.
+        """(M, n, D) pooled tokens to infused ones; `features` are (F, D), those that `selection` was made for."""
+        tokens = self.local_step(tokens, features, selection.local_groups, backend)
+        return self.global_step(tokens, features, selection.global_groups, backend)
 
-        `features` are (F, D), those that `selection` was made for.
-        """
-        tokens, normed = self.local_step(
-            tokens, normed, features, selection.local_groups, self.global_step.norm, backend
-        )
-        tokens, _ = self.global_step(tokens, normed, features, selection.global_groups, None, backend)
-        return tokens
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """Make what follows from the weights alone, which the first request makes otherwise."""
+        for step in (self.local_step, self.global_step):
+            step.out_bias()
 
     def checkpoint_slots(self) -> dict[str, torch.Tensor]:
         slots: dict[str, torch.Tensor] = {f"mask_embedding.{n}": p for n, p in self.mask_embedding.named_parameters()}

@@ -87,14 +87,13 @@ class ObjectTokenizer(nn.Module):
         Returns:
             (T, C): n tokens a mark in Lite, min(n, selected patches) in Full.
         """
-        pooled, normed = self.pool(features, selection, starts, backend)
-        return self.project(self.infuse(pooled, normed, features, selection, backend), selection)
+        pooled = self.pool(features, selection, starts, backend)
+        return self.project(self.infuse(pooled, features, selection, backend), selection)
 
     def pool(
         self, features: torch.Tensor, selection: Selection, starts: torch.Tensor, backend: str = "auto"
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(M, n, D) pooled tokens of all marks and, in Lite, the first infusion step's norm of them, else (0,)."""
-        norm = None if self.infusion is None else self.infusion.local_step.norm
+    ) -> torch.Tensor:
+        """(M, n, D) pooled tokens of all marks."""
         return ops.object_pool(
             features,
             selection.index,
@@ -104,23 +103,16 @@ class ObjectTokenizer(nn.Module):
             starts,
             self.pos_linear.weight,
             self.pos_linear.bias,
-            None if norm is None else norm.weight,
-            None if norm is None else norm.bias,
             self.iterations,
             max((0, *selection.counts)),  # torch.compile knows no max(default=)
             backend=backend,
         )
 
     def infuse(
-        self,
-        pooled: torch.Tensor,
-        normed: torch.Tensor,
-        features: torch.Tensor,
-        selection: Selection,
-        backend: str = "auto",
+        self, pooled: torch.Tensor, features: torch.Tensor, selection: Selection, backend: str = "auto"
     ) -> torch.Tensor:
         """(M, n, D) pooled tokens with the context of their views, in Lite; in Full as they are."""
-        return pooled if self.infusion is None else self.infusion(pooled, normed, features, selection, backend)
+        return pooled if self.infusion is None else self.infusion(pooled, features, selection, backend)
 
     def project(self, pooled: torch.Tensor, selection: Selection) -> torch.Tensor:
         """(M, n, D) tokens to (T, C), packed: those of marks with fewer patches than n are left out in Full."""

@@ -84,6 +84,8 @@ class VisionSide(nn.Module):
         Raises:
             ValueError: a frame that cannot be read, a k-means start that does not fit.
         """
+        plan, places = plan.context_first()
+        scenes = [tuple(places[v] for v in scene) for scene in scenes]
         on_host, centroids = self.select(plan, starts)
         known = {} if kept is None else kept.find(plan, source, on_host, (self.backend, *self.encoder.state()))
         fresh = [v for v in range(len(plan.views)) if v not in known]
@@ -114,24 +116,20 @@ class VisionSide(nn.Module):
 
     def object_tokens(self, features: torch.Tensor, selection: Selection, starts: torch.Tensor) -> torch.Tensor:
         """Features (F, D) to object tokens (T, C) of all marks: pooling, in Lite infusion, and projection."""
-        tokens, normed = self.pool(features, selection, starts)
+        tokens = self.pool(features, selection, starts)
         if self.config.kind == "lite":
-            tokens = self.infuse(tokens, normed, features, selection)
+            tokens = self.infuse(tokens, features, selection)
         return self.project(tokens, selection)
 
     @stage("pooling")
-    def pool(
-        self, features: torch.Tensor, selection: Selection, starts: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(M, n, D) pooled tokens of all marks and, in Lite, the first infusion step's norm of them."""
+    def pool(self, features: torch.Tensor, selection: Selection, starts: torch.Tensor) -> torch.Tensor:
+        """(M, n, D) pooled tokens of all marks."""
         return self.object_tokenizer.pool(features, selection, starts, self.backend)
 
     @stage("infusion")
-    def infuse(
-        self, pooled: torch.Tensor, normed: torch.Tensor, features: torch.Tensor, selection: Selection
-    ) -> torch.Tensor:
+    def infuse(self, pooled: torch.Tensor, features: torch.Tensor, selection: Selection) -> torch.Tensor:
         """Lite: (M, n, D) pooled tokens with the context of their views."""
-        return self.object_tokenizer.infuse(pooled, normed, features, selection, self.backend)
+        return self.object_tokenizer.infuse(pooled, features, selection, self.backend)
 
     @stage("projector")
     def project(self, pooled: torch.Tensor, selection: Selection) -> torch.Tensor:

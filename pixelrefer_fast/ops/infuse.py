@@ -1,4 +1,4 @@
-"""Cross-attention that takes context features into the pooled tokens."""
+"""One step of cross-attention that takes context features into the pooled tokens."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ LN_EPS = 1e-5
 FLOPS_A_SECOND = 790e12
 BYTES_A_SECOND = 4.3e12
 BYTES = 2
+LAUNCH_SECONDS = 2.5e-6  # what a launch takes whatever it does
 
 
 class Groups(NamedTuple):
@@ -28,6 +29,7 @@ class Groups(NamedTuple):
         groups: (G, 4) int32, for each group its first place in `order`, members, first feature row, feature rows.
         max_members: most members of a group, 0 without groups.
         max_rows: most feature rows of a group, 0 without groups.
+        first_row, span: all groups' rows lie in the `span` feature rows from this one on.
         sizes: (members, feature rows) of each group: what a planner asks without reading a device.
     """
 
@@ -35,6 +37,8 @@ class Groups(NamedTuple):
     groups: torch.Tensor
     max_members: int
     max_rows: int
+    first_row: int
+    span: int
     sizes: tuple[tuple[int, int], ...]
 
 
@@ -57,11 +61,14 @@ def plan_groups(context: torch.Tensor) -> Groups:
     for (start, length), own in members.items():
         table.append((place, len(own), start, length))
         place += len(own)
+    first_row = min((start for start, _ in members), default=0)
     return Groups(
         torch.tensor(order, dtype=torch.int32),
         torch.tensor(table, dtype=torch.int32).reshape(-1, 4),
         max((len(own) for own in members.values()), default=0),
         max((length for _, length in members), default=0),
+        first_row,
+        max((start + length for start, length in members), default=0) - first_row,
         tuple((len(own), length) for (_, length), own in members.items()),
     )
 
@@ -75,75 +82,74 @@ class LaunchCost(NamedTuple):
     @property
     def seconds(self) -> float:
         """At least so long on the machine that the planner has in mind."""
-        return max(self.flops / FLOPS_A_SECOND, self.moved / BYTES_A_SECOND)
+        return LAUNCH_SECONDS + max(self.flops / FLOPS_A_SECOND, self.moved / BYTES_A_SECOND)
 
 
-def projected_work(groups: list[tuple[int, int]], width: int, heads: int) -> list[LaunchCost]:
-    """Keys and values projected once for a group: the launches that the folded form does not have.
+def projected_work(groups: list[tuple[int, int]], span: int, width: int, heads: int) -> list[LaunchCost]:
+    """What the launches of a step cost that projects keys and values once for a group.
 
     Args:
         groups: (queries, feature rows) of each group; queries = members times tokens.
+        span: feature rows from the first to the last that a group has, of which all are projected.
         width, heads: D and H.
 
     Returns:
-        Gathering the rows, the product with W_k and W_v, the scores, the weighted sum.
+        The LayerNorm and the query product, the product with W_k and W_v, the attention, the output product.
     """
-    # torch.compile knows no max(default=)
-    rows = len(groups) * max((0, *(length for _, length in groups)))  # the product's, ragged ends filled up
-    used = sum(length for _, length in groups)
     queries = sum(count for count, _ in groups)
     pairs = sum(count * length for count, length in groups)
-    scores = 4 * heads * pairs
     return [
-        LaunchCost(0, BYTES * (used + rows) * width),
-        LaunchCost(4 * rows * width * width, BYTES * (3 * rows * width + 2 * width * width)),
-        LaunchCost(2 * pairs * width, BYTES * (queries + used) * width + scores),
-        LaunchCost(2 * pairs * width, BYTES * (queries + used) * width + scores),
+        LaunchCost(2 * queries * width**2, BYTES * (3 * queries * width + width**2)),
+        LaunchCost(4 * span * width**2, BYTES * (3 * span * width + 2 * width**2)),
+        LaunchCost(4 * pairs * width, BYTES * 2 * (queries + span) * width),
+        LaunchCost(2 * queries * width**2, BYTES * (3 * queries * width + width**2)),
     ]
 
 
-def folded_work(groups: list[tuple[int, int]], width: int, heads: int) -> list[LaunchCost]:
-    """W_k folded into the queries and W_v applied after the weighted sum of the features: as `projected_work`.
+def folded_work(groups: list[tuple[int, int]], span: int, width: int, heads: int) -> list[LaunchCost]:
+    """What the launches of a step cost that folds W_k into the queries and applies W_v to the weighted sum.
+
+    Args:
+        groups, span, width, heads: as of `projected_work`.
 
     Returns:
-        The product of queries and W_k, the scores, the weighted sum, the product with W_v.
+        The LayerNorm and the products with W_q and W_k, the scores, the weighted sum and W_v, the output product.
     """
     used = sum(length for _, length in groups)
     queries = sum(count for count, _ in groups)
-    pairs = sum(count * length for count, length in groups)
-    scores = 4 * heads * pairs
-    weights = LaunchCost(2 * queries * width * width, BYTES * width * (width + queries * (1 + heads)))
+    pairs = heads * sum(count * length for count, length in groups)
+    # the parts in which the weighted sum comes are not charged: they are read at once, from the L2 cache
     return [
-        weights,
-        LaunchCost(2 * heads * pairs * width, BYTES * (heads * queries + used) * width + scores),
-        LaunchCost(2 * heads * pairs * width, BYTES * (heads * queries + used) * width + scores),
-        weights,
+        LaunchCost(4 * queries * width**2, BYTES * ((2 + heads) * queries * width + 2 * width**2)),
+        LaunchCost(2 * pairs * width, BYTES * (heads * queries + used) * width + 4 * pairs),
+        LaunchCost(2 * pairs * width + 2 * queries * width**2, BYTES * width * (used + width) + 4 * pairs),
+        LaunchCost(2 * queries * width**2, BYTES * (3 * queries * width + width**2)),
     ]
 
 
 def is_projected(groups: Groups, n: int, width: int, heads: int) -> bool:
     """Whether projecting keys and values costs less than folding their weights, for all groups of a call together.
 
-    A roofline estimate and no measurement: each launch takes the longer of its FLOPs at 790 TFLOP/s and its bytes at
-    4.3 TB/s (an H200, bfloat16).
+    A roofline estimate and no measurement: each launch takes its 2.5 microseconds and the longer of its FLOPs at
+    790 TFLOP/s and its bytes at 4.3 TB/s (an H200, bfloat16).
 
     Args:
-        groups: as `plan_groups` gives them; only their sizes are looked at.
+        groups: as `plan_groups` gives them; only their sizes and their span are looked at.
         n: tokens an object.
         width, heads: D and H.
     """
     sizes = [(members * n, rows) for members, rows in groups.sizes]
-    projected, folded = projected_work(sizes, width, heads), folded_work(sizes, width, heads)
+    projected, folded = (work(sizes, groups.span, width, heads) for work in (projected_work, folded_work))
     return sum(w.seconds for w in projected) < sum(w.seconds for w in folded)
 
 
 def _samples(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple]:
-    for objects, tokens, width, heads, context, projected, norm in (
-        (3, 4, 32, 2, [(0, 9), (9, 30), (0, 9)], True, True),
-        (3, 4, 32, 2, [(0, 9), (9, 30), (0, 9)], False, True),
-        (1, 1, 64, 8, [(2, 1)], False, False),
-        (5, 8, 48, 8, [(0, 16)] * 5, True, False),
-        (0, 4, 16, 4, [], False, True),
+    for objects, tokens, width, heads, context, projected in (
+        (3, 4, 32, 2, [(0, 9), (9, 30), (0, 9)], True),
+        (3, 4, 32, 2, [(0, 9), (9, 30), (0, 9)], False),
+        (1, 1, 64, 8, [(2, 1)], False),
+        (5, 8, 48, 8, [(3, 16)] * 5, True),
+        (0, 4, 16, 4, [], False),
     ):
         rows = max((start + length for start, length in context), default=1)
         plan = plan_groups(torch.tensor(context, dtype=torch.int64).reshape(-1, 2))
@@ -153,19 +159,20 @@ def _samples(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple]:
 
         yield (
             random(objects, tokens, width),
-            random(objects, tokens, width),
             random(rows, width),
             plan.order,
             plan.groups,
+            random(width, scale=0.1) + 1,
+            random(width, scale=0.1),
             random(3 * width, width, scale=width**-0.5),
             random(width, scale=0.1),
             random(width, width, scale=width**-0.5),
             random(width, scale=0.1),
-            random(width, scale=0.1) + 1 if norm else None,
-            random(width, scale=0.1) if norm else None,
             heads,
             plan.max_members,
             plan.max_rows,
+            plan.first_row,
+            plan.span,
             projected,
         )
 
@@ -178,22 +185,23 @@ def _samples(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple]:
 )
 def infuse(
     tokens: torch.Tensor,
-    normed: torch.Tensor,
     features: torch.Tensor,
     order: torch.Tensor,
     groups: torch.Tensor,
+    ln_weight: torch.Tensor,
+    ln_bias: torch.Tensor,
     in_weight: torch.Tensor,
     query_bias: torch.Tensor,
     out_weight: torch.Tensor,
     out_bias: torch.Tensor,
-    ln_weight: torch.Tensor | None,
-    ln_bias: torch.Tensor | None,
     heads: int,
     max_members: int,
     max_rows: int,
+    first_row: int,
+    span: int,
     projected: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """T + MultiheadAttention(normed T, F, F), one step of the infusion, and the next step's LayerNorm of it.
+) -> torch.Tensor:
+    """T + MultiheadAttention(LayerNorm(T), F, F), one step of the infusion.
 
     The weights of a softmax sum to one, so a key bias cancels and a value bias adds W_o b_v: the caller has added that
     to `out_bias`. Keys and values need not be projected either: scores = (q W_k) Fᵀ and output = W_v (p F), which
@@ -201,37 +209,34 @@ def infuse(
 
     Args:
         tokens: (M, n, D) pooled tokens.
-        normed: (M, n, D) their LayerNorm.
-        features: (F, D) packed features of all views; rows of no group are not looked at.
+        features: (F, D) packed features of all views; rows of no group reach no result.
         order: (M,) int32, the objects sorted by group, as `plan_groups` gives it.
         groups: (G, 4) int32, for each group its first place in `order`, members, first feature row, feature rows.
+        ln_weight, ln_bias: (D,) of the LayerNorm (eps 1e-5).
         in_weight: (3 D, D) for query, key, value, as in PyTorch's MultiheadAttention.
         query_bias: (D,).
         out_weight, out_bias: (D, D), (D,); out_bias = b_o + W_o b_v.
-        ln_weight, ln_bias: (D,) of the next LayerNorm (eps 1e-5), or both None.
         heads: number of heads; D / heads may be any size.
         max_members, max_rows: no group has more members or feature rows.
+        first_row, span: all groups' rows are among the `span` from this one on, which the kernels may read.
         projected: project keys and values once for a group, or fold their weights.
 
     Returns:
-        (M, n, D) tokens and (M, n, D) their LayerNorm, an empty (0,) tensor without ln, in the tokens' dtype.
+        (M, n, D) tokens in their dtype.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit, a group outside the features or the order, or above a maximum.
+        ValueError: shapes or dtypes that do not fit, a group outside the span or the order, or above a maximum.
     """
     _, n, width = tokens.shape
-    queries = F.linear(normed, in_weight[:width], query_bias)
+    queries = F.linear(F.layer_norm(tokens, (width,), ln_weight, ln_bias, LN_EPS), in_weight[:width], query_bias)
     attend = _projected if projected else _folded
     mixed = torch.empty_like(tokens)
-    for place, members, start, length in _checked_groups(groups, order, len(features), max_members, max_rows):
+    for place, members, start, length in _checked_groups(groups, order, first_row, span, max_members, max_rows):
         own = order[place : place + members].long()
         per_head = queries[own].reshape(-1, heads, width // heads).transpose(0, 1)  # (H, members n, d)
         attended = attend(per_head, features[start : start + length], *in_weight[width:].chunk(2))
         mixed[own] = attended.transpose(0, 1).reshape(members, n, width)
-    tokens = tokens + F.linear(mixed, out_weight, out_bias)
-    if ln_weight is None:
-        return tokens, tokens.new_empty(0)
-    return tokens, F.layer_norm(tokens, (width,), ln_weight, ln_bias, LN_EPS)
+    return tokens + F.linear(mixed, out_weight, out_bias)
 
 
 def _projected(
@@ -259,59 +264,57 @@ def _folded(
 @infuse.check
 def _check(
     tokens: torch.Tensor,
-    normed: torch.Tensor,
     features: torch.Tensor,
     order: torch.Tensor,
     groups: torch.Tensor,
+    ln_weight: torch.Tensor,
+    ln_bias: torch.Tensor,
     in_weight: torch.Tensor,
     query_bias: torch.Tensor,
     out_weight: torch.Tensor,
     out_bias: torch.Tensor,
-    ln_weight: torch.Tensor | None,
-    ln_bias: torch.Tensor | None,
     heads: int,
     max_members: int,
     max_rows: int,
+    first_row: int,
+    span: int,
 ) -> None:
     """Shapes and dtypes: nothing that would read a tensor."""
     name = "infuse"
     check_shape(name, "tokens", tokens, None, None, None)
-    objects, n, width = tokens.shape
-    check_shape(name, "normed", normed, objects, n, width)
+    width = tokens.shape[2]
     check_shape(name, "features", features, None, width)
-    check_shape(name, "order", order, objects)
+    check_shape(name, "order", order, len(tokens))
     check_shape(name, "groups", groups, None, 4)
+    matrices = {"features": features, "in_weight": in_weight, "out_weight": out_weight}
+    vectors = {"ln_weight": ln_weight, "ln_bias": ln_bias, "query_bias": query_bias, "out_bias": out_bias}
     check_shape(name, "in_weight", in_weight, 3 * width, width)
     check_shape(name, "out_weight", out_weight, width, width)
-    if (ln_weight is None) != (ln_bias is None):
-        raise ValueError(f"{name}: expected ln_weight and ln_bias or neither, got only one of them")
-    vectors = {"query_bias": query_bias, "out_bias": out_bias}
-    if ln_weight is not None and ln_bias is not None:
-        vectors |= {"ln_weight": ln_weight, "ln_bias": ln_bias}
     for label, vector in vectors.items():
         check_shape(name, label, vector, width)
-        check_dtype(name, label, vector, tokens.dtype)
-    for label, floats in (
-        ("normed", normed),
-        ("features", features),
-        ("in_weight", in_weight),
-        ("out_weight", out_weight),
-    ):
+    for label, floats in (matrices | vectors).items():
         check_dtype(name, label, floats, tokens.dtype)
     for label, integers in (("order", order), ("groups", groups)):
         check_dtype(name, label, integers, torch.int32)
-    check_device(name, tokens.device, normed=normed, features=features, order=order, groups=groups)
-    check_device(name, tokens.device, in_weight=in_weight, out_weight=out_weight, **vectors)
-    for label, count in (("heads", heads), ("max_members", max_members), ("max_rows", max_rows)):
+    check_device(name, tokens.device, order=order, groups=groups, **matrices, **vectors)
+    for label, count in (
+        ("heads", heads),
+        ("max_members", max_members),
+        ("max_rows", max_rows),
+        ("first_row", first_row),
+        ("span", span),
+    ):
         check_count(name, label, count)
+    if first_row + span > len(features):
+        raise ValueError(f"{name}: expected a span within {len(features)} features, got {span} from {first_row}")
     if heads < 1 or width % heads:
         raise ValueError(f"{name}: expected a width that {heads} heads divide, got {width}")
 
 
 def _checked_groups(
-    groups: torch.Tensor, order: torch.Tensor, rows: int, max_members: int, max_rows: int
+    groups: torch.Tensor, order: torch.Tensor, first_row: int, span: int, max_members: int, max_rows: int
 ) -> list[list[int]]:
-    """The groups as lists, each within the features, all together every place of the order."""
+    """The groups as lists, each within the span, all together every place of the order."""
     table: list[list[int]] = groups.tolist()
     next_place = 0
     for i, (place, members, start, length) in enumerate(table):
@@ -320,9 +323,10 @@ def _checked_groups(
                 f"infuse: group {i}: expected 1 to {max_members} members from place {next_place}, "
                 f"got {members} from {place}"
             )
-        if not 1 <= length <= max_rows or start < 0 or start + length > rows:
+        if not 1 <= length <= max_rows or start < first_row or start + length > first_row + span:
             raise ValueError(
-                f"infuse: group {i}: expected 1 to {max_rows} rows within {rows}, got {length} rows from {start}"
+                f"infuse: group {i}: expected 1 to {max_rows} rows within {span} from {first_row}, "
+                f"got {length} rows from {start}"
             )
         next_place += members
     if next_place != len(order) or sorted(order.tolist()) != list(range(len(order))):
@@ -333,8 +337,8 @@ def _checked_groups(
 
 
 @infuse.fake
-def _fake(tokens: torch.Tensor, ln_weight: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.empty_like(tokens), tokens.new_empty(0) if ln_weight is None else torch.empty_like(tokens)
+def _fake(tokens: torch.Tensor) -> torch.Tensor:
+    return tokens.new_empty(tokens.shape)
 
 
 def _accepts(tokens: torch.Tensor) -> Reason:

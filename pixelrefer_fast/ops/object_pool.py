@@ -1,4 +1,4 @@
-"""Selected patches of every object to at most n pooled tokens: position, k-means, LayerNorm."""
+"""Selected patches of every object to at most n pooled tokens: position, k-means."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from pixelrefer_fast.ops._registry import Reason, register_op
 TIE = 1e-12
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # that the Triton kernels take
-EPSILON = 1e-5  # of LayerNorm
 MOST_PATCHES = 1024  # of an object that the Triton kernels take
+TILES = {4: 32, 2: 64}  # patches of an object that they cluster without a matrix in memory, by bytes of a feature
 MOST_CLUSTERS = 64  # they keep a bit a cluster in an int64
 
 
 def _samples(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple]:
-    for counts, clusters, width, iterations, corners, norm, spare in (
-        ([9, 0, 3, 4, 1], 4, 24, 3, 1, True, 0),
-        ([40, 70], 8, 72, 5, 4, True, 3),
-        ([12], 1, 16, 0, 1, False, 0),
-        ([], 4, 8, 3, 1, True, 2),
+    for counts, clusters, width, iterations, corners, spare in (
+        ([9, 0, 3, 4, 1], 4, 24, 3, 1, 0),
+        ([40, 70], 8, 72, 5, 4, 3),
+        ([12], 1, 16, 0, 1, 0),
+        ([], 4, 8, 3, 1, 2),
     ):
         selected = sum(counts)
         rows = selected + 5
@@ -49,8 +49,7 @@ def _samples(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple]:
         weights /= weights.sum(1, keepdim=True).clamp(min=1e-6)
         weights = torch.cat([weights, torch.full((spare, corners), torch.nan)])
         positions = torch.cat([torch.rand(selected, 2, generator=generator), torch.full((spare, 2), torch.nan)])
-        shapes = [(width, 2), (width,), *([(width,), (width,)] if norm else [])]
-        given = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+        given = [torch.randn(shape, generator=generator).to(dtype) for shape in ((width, 2), (width,))]
         yield (
             features.to(dtype),
             index,
@@ -59,14 +58,13 @@ def _samples(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple]:
             torch.tensor([0, *counts]).cumsum(0),
             starts,
             *given,
-            *([] if norm else [None, None]),
             iterations,
             max(counts, default=0),
         )
 
 
 @register_op(
-    source="reference model/region_encoder.py MaskPooling, kmeans_fast, ln_local; paper section 4.2.1 (eq. 4 to 6)",
+    source="reference model/region_encoder.py MaskPooling, kmeans_fast; paper section 4.2.1 (eq. 4 to 6)",
     tolerance={torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2},
     samples=_samples,
     static=("iterations", "max_patches"),
@@ -80,11 +78,9 @@ def object_pool(
     starts: torch.Tensor,
     pos_weight: torch.Tensor,
     pos_bias: torch.Tensor,
-    ln_weight: torch.Tensor | None,
-    ln_bias: torch.Tensor | None,
     iterations: int,
     max_patches: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor:
     """Pool each object's selected patches to n tokens.
 
     A patch's token is its feature (a weighted sum of K feature rows: one row, or four where the mask's grid is finer
@@ -101,13 +97,11 @@ def object_pool(
             for them.
         starts: (M, n) int64, for objects of more than n patches the ranks of the first centroids among its patches.
         pos_weight, pos_bias: (D, 2), (D,) of `pos_linear`.
-        ln_weight, ln_bias: (D,) of the LayerNorm that the infusion begins with, or both None.
         iterations: of k-means (squared Euclidean, an empty cluster keeps its centroid, ties go to the lowest index).
         max_patches: at least the number of patches of the largest object.
 
     Returns:
-        pooled: (M, n, D) in the features' dtype.
-        normed: (M, n, D), LayerNorm(pooled) with an eps of 1e-5; without ln_weight an empty tensor of shape (0,).
+        (M, n, D) in the features' dtype.
 
     Raises:
         ValueError: shapes or dtypes that do not fit, an index outside the features, a start outside its object's
@@ -139,9 +133,7 @@ def object_pool(
         if len(own) > starts.shape[1]:
             own = kmeans(own, starts[i], iterations)
         pooled[i, : len(own)] = own
-    if ln_weight is None:
-        return pooled, features.new_empty(0)
-    return pooled, F.layer_norm(pooled, ln_weight.shape, ln_weight, ln_bias, EPSILON)
+    return pooled
 
 
 def kmeans(tokens: torch.Tensor, start: torch.Tensor, iterations: int) -> torch.Tensor:
@@ -183,8 +175,6 @@ def _check(
     starts: torch.Tensor,
     pos_weight: torch.Tensor,
     pos_bias: torch.Tensor,
-    ln_weight: torch.Tensor | None,
-    ln_bias: torch.Tensor | None,
     iterations: int,
     max_patches: int,
 ) -> None:
@@ -203,28 +193,19 @@ def _check(
         check_dtype(name, argument, integers, torch.int64)
     for argument, floats in (("weights", weights), ("positions", positions)):
         check_dtype(name, argument, floats, torch.float32, torch.float64)
-    if (ln_weight is None) != (ln_bias is None):
-        raise ValueError(f"{name}: expected ln_weight and ln_bias, or neither, got one of them")
     check_shape(name, "pos_weight", pos_weight, width, 2)
-    vectors = {"pos_bias": pos_bias}
-    if ln_weight is not None and ln_bias is not None:
-        vectors |= {"ln_weight": ln_weight, "ln_bias": ln_bias}
-    for argument, vector in vectors.items():
-        check_shape(name, argument, vector, width)
-        check_dtype(name, argument, vector, features.dtype)
-    check_dtype(name, "pos_weight", pos_weight, features.dtype)
+    check_shape(name, "pos_bias", pos_bias, width)
+    for argument, parameter in (("pos_weight", pos_weight), ("pos_bias", pos_bias)):
+        check_dtype(name, argument, parameter, features.dtype)
     for argument, count in (("iterations", iterations), ("max_patches", max_patches)):
         check_count(name, argument, count)
     tables = {"index": index, "weights": weights, "positions": positions, "offsets": offsets, "starts": starts}
-    check_device(name, features.device, **tables, pos_weight=pos_weight, **vectors)
+    check_device(name, features.device, **tables, pos_weight=pos_weight, pos_bias=pos_bias)
 
 
 @object_pool.fake
-def _fake(
-    features: torch.Tensor, starts: torch.Tensor, ln_weight: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    pooled = features.new_empty(*starts.shape, features.shape[1])
-    return pooled, features.new_empty(0) if ln_weight is None else torch.empty_like(pooled)
+def _fake(features: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+    return features.new_empty(*starts.shape, features.shape[1])
 
 
 def _accepts(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
@@ -97,6 +97,32 @@ class ViewPlan:
             self._index[view] = len(self.views)
             self.views.append(view)
         return self._index[view]
+
+    def context_first(self) -> tuple[ViewPlan, list[int]]:
+        """This plan with the local views first and the global ones next, and the new number of each view.
+
+        The rows that one infusion step reads then lie together, with nobody else's between them.
+        """
+        local_views, global_views = (
+            list(dict.fromkeys(v for v in views if v is not None))
+            for views in ((m.local_view for m in self.marks), (m.global_view for m in self.marks))
+        )
+        if len(local_views) <= 1 and len(global_views) <= 1:
+            return self, list(range(len(self.views)))
+        order = list(dict.fromkeys((*local_views, *global_views, *range(len(self.views)))))
+        places = [0] * len(order)
+        for place, view in enumerate(order):
+            places[view] = place
+        marks = [
+            replace(
+                m,
+                crop=places[m.crop],
+                global_view=None if m.global_view is None else places[m.global_view],
+                local_view=None if m.local_view is None else places[m.local_view],
+            )
+            for m in self.marks
+        ]
+        return ViewPlan([self.views[v] for v in order], [places[v] for v in self.scene], marks), places
 
     def only(self, views: Sequence[int]) -> ViewPlan:
         """Some of the views, in the order given, and no marks."""

@@ -146,6 +146,7 @@ def replay(model: PixelRefer | PixelReferLite, case: RecordedCase, stages: dict[
         passed.setdefault(call.stage, call.result)
 
     with listen(keep):
+        plan, _ = plan.context_first()  # as `encode` has it
         tokens, (scene,) = network.encode(plan, source, starts, [tuple(plan.scene)])
     patches, selection, _ = cast("tuple[torch.Tensor, Selection, torch.Tensor]", passed["views"])
     calls = _calls(plan, model.kind)

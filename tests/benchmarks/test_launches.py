@@ -15,6 +15,7 @@ from plain_memory import plain_memory
 
 from pixelrefer_fast.device.counters import counting
 from pixelrefer_fast.encoding.object_tokenizer import ObjectTokenizer
+from pixelrefer_fast.ops.object_pool import TILES
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PAGE = BENCHMARKS.parent / "docs" / "kernels" / "launches.md"
@@ -44,19 +45,40 @@ def small(launches: ModuleType, kernel_device: torch.device) -> Any:
 
 
 def test_launches_do_not_grow_with_objects_and_images(launches: ModuleType, small: Any) -> None:
-    own = {"object_pool", "infuse", "add_norm"}
-    numbers = set()
-    for objects, images in ((1, 1), (4, 1), (16, 1), (64, 1), (8, 8), (64, 8)):
-        with plain_memory():
-            whole, inner = launches.count(launches.region_pass(small, objects, images, WIDTH, N))
-        assert whole.waits == {}
-        numbers.add((sum(inner.launches.values()), sum(whole.launches.values())))
-        assert own <= {name.split(".")[0] for name in inner.launches}
-        # the rest are dense products of the vendor library, and nothing else of torch's
-        others = {name for name in inner.launches if name.split(".")[0] not in own}
-        assert others <= {"aten.addmm", "aten.addmv", "aten.mm", "aten.bmm"}
-    ((inner_number, _),) = numbers
-    assert inner_number <= launches.MOST
+    own = {"object_pool", "infuse"}
+    for most, clustering in ((0, {"cluster_tile"}), (TILES[4] + 1, {"gram", "cluster"})):
+        numbers = set()
+        for objects, images in ((1, 1), (4, 1), (16, 1), (64, 1), (8, 8), (64, 8)):
+            of = launches.region_pass(small, objects, images, WIDTH, N)
+            counts = (most, *(min(count, TILES[4]) for count in of.selection.counts))
+            selection = dataclasses.replace(of.selection, counts=counts)
+            with plain_memory():
+                whole, inner = launches.count(dataclasses.replace(of, selection=selection))
+            assert whole.waits == {}
+            numbers.add((sum(inner.launches.values()), sum(whole.launches.values())))
+            names = {name.removesuffix("_float32") for name in inner.launches}
+            assert {f"object_pool.{name}" for name in clustering} <= names
+            assert own <= {name.split(".")[0] for name in names}
+            # the rest are dense products of the vendor library, and nothing else of torch's
+            assert {name for name in names if name.split(".")[0] not in own} <= {"aten.mm", "aten.addmm_"}
+        ((inner_number, whole_number),) = numbers
+        assert inner_number <= launches.MOST
+        assert whole_number <= launches.MOST_WHOLE
+
+
+def test_what_follows_from_the_weights_is_made_at_load(launches: ModuleType, kernel_device: torch.device) -> None:
+    """And anew where a weight was written to, or may be."""
+    module = launches.tokenizer(kernel_device, torch.float32, WIDTH, N)
+    step = module.infusion.local_step
+    with torch.inference_mode(), counting(kernel_device.type) as counts:
+        assert step.out_bias() is step.out_bias()
+    assert counts.launches == {}
+    before = step.out_bias().clone()
+    with torch.no_grad():
+        step.in_proj.bias[2 * WIDTH :] += 1.0
+        torch.testing.assert_close(step.out_bias(), before + step.out_proj.weight.sum(1))
+    step.requires_grad_(True)
+    assert step.out_bias().grad_fn is not None
 
 
 def test_nothing_waits_in_full(launches: ModuleType, kernel_device: torch.device) -> None:

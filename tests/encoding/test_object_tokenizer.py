@@ -169,7 +169,7 @@ def test_tokens_before_pooling(marks: list[dict[str, Any]]) -> None:
     selection = select_patches(plans.plan)
     assert selection.counts == tuple(len(e) for e in expected)
     starts = torch.zeros(len(marks), 144, dtype=torch.int64)
-    pooled, _ = ops.object_pool(
+    pooled = ops.object_pool(
         torch.cat(features)[selection.reads],
         selection.index,
         selection.weights,
@@ -178,8 +178,6 @@ def test_tokens_before_pooling(marks: list[dict[str, Any]]) -> None:
         starts,
         pos_weight,
         pos_bias,
-        None,
-        None,
         3,
         max(selection.counts),
     )
@@ -295,12 +293,9 @@ def test_iterations(kind: str, iterations: int) -> None:
     def expected(count: int) -> torch.Tensor:
         rows = selection.index, selection.weights, selection.positions, selection.offsets
         linear = tokenizer.pos_linear.weight, tokenizer.pos_linear.bias
-        norm = (None, None)
+        pooled = ops.object_pool(features, *rows, starts, *linear, count, 60)
         if tokenizer.infusion is not None:
-            norm = tokenizer.infusion.local_step.norm.weight, tokenizer.infusion.local_step.norm.bias
-        pooled, normed = ops.object_pool(features, *rows, starts, *linear, *norm, count, 60)
-        if tokenizer.infusion is not None:
-            pooled = tokenizer.infusion(pooled, normed, features, selection)
+            pooled = tokenizer.infusion(pooled, features, selection)
         return tokenizer.feat_linear(pooled[0])
 
     torch.testing.assert_close(tokens, expected(iterations), rtol=0, atol=1e-6)

@@ -12,14 +12,13 @@ from pixelrefer_fast.ops.infuse import LN_EPS, plan_groups
 
 FLOATS = (
     "tokens",
-    "normed",
     "features",
+    "ln_weight",
+    "ln_bias",
     "in_weight",
     "query_bias",
     "out_weight",
     "out_bias",
-    "ln_weight",
-    "ln_bias",
 )
 
 
@@ -28,15 +27,14 @@ class Case:
     """Arguments of one call but for the groups, which are those of `context`: (first row, rows) of each object."""
 
     tokens: torch.Tensor
-    normed: torch.Tensor
     features: torch.Tensor
     context: torch.Tensor
+    ln_weight: torch.Tensor
+    ln_bias: torch.Tensor
     in_weight: torch.Tensor
     query_bias: torch.Tensor
     out_weight: torch.Tensor
     out_bias: torch.Tensor
-    ln_weight: torch.Tensor | None
-    ln_bias: torch.Tensor | None
     heads: int
 
     def arguments(self, projected: bool) -> tuple:
@@ -44,28 +42,26 @@ class Case:
         device = self.tokens.device
         return (
             self.tokens,
-            self.normed,
             self.features,
             plan.order.to(device),
             plan.groups.to(device),
+            self.ln_weight,
+            self.ln_bias,
             self.in_weight,
             self.query_bias,
             self.out_weight,
             self.out_bias,
-            self.ln_weight,
-            self.ln_bias,
             self.heads,
             plan.max_members,
             plan.max_rows,
+            plan.first_row,
+            plan.span,
             projected,
         )
 
     def to(self, target: torch.dtype | torch.device) -> Case:
         found = {name: getattr(self, name) for name in FLOATS}
-        return replace(self, **{name: None if t is None else t.to(target) for name, t in found.items()})
-
-    def without_norm(self) -> Case:
-        return replace(self, ln_weight=None, ln_bias=None)
+        return replace(self, **{name: t.to(target) for name, t in found.items()})
 
 
 def infusion_case(context: Sequence[tuple[int, int]], tokens: int, width: int, heads: int, seed: int = 0) -> Case:
@@ -77,23 +73,22 @@ def infusion_case(context: Sequence[tuple[int, int]], tokens: int, width: int, h
 
     return Case(
         random(len(context), tokens, width),
-        random(len(context), tokens, width),
         random(max((first + length for first, length in context), default=0) + 3, width),
         torch.tensor(context, dtype=torch.int64).reshape(-1, 2),
+        random(width, scale=0.2) + 1,
+        random(width, scale=0.2),
         random(3 * width, width, scale=2 * width**-0.5),
         random(width, scale=0.5),
         random(width, width, scale=width**-0.5),
         random(width, scale=0.5),
-        random(width, scale=0.2) + 1,
-        random(width, scale=0.2),
         heads,
     )
 
 
 def attended(
     case: Case, dtype: torch.dtype = torch.float64, key_and_value_bias: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """T + MultiheadAttention(normed T, F, F) and its LayerNorm, one object after the other, in a dtype."""
+) -> torch.Tensor:
+    """T + MultiheadAttention(LayerNorm(T), F, F), one object after the other, in a dtype."""
     case = case.to(dtype)
     width = case.tokens.shape[2]
     attention = torch.nn.MultiheadAttention(width, case.heads, batch_first=True, dtype=dtype)
@@ -104,11 +99,9 @@ def attended(
         "out_proj.weight": case.out_weight,
         "out_proj.bias": case.out_bias,
     }
+    normed = F.layer_norm(case.tokens, (width,), case.ln_weight, case.ln_bias, LN_EPS)
     out = []
-    for own, query, (first, length) in zip(case.tokens, case.normed, case.context.tolist(), strict=True):
+    for own, query, (first, length) in zip(case.tokens, normed, case.context.tolist(), strict=True):
         context = case.features[first : first + length]
         out.append(own + torch.func.functional_call(attention, weights, (query, context, context))[0])
-    tokens = torch.stack(out) if out else case.tokens
-    if case.ln_weight is None:
-        return tokens, tokens.new_empty(0)
-    return tokens, F.layer_norm(tokens, (width,), case.ln_weight, case.ln_bias, LN_EPS)
+    return torch.stack(out) if out else case.tokens

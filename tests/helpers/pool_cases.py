@@ -23,22 +23,17 @@ class Case:
     starts: torch.Tensor
     pos_weight: torch.Tensor
     pos_bias: torch.Tensor
-    ln_weight: torch.Tensor | None
-    ln_bias: torch.Tensor | None
     iterations: int
     max_patches: int
 
-    def call(self, backend: str = "auto") -> tuple[torch.Tensor, torch.Tensor]:
-        return object_pool(*vars(self).values(), backend=backend)
-
-    def run(self) -> torch.Tensor:
+    def run(self, backend: str = "auto") -> torch.Tensor:
         """The pooled tokens."""
-        return self.call()[0]
+        return object_pool(*vars(self).values(), backend=backend)
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Case:
         """Features and parameters in a dtype, all tensors on a device."""
         moved = {k: v.to(device=device) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
-        floats = ("features", "pos_weight", "pos_bias", "ln_weight", "ln_bias")
+        floats = ("features", "pos_weight", "pos_bias")
         return replace(self, **{k: v.to(dtype=dtype) if k in floats else v for k, v in moved.items()})
 
 
@@ -84,15 +79,13 @@ def random_case(
         starts,
         torch.randn(width, 2, generator=generator),
         torch.randn(width, generator=generator),
-        torch.randn(width, generator=generator),
-        torch.randn(width, generator=generator),
         iterations,
         max(counts, default=0),
     )
 
 
 def case_of_tokens(tokens: torch.Tensor, start: list[int], iterations: int) -> Case:
-    """One object whose patches' tokens are given; without LayerNorm."""
+    """One object whose patches' tokens are given."""
     count, width = tokens.shape
     return Case(
         tokens,
@@ -103,15 +96,13 @@ def case_of_tokens(tokens: torch.Tensor, start: list[int], iterations: int) -> C
         torch.tensor([start]),
         torch.zeros(width, 2, dtype=tokens.dtype),
         torch.zeros(width, dtype=tokens.dtype),
-        None,
-        None,
         iterations,
         count,
     )
 
 
-def oracle(case: Case, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
-    """The definition's docstring, object by object and patch by patch: pooled and normed."""
+def oracle(case: Case, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """The definition's docstring, object by object and patch by patch."""
     features, positions, pos_weight, pos_bias = (
         x.to(dtype) for x in (case.features, case.positions, case.pos_weight, case.pos_bias)
     )
@@ -130,12 +121,7 @@ def oracle(case: Case, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor
         if len(own) > clusters:
             own = _kmeans(own, case.starts[i].tolist(), case.iterations)
         objects.append(F.pad(own, (0, 0, 0, clusters - len(own))))
-    pooled = torch.stack(objects) if objects else features.new_zeros(0, clusters, features.shape[1])
-    if case.ln_weight is None or case.ln_bias is None:
-        return pooled, pooled.new_zeros(0)
-    away = pooled - pooled.mean(-1, keepdim=True)
-    scale = (away.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
-    return pooled, away * scale * case.ln_weight.to(dtype) + case.ln_bias.to(dtype)
+    return torch.stack(objects) if objects else features.new_zeros(0, clusters, features.shape[1])
 
 
 def _kmeans(tokens: torch.Tensor, start: list[int], iterations: int) -> torch.Tensor:

@@ -11,10 +11,11 @@ from kernel_place import KERNEL_DTYPES
 from pool_cases import Case, case_of_tokens, random_case
 
 from pixelrefer_fast.device.launches import Launch, listen
+from pixelrefer_fast.kernels import object_pool as kernel
 from pixelrefer_fast.kernels.object_pool import TIE_FLOAT32
 from pixelrefer_fast.ops import object_pool
 from pixelrefer_fast.ops._registry import BackendError
-from pixelrefer_fast.ops.object_pool import TIE
+from pixelrefer_fast.ops.object_pool import TIE, TILES
 
 pytestmark = pytest.mark.kernel
 
@@ -24,17 +25,27 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
 
 
+@pytest.fixture(params=["in one tile", "by tiles"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small objects clustered in registers, and as large ones are."""
+    if request.param == "by tiles":
+        monkeypatch.setattr(kernel, "TILE", 0)
+        monkeypatch.setattr(kernel, "TILE_FLOAT32", 0)
+
+
+IN_BOTH_FORMS = pytest.mark.usefixtures("form")
+
+
 @pytest.fixture
 def judge(kernel_device: torch.device, numeric_bar: Callable[..., None]) -> Callable[..., None]:
     """Compare both results of the kernels with those of the definition, which reads no padding."""
 
     def check(case: Case) -> None:
         case = case.to(device=kernel_device)
-        exact = case.to(dtype=torch.float64).call("torch")
-        for result, plain, wide in zip(case.call("triton"), case.call("torch"), exact, strict=True):
-            assert result.dtype == plain.dtype
-            assert result.device == plain.device
-            numeric_bar(object_pool, result, wide, plain)
+        result, plain = case.run("triton"), case.run("torch")
+        assert result.dtype == plain.dtype
+        assert result.device == plain.device
+        numeric_bar(object_pool, result, case.to(dtype=torch.float64).run("torch"), plain)
 
     return check
 
@@ -42,6 +53,7 @@ def judge(kernel_device: torch.device, numeric_bar: Callable[..., None]) -> Call
 # Against the definition
 
 
+@IN_BOTH_FORMS
 @pytest.mark.parametrize("corners", [1, 4])
 def test_ragged_objects(dtype: torch.dtype, corners: int, judge: Callable[..., None]) -> None:
     """Empty ones, single patches, fewer than n, n, more; rows past the last of NaN and wild indices."""
@@ -49,6 +61,7 @@ def test_ragged_objects(dtype: torch.dtype, corners: int, judge: Callable[..., N
     judge(case.to(dtype=dtype))
 
 
+@IN_BOTH_FORMS
 @pytest.mark.parametrize("sample", range(4))
 def test_samples(dtype: torch.dtype, sample: int, judge: Callable[..., None]) -> None:
     judge(Case(*list(object_pool.samples(torch.Generator().manual_seed(0), dtype))[sample]))
@@ -59,6 +72,7 @@ def test_widths(dtype: torch.dtype, width: int, judge: Callable[..., None]) -> N
     judge(random_case([19], 3, width, 2, separate=True).to(dtype=dtype))
 
 
+@IN_BOTH_FORMS
 def test_the_released_width(dtype: torch.dtype, judge: Callable[..., None]) -> None:
     judge(random_case([40, 20], 32, 1152, 3, separate=True).to(dtype=dtype))
 
@@ -82,32 +96,30 @@ def test_the_largest_object(corners: int, judge: Callable[..., None]) -> None:
     judge(random_case([600, 1], 64, 40, 1, corners, separate=True, spare=3))
 
 
+@IN_BOTH_FORMS
 @pytest.mark.parametrize("iterations", [0, 1, 10])
 def test_numbers_of_iterations(iterations: int, judge: Callable[..., None]) -> None:
     judge(random_case([30], 5, 12, iterations, separate=True))
 
 
+@IN_BOTH_FORMS
 @pytest.mark.parametrize("counts", [[], [0], [0, 0, 2]], ids=str)
 def test_little_or_nothing(counts: list[int], judge: Callable[..., None]) -> None:
     judge(random_case(counts, 4, 8, 3))
 
 
-def test_without_layer_norm(judge: Callable[..., None]) -> None:
-    case = replace(random_case([20, 3, 0], 4, 8, 3, separate=True), ln_weight=None, ln_bias=None)
-    judge(case)
-
-
 def test_a_larger_bound_changes_nothing(kernel_device: torch.device) -> None:
     case = random_case([20, 3, 0], 4, 8, 3).to(device=kernel_device)
-    wider = replace(case, max_patches=100).call("triton")
-    torch.testing.assert_close(wider, case.call("triton"), rtol=1e-6, atol=1e-6)
+    wider = replace(case, max_patches=100).run("triton")
+    torch.testing.assert_close(wider, case.run("triton"), rtol=1e-6, atol=1e-6)
 
 
+@IN_BOTH_FORMS
 def test_few_patches_are_kept_as_they_are(dtype: torch.dtype, kernel_device: torch.device) -> None:
     """Bit for bit, and one that is not finite does not reach the others."""
     tokens = torch.randn(3, 8).to(dtype)
     tokens[1, 2] = torch.inf
-    pooled, _ = case_of_tokens(tokens, [9] * 5, 3).to(device=kernel_device).call("triton")
+    pooled = case_of_tokens(tokens, [9] * 5, 3).to(device=kernel_device).run("triton")
     assert torch.equal(pooled[0, :3].cpu(), tokens)
     assert pooled[0, 3:].eq(0).all()
 
@@ -119,13 +131,7 @@ def test_positions_are_rounded_as_in_the_definition(kernel_device: torch.device)
     case.pos_weight[:, 0] = 2048
     case.pos_bias[:] = -682.5
     for backend in ("torch", "triton"):
-        assert case.to(device=kernel_device).call(backend)[0].eq(0).all(), backend
-
-
-def test_layer_norm_of_values_far_from_zero(judge: Callable[..., None]) -> None:
-    """The variance is that of differences, not a difference of large squares."""
-    case = random_case([20], 4, 72, 3, separate=True)
-    judge(replace(case, pos_bias=case.pos_bias + 1000))
+        assert case.to(device=kernel_device).run(backend).eq(0).all(), backend
 
 
 def test_strided_features(kernel_device: torch.device) -> None:
@@ -134,8 +140,7 @@ def test_strided_features(kernel_device: torch.device) -> None:
     wide[:, 5:13] = case.features
     for strided in (wide[:, 5:13], case.features.T.contiguous().T):
         assert not strided.is_contiguous()
-        for a, b in zip(replace(case, features=strided).call("triton"), case.call("triton"), strict=True):
-            assert torch.equal(a, b)
+        assert torch.equal(replace(case, features=strided).run("triton"), case.run("triton"))
 
 
 # Labels
@@ -166,7 +171,7 @@ def _check_labels(
     for step in range(1, iterations + 1):
         means = (member.double() / member.sum(1, keepdim=True)) @ exact
         distance = torch.cdist(exact, means, compute_mode="donot_use_mm_for_euclid_dist").square()  # [N, n]
-        pooled, _ = case_of_tokens(tokens, start, step).to(device=device).call("triton")
+        pooled = case_of_tokens(tokens, start, step).to(device=device).run("triton")
         seen = pooled[0, :, -count:].cpu() > 0  # [n, N]
         terms = exact.square().sum(1, keepdim=True) + means.square().sum(1).max()
         allowed = (distance <= distance.amin(1, keepdim=True) * (1 + tie) + rounding * terms).T  # [n, N]
@@ -180,6 +185,7 @@ def _check_labels(
         member = seen
 
 
+@IN_BOTH_FORMS
 @pytest.mark.parametrize("seed", range(2))
 def test_labels(dtype: torch.dtype, seed: int, kernel_device: torch.device) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -190,6 +196,7 @@ def test_labels(dtype: torch.dtype, seed: int, kernel_device: torch.device) -> N
     _check_labels(tokens.to(dtype), start, 4, tie, 2.0**-10, kernel_device)
 
 
+@IN_BOTH_FORMS
 @pytest.mark.parametrize("shift", [30.0, 1e3, 3e4])
 def test_labels_of_tokens_far_from_the_origin(shift: float, dtype: torch.dtype, kernel_device: torch.device) -> None:
     """A distance is a small difference of large inner products."""
@@ -200,6 +207,7 @@ def test_labels_of_tokens_far_from_the_origin(shift: float, dtype: torch.dtype, 
     _check_labels(tokens, torch.randperm(40, generator=generator)[:6].tolist(), 3, 1e-5, 2.0**-10, kernel_device)
 
 
+@IN_BOTH_FORMS
 def test_labels_in_groups_far_apart(kernel_device: torch.device) -> None:
     """No origin is near all tokens, and gaps are millions of times smaller than what distances are made of."""
     generator = torch.Generator().manual_seed(2)
@@ -209,13 +217,15 @@ def test_labels_in_groups_far_apart(kernel_device: torch.device) -> None:
     _check_labels(tokens, start, 3, 1e-5, 2.0**-10, kernel_device)
 
 
+@IN_BOTH_FORMS
 @pytest.mark.parametrize(("start", "expected"), [([0, 1], [[0.5], [2.0]]), ([1, 0], [[1.5], [0.0]])])
 def test_a_tie_goes_to_the_lowest_index(start: list[int], expected: list, kernel_device: torch.device) -> None:
     tokens = torch.tensor([[0.0], [2.0], [1.0]])
-    pooled, _ = case_of_tokens(tokens, start, 1).to(device=kernel_device).call("triton")
+    pooled = case_of_tokens(tokens, start, 1).to(device=kernel_device).run("triton")
     assert pooled[0].tolist() == expected
 
 
+@IN_BOTH_FORMS
 @pytest.mark.parametrize("seed", range(4))
 def test_half_way_tokens_of_the_released_width_go_to_the_lowest_index(
     seed: int, dtype: torch.dtype, kernel_device: torch.device
@@ -228,75 +238,81 @@ def test_half_way_tokens_of_the_released_width_go_to_the_lowest_index(
     tokens = torch.cat([ends, halves]).to(dtype)
     case = case_of_tokens(tokens, torch.randperm(4, generator=generator).tolist(), 1).to(device=kernel_device)
     # another label moves a mean by a good part of `most`
-    torch.testing.assert_close(case.call("triton"), case.call("torch"), rtol=1e-3, atol=most * 1e-3)
+    torch.testing.assert_close(case.run("triton"), case.run("torch"), rtol=1e-3, atol=most * 1e-3)
 
 
+@IN_BOTH_FORMS
 def test_equal_tokens_leave_no_hole(kernel_device: torch.device) -> None:
     """The first cluster takes them all; the others are empty and keep their centroid."""
     tokens = torch.randn(1, 8).expand(5, 8)
-    pooled, _ = case_of_tokens(tokens, [3, 1, 2], 5).to(device=kernel_device).call("triton")
+    pooled = case_of_tokens(tokens, [3, 1, 2], 5).to(device=kernel_device).run("triton")
     torch.testing.assert_close(pooled[0].cpu(), tokens[:3], rtol=1e-6, atol=1e-6)
 
 
+@IN_BOTH_FORMS
 def test_an_empty_cluster_keeps_its_centroid(kernel_device: torch.device) -> None:
     """Also where its former members have left for other clusters, and until somebody is nearest to it again."""
     tokens = torch.tensor([[0.0], [0.0], [1.0], [10.0]])
     for iterations, expected in ((1, [1 / 3, 0.0, 10.0]), (2, [1.0, 0.0, 10.0])):
-        pooled, _ = case_of_tokens(tokens, [0, 1, 3], iterations).to(device=kernel_device).call("triton")
+        pooled = case_of_tokens(tokens, [0, 1, 3], iterations).to(device=kernel_device).run("triton")
         assert pooled[0, :, 0].tolist() == pytest.approx(expected)
 
 
+@IN_BOTH_FORMS
 def test_an_empty_cluster_of_several_tokens_keeps_their_mean(kernel_device: torch.device) -> None:
     tokens = torch.tensor([[20.0], [8.0], [22.0], [12.0], [12.0], [17.0]])
     case = case_of_tokens(tokens, [4, 2, 3], 5).to(device=kernel_device)
-    assert case.call("triton")[0][0, :, 0].tolist() == pytest.approx([12.0, 59 / 3, 8.0])
-    assert case.call("torch")[0][0, :, 0].tolist() == pytest.approx([12.0, 59 / 3, 8.0])
+    assert case.run("triton")[0, :, 0].tolist() == pytest.approx([12.0, 59 / 3, 8.0])
+    assert case.run("torch")[0, :, 0].tolist() == pytest.approx([12.0, 59 / 3, 8.0])
 
 
 # Bounds
 
 
+@IN_BOTH_FORMS
 @pytest.mark.parametrize("corners", [1, 4])
 def test_rows_that_nobody_selects_do_not_leak(corners: int, kernel_device: torch.device) -> None:
     case = random_case([20, 3, 8], 4, 6, 3, corners).to(device=kernel_device)
-    clean = case.call("triton")
+    clean = case.run("triton")
     spare = torch.ones(len(case.features), dtype=torch.bool, device=kernel_device)
     spare[case.index.flatten()] = False
     assert spare.any()
     case.features[spare] = torch.nan
-    assert all(torch.equal(a, b) for a, b in zip(case.call("triton"), clean, strict=True))
+    assert torch.equal(case.run("triton"), clean)
 
 
+@IN_BOTH_FORMS
 @pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")  # of the interpreter's minimum
 @pytest.mark.parametrize("poisoned", range(3))
 def test_a_poisoned_object_does_not_reach_the_others(poisoned: int, kernel_device: torch.device) -> None:
     case = random_case([20, 3, 12], 4, 6, 3)
     case.index = torch.arange(35)[:, None]
-    clean, _ = case.to(device=kernel_device).call("triton")
+    clean = case.to(device=kernel_device).run("triton")
     case.features[case.offsets[poisoned] : case.offsets[poisoned + 1]] = torch.nan
-    pooled, _ = case.to(device=kernel_device).call("triton")
+    pooled = case.to(device=kernel_device).run("triton")
     others = [i for i in range(3) if i != poisoned]
     assert torch.isnan(pooled[poisoned]).any()
     assert torch.equal(pooled[others], clean[others])
 
 
+@IN_BOTH_FORMS
 def test_offsets_past_the_rows_are_cut(kernel_device: torch.device) -> None:
     """What a device has found may be more than the rows that were reserved; the host learns it later."""
     case = random_case([9, 3, 30], 4, 6, 3).to(device=kernel_device)
     cut = {k: getattr(case, k)[:11] for k in ("index", "weights", "positions")}
     within = replace(case, offsets=case.offsets.clamp(max=11), **cut)
-    for a, b in zip(replace(case, **cut).call("triton"), within.call("torch"), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(replace(case, **cut).run("triton"), within.run("torch"), rtol=1e-5, atol=1e-5)
 
 
+@IN_BOTH_FORMS
 def test_patches_past_max_patches_are_cut(kernel_device: torch.device) -> None:
     """A bound that is too small costs an object its last patches, and nobody else anything."""
     case = random_case([20, 3, 8], 4, 6, 3).to(device=kernel_device)
     case.starts[0] = torch.tensor([5, 0, 7, 2])
-    cut, _ = replace(case, max_patches=8).call("triton")
+    cut = replace(case, max_patches=8).run("triton")
     alone = replace(case, offsets=case.offsets[:2].clamp(max=8), starts=case.starts[:1], max_patches=8)
-    torch.testing.assert_close(cut[:1], alone.call("torch")[0], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(cut[1:], case.call("torch")[0][1:], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(cut[:1], alone.run("torch"), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(cut[1:], case.run("torch")[1:], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -311,15 +327,22 @@ def test_patches_past_max_patches_are_cut(kernel_device: torch.device) -> None:
 def test_what_the_kernels_decline(change: dict, reason: str, kernel_device: torch.device) -> None:
     case = replace(random_case([9], 4, 6, 3), **change).to(device=kernel_device)
     with pytest.raises(BackendError, match=reason):
-        case.call("triton")
-    case.call()
+        case.run("triton")
+    case.run()
 
 
 @pytest.mark.parametrize("counts", [[9], [9, 0, 5] * 2], ids=len)
-def test_three_launches_whatever_the_objects(counts: list[int], kernel_device: torch.device) -> None:
+@pytest.mark.parametrize(
+    ("most", "expected"), [(0, ["cluster_tile", "pool"]), (1, ["gram", "cluster", "pool"])], ids=["small", "large"]
+)
+@pytest.mark.parametrize("item", TILES, ids=["float32", "float16"])
+def test_launches_whatever_the_number_of_objects(
+    counts: list[int], most: int, expected: list[str], item: int, kernel_device: torch.device
+) -> None:
+    assert {4: kernel.TILE_FLOAT32, 2: kernel.TILE} == TILES
     launches: list[Launch] = []
-    case = replace(random_case(counts, 4, 6, 1), max_patches=60).to(dtype=torch.float16, device=kernel_device)
+    case = replace(random_case(counts, 4, 6, 1), max_patches=TILES[item] + most).to(device=kernel_device)
     with listen(launches.append):
-        case.call("triton")
-    assert [x.kernel for x in launches] == ["object_pool.gram", "object_pool.cluster", "object_pool.pool"]
+        case.to(dtype=torch.float32 if item == 4 else torch.float16).run("triton")
+    assert [x.kernel.removesuffix("_float32") for x in launches] == [f"object_pool.{name}" for name in expected]
     assert all(x.flops > 0 and x.moved > 0 for x in launches)

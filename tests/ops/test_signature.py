@@ -23,12 +23,12 @@ SCHEMAS = {
     "Tensor? biased, Tensor? bias, Tensor? ends, Tensor least, Tensor(a!) arrivals, "
     '*, str backend="auto") -> (Tensor, Tensor)',
     "gather_tokens_out": "Tensor embeds, Tensor slots, Tensor(a!) tokens) -> ()",
-    "infuse": "Tensor tokens, Tensor normed, Tensor features, Tensor order, Tensor groups, Tensor in_weight, "
-    "Tensor query_bias, Tensor out_weight, Tensor out_bias, Tensor? ln_weight, Tensor? ln_bias, int heads, "
-    'SymInt max_members, SymInt max_rows, bool projected, *, str backend="auto") -> (Tensor, Tensor)',
+    "infuse": "Tensor tokens, Tensor features, Tensor order, Tensor groups, Tensor ln_weight, Tensor ln_bias, "
+    "Tensor in_weight, Tensor query_bias, Tensor out_weight, Tensor out_bias, int heads, SymInt max_members, "
+    'SymInt max_rows, SymInt first_row, SymInt span, bool projected, *, str backend="auto") -> Tensor',
     "object_pool": "Tensor features, Tensor index, Tensor weights, Tensor positions, Tensor offsets, Tensor starts, "
-    "Tensor pos_weight, Tensor pos_bias, Tensor? ln_weight, Tensor? ln_bias, int iterations, int max_patches, "
-    '*, str backend="auto") -> (Tensor, Tensor)',
+    "Tensor pos_weight, Tensor pos_bias, int iterations, int max_patches, "
+    '*, str backend="auto") -> Tensor',
     "pack_objects": "Tensor mask_grids, Tensor grid_shapes, SymInt capacity, "
     '*, str backend="auto") -> (Tensor, Tensor, Tensor, Tensor, Tensor)',
     "pack_objects_out": "Tensor mask_grids, Tensor grid_shapes, Tensor(a!) cell, Tensor(b!) row, Tensor(c!) column, "

@@ -24,7 +24,7 @@ def pooled_of(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) 
     weights = torch.rand(11, 4, generator=generator, dtype=torch.float64)
     positions = torch.rand(11, 2, generator=generator, dtype=torch.float64)
     starts = torch.tensor([[0, 3, 6], [0, 0, 0]])
-    pooled, _ = ops.object_pool(
+    pooled = ops.object_pool(
         features,
         index,
         weights.to(features.dtype),
@@ -33,8 +33,6 @@ def pooled_of(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) 
         starts,
         weight,
         bias,
-        None,
-        None,
         3,
         9,
     )

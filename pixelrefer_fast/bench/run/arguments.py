@@ -57,19 +57,20 @@ def infuse(
     draw = functools.partial(normal, device=device, dtype=dtype)
     return (
         draw((objects, tokens, width), 0),
-        draw((objects, tokens, width), 1),
         draw((max(begin + count for begin, count in context), width), 2),
         plan.order.to(device),
         plan.groups.to(device),
+        draw((width,), 7) * 0.1 + 1,
+        draw((width,), 8) * 0.1,
         draw((3 * width, width), 3) * width**-0.5,
         draw((width,), 4) * 0.1,
         draw((width, width), 5) * width**-0.5,
         draw((width,), 6) * 0.1,
-        draw((width,), 7) * 0.1 + 1,
-        draw((width,), 8) * 0.1,
         heads,
         plan.max_members,
         plan.max_rows,
+        plan.first_row,
+        plan.span,
         is_projected(plan, tokens, width, heads),
     )
 
@@ -101,8 +102,7 @@ def object_pool(
     starts = torch.arange(tokens).expand(len(counts), tokens)
     draw = functools.partial(normal, device=device, dtype=dtype)
     given = (x.to(device).contiguous() for x in (index, weights, positions, offsets, starts))
-    shapes = ((width, 2), (width,), (width,), (width,))
-    parameters = (draw(shape, seed) * 0.1 for seed, shape in enumerate(shapes))
+    parameters = (draw(shape, seed) * 0.1 for seed, shape in enumerate(((width, 2), (width,))))
     return features.to(device, dtype), *given, *parameters, iterations, max(counts)
 
 

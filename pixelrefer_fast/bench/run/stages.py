@@ -228,7 +228,7 @@ class StagedQuestion:
             result = call.run()
             parts = result if isinstance(result, (list, tuple)) else (result,)
             tensors = (part for part in parts if isinstance(part, torch.Tensor) and part.is_floating_point())
-            made += [tensor for tensor in tensors if tensor.numel()]  # in Full no norm is made for an infusion
+            made += [tensor for tensor in tensors if tensor.numel()]
         return made
 
     @contextmanager

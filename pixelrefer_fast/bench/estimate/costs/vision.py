@@ -13,7 +13,8 @@ from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.encoding.encoder import PASS_PATCHES
 from pixelrefer_fast.encoding.infusion import HEADS
 from pixelrefer_fast.encoding.object_tokenizer import ITERATIONS
-from pixelrefer_fast.ops.infuse import Groups, is_projected
+from pixelrefer_fast.ops.infuse import BYTES, Groups, folded_work, is_projected, projected_work
+from pixelrefer_fast.ops.object_pool import TILES
 
 
 def views(sizes: Sizes, machine: Machine) -> list[Work]:
@@ -97,17 +98,19 @@ def pooling(config: ModelConfig, sizes: Sizes, machine: Machine) -> list[Work]:
     width, item, n, corners = config.vision.hidden_size, machine.item, config.mask_num, sizes.corners
     iterations = ITERATIONS[config.kind]
     selected, marks = sum(sizes.marks), len(sizes.marks)
-    pooled = item * marks * n * width * (2 if config.kind == "lite" else 1)
+    pooled = item * marks * n * width
     if machine.kernels:
         most = max((0, *sizes.marks))
         rows = min(selected, marks * most)
-        works = [Work("object_pool.pool", rows * width + 8 * marks * n * width, pooled)]
+        inner = rows * (most + 1) * width if most > n else 0
         cluster = 2 * iterations * rows * most * n if most > n else 0
-        works.insert(0, Work("object_pool.cluster", cluster, 8 * marks * n))
-        if most > n:
-            described = rows * (corners * 12 + 8)
-            gram = Work("object_pool.gram", rows * (most + 1) * width, described + item * rows * corners * width)
-            works.insert(0, gram)
+        described = rows * (corners * 12 + 8) + item * rows * corners * width if most > n else 0
+        works = [Work("object_pool.pool", rows * width, pooled)]
+        if most > TILES[item]:
+            works.insert(0, Work("object_pool.cluster", cluster, 8 * marks * n))
+            works.insert(0, Work("object_pool.gram", inner, described))
+        else:
+            works.insert(0, Work("object_pool.cluster_tile", inner + cluster, 8 * marks * n + described))
         return works
     gathered = 2 * corners + (0 if corners == 1 else 4 * corners)
     works = [
@@ -134,44 +137,29 @@ def infusion(config: ModelConfig, sizes: Sizes, machine: Machine) -> list[Work]:
     width, item, n = config.vision.hidden_size, machine.item, config.mask_num
     rows = len(sizes.marks) * n
     works = []
-    for groups, norm in ((sizes.local, True), (sizes.global_, False)):
-        works += [
-            machine.linear("query", rows, width, width),
-            machine.linear("out", rows, width, width),
-            Work("value bias", 0, item * width * (width + 2)),  # a matrix and a vector, of which no FLOPs are counted
-            *_attend(groups, width, n, machine),
-        ]
+    for groups in (sizes.local, sizes.global_):
+        # the rows of a step's views lie together, so that no others are between them
+        span = sum(length for _, length in groups)
+        none = torch.empty(0)
+        projected = is_projected(Groups(none, none, 0, 0, 0, span, tuple(groups)), n, width, HEADS)
         if machine.kernels:
-            works.append(_add_norm(rows, width, machine, norm=norm))
-        else:
-            works.append(machine.pointwise("sum and norm", rows * width, 5 if norm else 3, 2))
-    if not machine.kernels:
-        works.append(machine.pointwise("norm", rows * width, 2))
+            work = projected_work if projected else folded_work
+            costs = work([(members * n, length) for members, length in groups], span, width, HEADS)
+            works += [Work("infuse", cost.flops, cost.moved * item // BYTES) for cost in costs]
+            continue
+        works += [
+            machine.pointwise("norm", rows * width, 2),
+            machine.linear("query", rows, width, width),
+            *_attend(groups, projected, width, n, machine),
+            machine.linear("out", rows, width, width),
+            machine.pointwise("sum", rows * width, 3),
+        ]
     return works
 
 
-def _attend(groups: Sequence[tuple[int, int]], width: int, n: int, machine: Machine) -> Iterator[Work]:
+def _attend(groups: Sequence[tuple[int, int]], projected: bool, width: int, n: int, machine: Machine) -> Iterator[Work]:
+    """The definition's attention, a group at a time."""
     item = machine.item
-    none = torch.empty(0)
-    projected = is_projected(Groups(none, none, 0, 0, tuple(groups)), n, width, HEADS)
-    if machine.kernels:
-        # ragged ends are filled up to the longest: how long a group is, only the device knows
-        rows = sum(members for members, _ in groups) * n
-        most = max((0, *(length for _, length in groups)))
-        filled = len(groups) * most
-        inner, queries = (width // HEADS, rows) if projected else (width, HEADS * rows)
-        numbers = queries * inner * (HEADS if projected else 1) + filled * width
-        flops = 2 * HEADS * rows * most * inner
-        attend = Work("infuse", flops, item * numbers + 4 * HEADS * rows * most, 2)
-        if projected:
-            yield Work("infuse.gather", 0, 2 * item * filled * width)
-            yield machine.linear("key and value", filled, width, 2 * width, bias=False)
-            yield attend
-        else:
-            yield attend
-            weight = item * (width * width + rows * width * (1 + HEADS))
-            yield Work("folded weight", 2 * rows * width * width, weight, 2)
-        return
     for (members, length), times in Counter(groups).items():
         queries = members * n
         yield machine.pointwise("infuse, rows", queries * width, 4, 2, times)
