@@ -42,8 +42,8 @@ def test_members_are_written_after_all_have_read_them(tmp_path: Path) -> None:
 
     text = (KERNELS / "object_pool.py").read_text(encoding="utf-8")
     assert text.count(BARRIER + WRITE) == 1
-    # in float32 a block has fewer rows than threads, so that several have each row
-    case = random_case([20], 3, 8, 1, separate=True).to(dtype=torch.float32)
+    # in float32 a block has fewer rows than threads, so that several have each row; more patches than one tile holds
+    case = random_case([40], 3, 8, 1, separate=True).to(dtype=torch.float32)
     arguments = vars(case).values()
     _module(text, tmp_path / "pool_as_it_is.py").object_pool(*arguments)
     raced = _module(text.replace(BARRIER + WRITE, WRITE), tmp_path / "pool_without_a_barrier.py")
