@@ -17,7 +17,10 @@ REGISTER: dict[str, str | None] = {
     "transformers.models.auto.configuration_auto": "configs",
     "transformers.models.auto.modeling_auto": "models",
     "transformers.models.auto.processing_auto": "processors",
-    "transformers.models.auto.auto_factory": None,  # imports the first of these, and is not whole while it does
+    # these import some of the above, and are not whole while they do
+    "transformers.models.auto.auto_factory": None,
+    "transformers.modeling_utils": None,
+    "transformers.processing_utils": None,
 }
 """What to call of `engines.transformers.registration` once a module is there."""
 
