@@ -42,6 +42,7 @@ class _Own:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.engine: Engine | None = None
+        self.settings: tuple[object, ...] = ()  # of the decoder, that the engine was made with
 
 
 class Decoder:
@@ -69,7 +70,8 @@ class Decoder:
         graph_bytes: device memory that captured steps may keep (CUDA graphs), which `warmup` captures; 0: none is
             captured; None: 1 GiB on a CUDA device whose kernels read the cache in place, 0 elsewhere.
 
-    These are read when the first prompt comes, and again after `clear`.
+    Another value counts from the next prompt or `warmup` on that comes while nothing is decoded; steps are captured
+    anew by `warmup` only.
     """
 
     def __init__(
@@ -238,7 +240,8 @@ class Decoder:
             own.engine = None
 
     def warmup(self) -> None:
-        """Capture steps where they are to be (`graph_bytes`), so that no request waits for it; again after `clear`.
+        """Capture steps where they are to be (`graph_bytes`), so that no request waits for it; again after `clear` and
+        where settings have changed.
 
         The cache takes its memory now and keeps it: `cache_bytes`, or room for 2,048 tokens of each of `max_running`
         sequences where that is less.
@@ -282,10 +285,22 @@ class Decoder:
         own = self._own
         with own.lock:
             model = self.language_model
-            place = (model.device, model.dtype)
-            if own.engine is None or own.engine.place != place:
-                own.engine = self._new_engine()
-            return own.engine
+            place, settings = (model.device, model.dtype), self._settings()
+            engine = own.engine
+            if engine is not None and own.settings != settings and not engine.busy:
+                engine = own.engine = None  # its memory is free before the next one takes some
+            if engine is None or engine.place != place:
+                engine = own.engine = self._new_engine()
+                own.settings = settings
+            return engine
+
+    def _settings(self) -> tuple[object, ...]:
+        """What an engine is made with."""
+        return (
+            *(self.max_running, self.max_prefill_tokens, self.shared_tokens),
+            *(self.cache_bytes, self.prefix_bytes, self.graph_bytes, self.end_ids),
+            id(self.language_model),
+        )
 
     def _default_graph_bytes(self) -> int:
         """None where the definition would read the whole table of blocks in each captured step."""

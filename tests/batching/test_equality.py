@@ -63,6 +63,27 @@ def test_a_mixed_batch_answers_as_one_at_a_time(
     assert len(set(alone)) > len(asks) // 10  # they are not all alike
 
 
+@pytest.mark.slow
+def test_three_hundred_requests_of_every_kind(model: Any) -> None:
+    """Greedy ones, sampled ones and penalised ones side by side, at once and one at a time."""
+    drawn = random.Random(11)
+    asks = []
+    for i, ask in enumerate(mixed_requests(model.kind, 300, seed=5)):
+        kinds: list[dict[str, Any]] = [
+            {},
+            {"temperature": 0.9, "top_k": 20, "seed": i},
+            {"temperature": 1.2, "top_p": 0.8, "top_k": 0, "seed": i},
+            {"repetition_penalty": 1.3, "frequency_penalty": 0.4},
+            {"min_new_tokens": 1, "logit_bias": {65: 2.0}},
+        ]
+        ask.options |= drawn.choice(kinds)
+        asks.append(ask)
+    alone = [model.ask_batch([ask])[0].tokens for ask in asks]
+    answers = model.ask_batch(asks, batch_size=64)
+    assert [a.error for a in answers] == [None] * len(asks)
+    assert [a.tokens for a in answers] == alone
+
+
 def test_neighbours_and_their_order_change_nothing(
     model: Any, asks: list[pf.Ask], alone: list[tuple[int, ...]]
 ) -> None:

@@ -354,3 +354,20 @@ def test_wrong_settings(lite: Any, name: str, value: Any) -> None:
     decoder = new_decoder(lite, **{name: value})
     with pytest.raises(ValueError, match=rf"^{name}: expected an integer of at least \d, got {value}$"):
         decoder.submit(prompt(3), Generation())
+
+
+def test_settings_count_from_the_next_prompt_on_that_finds_nothing_running(lite: Any) -> None:
+    decoder = new_decoder(lite, max_running=4)
+    decoder.submit(prompt(9), Generation(max_new_tokens=4))
+    decoder.advance()
+    decoder.max_running = 2
+    first = decoder._engine
+    decoder.submit(prompt(9, 1), Generation(max_new_tokens=4))
+    assert decoder._engine is first
+    drain(decoder)
+    decoder.submit(prompt(9), Generation(max_new_tokens=4)).result()
+    assert decoder._engine is not first
+    assert decoder.counts()["most_running"] == 2
+    second = decoder._engine
+    decoder.submit(prompt(9), Generation(max_new_tokens=4)).result()
+    assert decoder._engine is second
