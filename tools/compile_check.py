@@ -9,7 +9,8 @@
 A kernel is refused where it
 
 * spills: any byte of local memory a thread, which an array that is indexed at run time takes as well;
-* takes more shared memory than a block may have (163, 227 and 227 KiB);
+* takes more shared memory than a block may have (163, 227 and 227 KiB), or on sm_80 more than the 99 KiB of sm_86,
+  sm_89 and sm_120, for which the largest case of each kernel is compiled as well;
 * has a matrix product on 16-bit types that does not reach the tensor cores by the architecture's own instruction
   (mma.sync, wgmma, tcgen05);
 * takes more registers or shared memory than in the committed table. Registers count as the hardware allots them, in
@@ -45,7 +46,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 KERNELS = REPOSITORY / "kernels"
 BASELINE = REPOSITORY / "docs" / "kernels" / "resources.json"
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes that one block may have
-EXPECTED_MATRIX = {80: ("mma",), 90: ("wgmma",), 100: ("tcgen05", "mma")}
+# devices that are compiled for as sm_80 is and give a block less: of each kernel the case with most shared memory is
+# compiled for them, and takes what it takes on sm_80, so that all others fit where theirs of sm_80 does
+TIGHT = (86, 89, 120)
+TIGHT_LIMIT = 99 * 1024
+EXPECTED_MATRIX = {80: ("mma",), 90: ("wgmma",), 100: ("tcgen05", "mma"), **dict.fromkeys(TIGHT, ("mma",))}
 REGISTER_UNIT = 8
 
 
@@ -162,12 +167,30 @@ def faults(row: Row, case: Any) -> Iterator[str]:
     """Why a compiled kernel is refused whatever it was before."""
     if row.local:
         yield f"{row}: {row.local} bytes of local memory a thread (spills)"
-    if row.shared > SHARED_LIMIT[row.arch]:
-        yield f"{row}: {row.shared} bytes of shared memory, a block has {SHARED_LIMIT[row.arch]}"
+    limit = SHARED_LIMIT.get(row.arch, TIGHT_LIMIT)
+    if row.shared > limit:
+        yield f"{row}: {row.shared} bytes of shared memory, a block has {limit}"
+    elif row.arch == 80 and row.shared > TIGHT_LIMIT:
+        others = ", ".join(f"sm_{arch}" for arch in TIGHT)
+        yield f"{row}: {row.shared} bytes of shared memory, a block of {others} has {TIGHT_LIMIT}"
     halves = any(t in ("*bf16", "*fp16") for t in case.signature.values())
     wanted = EXPECTED_MATRIX[row.arch]
     if case.matrix and halves and row.matrix not in wanted:
         yield f"{row}: expected {' or '.join(wanted)} for its matrix product, got {row.matrix or 'none'}"
+
+
+def tight(jobs: Sequence[tuple[Any, int]], rows: Sequence[Row]) -> Iterator[str]:
+    """What is refused on devices with little shared memory: each kernel's largest case of sm_80, compiled for them."""
+    largest: dict[str, tuple[Any, Row]] = {}
+    for (case, arch), row in zip(jobs, rows, strict=True):
+        if arch == 80 and (case.name not in largest or row.shared > largest[case.name][1].shared):
+            largest[case.name] = case, row
+    tried = [(case, arch) for case, _ in largest.values() for arch in TIGHT]
+    for (case, _), row in zip(tried, _compile_all(tried) if tried else (), strict=True):
+        yield from faults(row, case)
+        on_80 = largest[case.name][1].shared
+        if row.shared > on_80:
+            yield f"{row}: {row.shared} bytes of shared memory, on sm_80 {on_80}: no other case is known to fit"
 
 
 def worse(row: Row, before: Row) -> Iterator[str]:
@@ -225,6 +248,7 @@ def page(triton_version: str, rows: Sequence[Row], counted: Sequence[count_table
         "",
         f"Triton {triton_version}, compiled without a device. A cell holds registers a thread, KiB of shared memory",
         "and the matrix instruction.",
+        *(_fits(rows) if rows else []),
         *(COUNTED if counted else []),
     ]
     for kernel in dict.fromkeys([*(r.kernel for r in rows), *(r.kernel for r in counted)]):
@@ -243,6 +267,15 @@ COUNTED = (
     "loops follow, the one with most instructions first: instructions, barriers and products of a turn, and turns of",
     "a warp.",
 )
+
+
+def _fits(rows: Sequence[Row]) -> list[str]:
+    most = max((row.shared for row in rows if row.arch == 80), default=0) / 1024
+    return [
+        "",
+        f"A block of sm_86, sm_89 and sm_120 has {TIGHT_LIMIT // 1024} KiB of shared memory. Every configuration fits:",
+        f"they take what sm_80 takes, {most:.3g} KiB at most; the largest case of each kernel is compiled for them.",
+    ]
 
 
 def tables(rows: Sequence[Row]) -> list[str]:
@@ -297,6 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.files:
         print("\n".join(tables(rows)) + "\n")
     lines = [line for (case, _), row in zip(jobs, rows, strict=True) for line in faults(row, case)]
+    lines += tight(jobs, rows)
     comparable = version == triton.__version__
     if comparable and not options.accept_worse:
         lines += [line for row in rows if row.key in before for line in worse(row, before[row.key])]

@@ -134,7 +134,8 @@ def count(call: CountedCall) -> list[CountRow]:
     return rows
 
 
-def _install(arch: int) -> None:
+def install(arch: int) -> None:
+    """Triton's device is the emulator from now on."""
     sys.path.insert(0, str(EMULATOR))
     import torch
     from ptx_emulator import triton_driver
@@ -152,7 +153,7 @@ def count_all(calls: Sequence[CountedCall], workers: int) -> list[list[CountRow]
     start = multiprocessing.get_context("spawn")
     for arch in sorted({call.arch for call in calls}):
         which = [i for i, call in enumerate(calls) if call.arch == arch]
-        with ProcessPoolExecutor(workers, start, initializer=_install, initargs=(arch,)) as pool:
+        with ProcessPoolExecutor(workers, start, initializer=install, initargs=(arch,)) as pool:
             found |= dict(zip(which, pool.map(count, [calls[i] for i in which]), strict=True))
     return [found[i] for i in range(len(calls))]
 
