@@ -9,8 +9,8 @@
 A kernel is refused where it
 
 * spills: any byte of local memory a thread, which an array that is indexed at run time takes as well;
-* takes more shared memory than a block may have (163, 227 and 227 KiB), or on sm_80 more than the 99 KiB of sm_86,
-  sm_89 and sm_120, for which the largest case of each kernel is compiled as well;
+* takes more shared memory than a block may have (163, 227 and 227 KiB; sm_86, sm_89 and sm_120 have 99, and the largest
+  case of each kernel that fits them is compiled for them as well: the page names those that do not);
 * has a matrix product on 16-bit types that does not reach the tensor cores by the architecture's own instruction
   (mma.sync, wgmma, tcgen05);
 * takes more registers or shared memory than in the committed table. Registers count as the hardware allots them, in
@@ -170,9 +170,6 @@ def faults(row: Row, case: Any) -> Iterator[str]:
     limit = SHARED_LIMIT.get(row.arch, TIGHT_LIMIT)
     if row.shared > limit:
         yield f"{row}: {row.shared} bytes of shared memory, a block has {limit}"
-    elif row.arch == 80 and row.shared > TIGHT_LIMIT:
-        others = ", ".join(f"sm_{arch}" for arch in TIGHT)
-        yield f"{row}: {row.shared} bytes of shared memory, a block of {others} has {TIGHT_LIMIT}"
     halves = any(t in ("*bf16", "*fp16") for t in case.signature.values())
     wanted = EXPECTED_MATRIX[row.arch]
     if case.matrix and halves and row.matrix not in wanted:
@@ -183,7 +180,8 @@ def tight(jobs: Sequence[tuple[Any, int]], rows: Sequence[Row]) -> Iterator[str]
     """What is refused on devices with little shared memory: each kernel's largest case of sm_80, compiled for them."""
     largest: dict[str, tuple[Any, Row]] = {}
     for (case, arch), row in zip(jobs, rows, strict=True):
-        if arch == 80 and (case.name not in largest or row.shared > largest[case.name][1].shared):
+        more = case.name not in largest or row.shared > largest[case.name][1].shared
+        if arch == 80 and row.shared <= TIGHT_LIMIT and more:
             largest[case.name] = case, row
     tried = [(case, arch) for case, _ in largest.values() for arch in TIGHT]
     for (case, _), row in zip(tried, _compile_all(tried) if tried else (), strict=True):
@@ -270,11 +268,14 @@ COUNTED = (
 
 
 def _fits(rows: Sequence[Row]) -> list[str]:
-    most = max((row.shared for row in rows if row.arch == 80), default=0) / 1024
+    large = [row for row in rows if row.arch == 80 and row.shared > TIGHT_LIMIT]
     return [
         "",
-        f"A block of sm_86, sm_89 and sm_120 has {TIGHT_LIMIT // 1024} KiB of shared memory. Every configuration fits:",
-        f"they take what sm_80 takes, {most:.3g} KiB at most; the largest case of each kernel is compiled for them.",
+        f"A block of sm_86, sm_89 and sm_120 has {TIGHT_LIMIT // 1024} KiB of shared memory; kernels take there what",
+        "they take on sm_80, and the largest case of each that fits is compiled for them. "
+        + ("These do not fit:" if large else "Every configuration fits."),
+        *([""] if large else []),
+        *(f"* {row.kernel} ({row.shape}; {row.configuration}): {row.shared / 1024:.4g} KiB" for row in large),
     ]
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -113,8 +114,8 @@ def explained(result: Result) -> str:
     return result.why or KNOWN.get((result.kernel, result.what), "")
 
 
-def page(results: Sequence[Result]) -> str:
-    """docs/kernels/mutations.md."""
+def page(results: Sequence[Result], commit: str) -> str:
+    """docs/kernels/mutations.md, of the kernels of a commit."""
     survivors = [r for r in results if r.by == SURVIVED]
     unknown = sum(not explained(r) for r in survivors)
     lines = [
@@ -126,6 +127,8 @@ def page(results: Sequence[Result]) -> str:
         f"{len(results) - len(survivors)} are noticed, by a check or by their results; {len(survivors)} are not, and",
         f"what they changed is listed below, with the reason why it makes no difference ({unknown} are not explained).",
         *_missing(results),
+        "",
+        f"The kernels are those of {commit}.",
         "",
         "| kernel | for | type | change | mutants | noticed by | survive |",
         "| :--- | ---: | :--- | :--- | ---: | :--- | ---: |",
@@ -171,10 +174,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         start = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(options.workers, start, initializer=install, initargs=(arch,)) as pool:
             results += [result for own in pool.map(_try, jobs) for result in own]
+    head = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(head, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
     if options.ops or set(options.arch) != set(ARCHITECTURES):
-        print(page(results))
+        print(page(results, commit))
     else:
-        PAGE.write_text(page(results), encoding="utf-8")
+        PAGE.write_text(page(results, commit), encoding="utf-8")
     unexplained = [r for r in results if r.by == SURVIVED and not explained(r)]
     for r in unexplained:
         print(f"{r.kernel} on sm_{r.arch}: {r.what} at {r.source} is not noticed: {r.text}", file=sys.stderr)

@@ -52,4 +52,6 @@ def test_waits_and_copies_of_a_pipeline(mutants: Any) -> None:
     outcomes = tried(mutants, "infuse", {"rows": 192, "width": 256, "heads": 2, "tokens": 64}, 4)
     assert len(outcomes) > 10
     assert {"race", "in flight"} <= {kind for o in outcomes for kind in o.by.split(", ")}
-    assert [o.mutant.instruction.text for o in outcomes if o.by == mutants.SURVIVED and not o.message] == []
+    # after the last turn of a loop it is waited for copies that nobody reads
+    unread = {"cp.async.wait_group 0"}
+    assert {o.mutant.instruction.text for o in outcomes if o.by == mutants.SURVIVED and not o.message} <= unread
