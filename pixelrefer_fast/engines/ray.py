@@ -176,14 +176,15 @@ def checkpoints(folder: str | Path, id_column: str = "id", *, keep: bool = False
     from ray.data.checkpoint import CheckpointConfig
 
     context = DataContext.get_current()
-    before = context.checkpoint_config, context.target_min_block_size
+    before = context.checkpoint_config, context.target_min_block_size, context.use_datasource_v2
     place = str(folder) if is_url(str(folder)) else str(Path(folder).absolute())
     context.checkpoint_config = CheckpointConfig(id_column, place, delete_checkpoint_on_success=not keep)
+    context.use_datasource_v2 = False  # which makes one block of small files, whatever override_num_blocks says
     context.target_min_block_size = 1  # answers are short: a block of Ray's own least size would hold thousands
     try:
         yield
     finally:
-        context.checkpoint_config, context.target_min_block_size = before
+        context.checkpoint_config, context.target_min_block_size, context.use_datasource_v2 = before
 
 
 def _gpus() -> float:

@@ -126,8 +126,8 @@ def _options(value: object) -> dict[str, object]:
 
 
 def _is_missing(value: object) -> bool:
-    """Whether a cell is empty; pandas writes NaN there."""
-    return value is None or (isinstance(value, float) and np.isnan(value))
+    """Whether a cell is empty; pandas writes NaN there, and Ray a float32 one into columns without any value."""
+    return value is None or (isinstance(value, (float, np.floating)) and bool(np.isnan(value)))
 
 
 def _texts(values: Sequence[str | None]) -> np.ndarray:

@@ -80,7 +80,8 @@ def test_samples_of_webdataset(start: Run, lite: pf.PixelReferLite) -> None:
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
-    assert start("in.tar").code == 0
+    result = start("in.tar")
+    assert (result.code, [one["error"] for one in answers()]) == (0, [""] * 3)
     assert count_answers(Path("texts")) == (3, 0)
     assert {one["__key__"]: one["text"] for one in answers()} == {
         f"k{i}": lite.ask(f"{i}.png", QUESTION, [[5, 5, 20 + i, 40]], max_new_tokens=4) for i in range(3)

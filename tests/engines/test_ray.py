@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,7 +99,7 @@ def is_bad(name: str) -> bool:
 
 def check(found: list[dict[str, Any]], expected: dict[str, str]) -> None:
     """Every row is there once, with the answer of `ask` or an error."""
-    assert Counter(one["id"] for one in found) == Counter(expected)
+    assert Counter(one["id"] for one in found) == Counter(list(expected))
     assert {one["id"]: one["text"] for one in found} == expected
     bad = {one["id"] for one in found if one["finish_reason"] == "error"}
     assert bad == {own for own in expected if is_bad(own)}
@@ -106,14 +108,17 @@ def check(found: list[dict[str, Any]], expected: dict[str, str]) -> None:
 
 
 class _Fails:
-    """A later step that breaks down when it has seen some batches."""
+    """A later step that breaks down when it has seen some batches, and some of them are written."""
 
-    def __init__(self, after: int) -> None:
-        self._left = after
+    def __init__(self, after: int, folder: str) -> None:
+        self._left, self._folder = after, Path(folder)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         self._left -= 1
         if self._left < 0:
+            until = time.monotonic() + 60
+            while not list(self._folder.glob("*.parquet")) and time.monotonic() < until:
+                time.sleep(0.1)
             raise RuntimeError("a forced failure")
         return batch
 
@@ -121,14 +126,17 @@ class _Fails:
 def test_a_run_that_failed_goes_on(cluster: None, table: str, expected: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out"
 
+    # workers cannot import this file
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
     def run(after: int | None) -> None:
         with checkpoints(tmp_path / "checkpoints", keep=True):
             answers = described(ray.data.read_parquet(table, override_num_blocks=FILES))
             if after is not None:
                 answers = answers.map_batches(
                     _Fails,
-                    fn_constructor_args=(after,),
-                    batch_size=None,
+                    fn_constructor_args=(after, str(out)),
+                    batch_size=20,
                     num_cpus=1,
                     compute=ray.data.ActorPoolStrategy(size=1),
                 )
@@ -138,7 +146,7 @@ def test_a_run_that_failed_goes_on(cluster: None, table: str, expected: dict[str
         return [one for file in sorted(out.glob("*.parquet")) for one in pq.read_table(file).to_pylist()]
 
     with pytest.raises(Exception, match="a forced failure"):
-        run(after=4)
+        run(after=8)
     before = written()
     assert 0 < len(before) < ROWS
     run(after=None)

@@ -122,6 +122,10 @@ def test_rows_of_one_image_share_it(reader: RowReader) -> None:
     ("row", "reason"),
     [
         ({}, "row: expected either image or video, got neither"),
+        (
+            {"image": np.float32("nan"), "video": None, "regions": [1, 2, 3, 4]},
+            "expected either image or video, got neither",
+        ),
         ({"image": None, "video": math.nan, "regions": [1, 2, 3, 4]}, "expected either image or video, got neither"),
         ({"image": "a", "video": "b", "regions": [1, 2, 3, 4]}, "got image and video"),
         ({"image": "a"}, "row: expected regions, got none"),

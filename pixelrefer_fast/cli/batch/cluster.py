@@ -7,6 +7,7 @@ The folder holds files of answers; `_run.json` says what they are made from, `_r
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ class ClusterRun:
 
     @property
     def _folder(self) -> Path:
-        return Path(self.out)
+        return Path(self.out).absolute()  # workers stand in folders of their own
 
     def answer(self) -> tuple[dict[str, Any], str, int]:
         """Answer the rows that are not answered yet.
@@ -63,7 +64,7 @@ class ClusterRun:
         import ray
 
         begun = time.perf_counter()
-        kind, files = files_of(self.source)
+        kind, files = files_of(os.path.abspath(self.source))
         self._enter(files)
         ray.init(address=None if self.address == LOCAL else self.address, ignore_reinit_error=True)
         with checkpoints(self._folder / DONE, ID_COLUMN[kind], keep=True):
@@ -76,7 +77,7 @@ class ClusterRun:
                 keep=KEPT[kind],
                 batch_size=self.batch_size or BATCH_SIZE,
             )
-            described.write_parquet(str(self._folder.absolute()))
+            described.write_parquet(str(self._folder))
         rows, errors = count_answers(self._folder)
         report = {"batch": self.source, "out": self.out, "rows": rows, "errors": errors}
         report["seconds"] = {"describe": time.perf_counter() - begun}
@@ -87,7 +88,7 @@ class ClusterRun:
         import ray
 
         if kind == "webdataset":
-            return ray.data.read_webdataset(files, decoder=False).map(webdataset_row)
+            return ray.data.read_webdataset(files, decoder=None).map(webdataset_row)
         if kind == "parquet":
             return ray.data.read_parquet(files)
         folder = self._folder / ROWS
@@ -115,7 +116,7 @@ class ClusterRun:
             raise ValueError(f"--out {self.out}: expected a folder that is new or of this command, got one with files")
         rows = self._folder / ROWS
         rows.mkdir(parents=True, exist_ok=True)
-        if files_of(self.source)[0] == "lines":
+        if files_of(os.path.abspath(self.source))[0] == "lines":
             write_lines_as_rows(files, rows, self._folder / BAD, self.question)
         state.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")  # last: what is before it is whole
 
