@@ -20,7 +20,7 @@ demo: $(VENV)/.ready
 # `pytest`, not `python -m pytest`: the repository root stays off sys.path, since it holds a folder named like Hugging
 # Face's `kernels` package
 test: $(VENV)/.ready
-	$(BIN)/pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1) $(BIN)/pytest -m "not slow and not gpu" -n $(or $(WORKERS),2) --dist loadfile
 
 # the kernels alone, in Triton's interpreter
 test-interpret: $(VENV)/.ready
@@ -78,7 +78,7 @@ $(WEB)/.ready: pyproject.toml tools/make_venv.sh
 # scores by libraries, one of which runs Java, beside those of the authors' scripts, and our server as a judge, in an
 # environment of their own, which is kept; it brings a sentence encoder of 84 MB
 test-eval: $(EVAL)/.ready
-	@command -v java >/dev/null || { echo "make test-eval needs java: apt-get install default-jre-headless" >&2; exit 1; }
+	command -v java >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends default-jre-headless; }
 	timeout 180 $(EVAL)/bin/pytest tests/evaluating
 
 $(EVAL)/.ready: pyproject.toml tools/make_venv.sh

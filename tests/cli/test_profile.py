@@ -68,7 +68,7 @@ def test_a_kernel_of_ours_comes_with_its_launch(run: Callable[..., SimpleNamespa
     assert result.code == 0, result.err
     facts = json.loads(result.out)["kernel"]
     assert f"run_kernel infuse --device cuda --calls {kept} --case infusion/infuse/0" in facts["commands"]["ncu"]
-    assert "regex:^_scores$" in facts["commands"]["ncu"]
+    assert "regex:^scores$" in facts["commands"]["ncu"]
     assert facts["compiled"] or "TRITON_INTERPRET" in facts["not_compiled"]
 
 

@@ -215,6 +215,8 @@ def test_a_gpu_s_region_stage_and_encoder(
     patches = torch.randn(plan.first_rows[-1], 588, device=kernel_device)
     starts = kmeans_starts(selection.counts, config.mask_num).to(kernel_device)
     with plain_memory(), torch.inference_mode():
+        with counting(kernel_device.type, dry=True):  # makes what follows from weights alone
+            tokenizer(features, selection.to(kernel_device), starts, "triton")
         with counting(kernel_device.type, dry=True) as region:
             tokenizer(features, selection.to(kernel_device), starts, "triton")
         with counting(kernel_device.type, dry=True) as encoded:
@@ -227,7 +229,7 @@ def test_a_gpu_s_region_stage_and_encoder(
     own += [w for w in costs.projector(config, sizes, machine) if lite or w.what == "object tokens"]
     assert sum(w.flops * w.times for w in own) == region.flops
     if lite:
-        assert sum(w.launches * w.times for w in own) == region.launches.total() == 22
+        assert sum(w.launches * w.times for w in own) == region.launches.total() <= 14
         assert sum(w.moved * w.times for w in own) == pytest.approx(region.moved, rel=0.02)
     works = costs.encoder(config, sizes, machine)
     # a kernel knows the longest view only: it declares as if all were as long

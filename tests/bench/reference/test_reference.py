@@ -29,6 +29,7 @@ from pixelrefer_fast.bench.reference.checkout import (
 )
 from pixelrefer_fast.bench.reference.whole import Inputs, prepared, with_cache
 from pixelrefer_fast.bench.report.results import relative_error
+from pixelrefer_fast.engines.configs import PixelReferConfig
 from pixelrefer_fast.verify.case import RecordedCase
 
 VARIABLE = "PIXELREFER_REFERENCE"
@@ -152,7 +153,7 @@ class TestWithoutACheckout:
     def test_it_registers_nothing_with_transformers(self, tmp_path: Path) -> None:
         init = "from transformers import AutoConfig, Qwen2Config\nAutoConfig.register('pixelrefer_qwen2', Qwen2Config)"
         import_reference(fake_checkout(tmp_path, "full", init), "full")
-        assert "pixelrefer_qwen2" not in transformers.CONFIG_MAPPING
+        assert transformers.CONFIG_MAPPING["pixelrefer_qwen2"] is PixelReferConfig  # that of this package stays
 
     def test_flash_attention_is_kept_where_it_is_installed(self, tmp_path: Path) -> None:
         name = "model.damovl_encoder.modeling_damovl_encoder"

@@ -52,7 +52,7 @@ def _prefill_pass(config: ModelConfig, part: Sequence[tuple[int, int]], machine:
     if not machine.kernels:
         moved = item * (9 * rows * width + 4 * keys * keys_width)
         works.append(Work("varlen_attention, packing", 0, moved, layers, 7))
-    works += [*_head(config, len(part), machine), Work("packing, slots", 0, 0, 1, 47)]
+    works += [*_head(config, len(part), machine), Work("packing, slots", 0, 0, 1, 35)]
     return works
 
 
@@ -94,14 +94,12 @@ def _llm_layers(config: ModelConfig, rows: int, machine: Machine) -> Iterator[Wo
     """All layers without the attention itself, and the last norm."""
     width, inner, layers = config.hidden_size, config.llm["intermediate_size"], layers_of(config)
     keys = keys_width_of(config)
-    # one kernel where torch has one, six operations where it is counted as what it is made of
-    passes, launches = (2, 1) if machine.kernels else (7, 6)
-    yield machine.pointwise("norm", rows * width, passes, launches, 2 * layers + 1)
+    yield machine.pointwise("norm", rows * width, 2, 1, 2 * layers + 1)
     yield machine.linear("query, key, value", rows, width, width + 2 * keys, times=layers)
     yield machine.pointwise("rotary position", rows * (width + keys), 10, 4, layers)
     yield machine.pointwise("keys and values, written", rows * keys, 4, 2, layers)
     yield machine.linear("out", rows, width, width, bias=False, times=layers)
-    yield machine.pointwise("sums", rows * width, 3, 1, 2 * layers)
+    yield machine.pointwise("sums, read by the products that add to them", rows * width, 1, 0, 2 * layers)
     yield machine.linear("gate, up", rows, width, 2 * inner, bias=False, times=layers)
     yield machine.pointwise("silu, product", rows * inner, 5, 2, layers)
     yield machine.linear("down", rows, inner, width, bias=False, times=layers)
