@@ -1,6 +1,6 @@
 """Object pooling for all objects at once: k-means in the space of inner products, then means.
 
-Up to 64 patches an object (32, for float32 features) it takes two launches. `cluster_tile`, one program an object,
+Up to 32 patches an object it takes two launches. `cluster_tile`, one program an object,
 makes the inner products of its tokens and runs every iteration of k-means on them, all in registers; `pool`, one
 program a pooled token, takes the mean of that token's own patches. Larger objects take three: `gram` writes the inner
 products, an N x N matrix that stays in the L2 cache, and `cluster`, one program an object, works on that matrix tile by
@@ -22,8 +22,10 @@ from pixelrefer_fast.kernels._cluster_tile import TIE_FLOAT32, TIE_FLOAT64, clus
 from pixelrefer_fast.kernels._launch import CompileCase, configuration, launch, shipped
 from pixelrefer_fast.kernels._tokens import bounds, tokens
 
-# patches of an object whose inner products stay in one program's registers; those of float32 features are float64
-TILE, TILE_FLOAT32 = 64, 32
+# Patches of an object whose inner products stay in one program's registers. 64 of 16 bit would fit too, but of 64 rows
+# Triton 3.6 makes wgmma for sm_90 and writes its accumulators behind the fence, as the emulator found; with two warps,
+# which have no wgmma, it spills.
+TILE = 32
 MOST_CLUSTERS = 64  # a bit each in an int64
 
 
@@ -272,7 +274,7 @@ def object_pool(
     flops = 2 * iterations * rows * max_patches * clusters if max_patches > clusters else 0
     suffix = "_float32" if kind == torch.float32 else ""
     block_clusters = max(16, triton.next_power_of_2(clusters))
-    if max_patches <= (TILE_FLOAT32 if kind == torch.float32 else TILE):
+    if max_patches <= TILE:
         name = f"object_pool.cluster_tile{suffix}"
         launch(
             cluster_tile,
@@ -396,7 +398,7 @@ def compile_cases() -> Iterator[CompileCase]:
                     signature={k: v.format(dtype, wide) for k, v in SIGNATURE.items() if k in kernel.arg_names},
                     constants={k: v for k, v in constants.items() if k in kernel.arg_names},
                     options={k: config[k] for k in ("num_warps", "num_stages")},
-                    matrix=name in ("object_pool.gram", "object_pool.cluster_tile"),
+                    matrix=name == "object_pool.gram",  # a tile has too few rows for wgmma
                 )
 
 

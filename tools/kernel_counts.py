@@ -50,7 +50,7 @@ CALLS: dict[str, list[tuple[dict[str, Any], tuple[str, ...]]]] = {
     "rope2d": [({"patches": 24}, BOTH)],
     "object_pool": [
         ({"patches": 57}, BOTH),
-        ({"patches": 30, "tokens": 16}, SINGLE),
+        ({"patches": 30, "tokens": 16}, BOTH),
         ({"patches": 150}, HALF),
         ({"patches": 40, "corners": 4}, HALF),
     ],

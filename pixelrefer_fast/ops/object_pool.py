@@ -17,7 +17,7 @@ TIE = 1e-12
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # that the Triton kernels take
 MOST_PATCHES = 1024  # of an object that the Triton kernels take
-TILES = {4: 32, 2: 64}  # patches of an object that they cluster without a matrix in memory, by bytes of a feature
+TILE = 32  # patches of an object that they cluster without a matrix in memory
 MOST_CLUSTERS = 64  # they keep a bit a cluster in an int64
 
 

@@ -15,7 +15,7 @@ from plain_memory import plain_memory
 
 from pixelrefer_fast.device.counters import counting
 from pixelrefer_fast.encoding.object_tokenizer import ObjectTokenizer
-from pixelrefer_fast.ops.object_pool import TILES
+from pixelrefer_fast.ops.object_pool import TILE
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PAGE = BENCHMARKS.parent / "docs" / "kernels" / "launches.md"
@@ -46,11 +46,11 @@ def small(launches: ModuleType, kernel_device: torch.device) -> Any:
 
 def test_launches_do_not_grow_with_objects_and_images(launches: ModuleType, small: Any) -> None:
     own = {"object_pool", "infuse"}
-    for most, clustering in ((0, {"cluster_tile"}), (TILES[4] + 1, {"gram", "cluster"})):
+    for most, clustering in ((0, {"cluster_tile"}), (TILE + 1, {"gram", "cluster"})):
         numbers = set()
         for objects, images in ((1, 1), (4, 1), (16, 1), (64, 1), (8, 8), (64, 8)):
             of = launches.region_pass(small, objects, images, WIDTH, N)
-            counts = (most, *(min(count, TILES[4]) for count in of.selection.counts))
+            counts = (most, *(min(count, TILE) for count in of.selection.counts))
             selection = dataclasses.replace(of.selection, counts=counts)
             with plain_memory():
                 whole, inner = launches.count(dataclasses.replace(of, selection=selection))

@@ -33,4 +33,5 @@ def test_a_recorded_case_holds(assets: Path, tmp_path: Path) -> None:
     assert tuple(found["stages"]) == STAGES
     assert found["ok"], found
     # all but infuse, which the Full kind has not
-    assert launched == {"add_norm", "object_pool", "rope2d", "varlen_attention", "view_patches"}
+    encoding = {"add_norm", "object_pool", "rope2d", "varlen_attention", "view_patches"}
+    assert launched == encoding | {"best_token", "paged_attention", "swiglu"}

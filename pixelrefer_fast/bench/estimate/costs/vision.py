@@ -14,7 +14,7 @@ from pixelrefer_fast.encoding.encoder import PASS_PATCHES
 from pixelrefer_fast.encoding.infusion import HEADS
 from pixelrefer_fast.encoding.object_tokenizer import ITERATIONS
 from pixelrefer_fast.ops.infuse import BYTES, Groups, folded_work, is_projected, projected_work
-from pixelrefer_fast.ops.object_pool import TILES
+from pixelrefer_fast.ops.object_pool import TILE
 
 
 def views(sizes: Sizes, machine: Machine) -> list[Work]:
@@ -106,7 +106,7 @@ def pooling(config: ModelConfig, sizes: Sizes, machine: Machine) -> list[Work]:
         cluster = 2 * iterations * rows * most * n if most > n else 0
         described = rows * (corners * 12 + 8) + item * rows * corners * width if most > n else 0
         works = [Work("object_pool.pool", rows * width, pooled)]
-        if most > TILES[item]:
+        if most > TILE:
             works.insert(0, Work("object_pool.cluster", cluster, 8 * marks * n))
             works.insert(0, Work("object_pool.gram", inner, described))
         else:
