@@ -138,7 +138,7 @@ inputs and outputs, each once.
 
 {tables.markdown(HEADINGS, table(counted))}
 What is launched differs where an infusion step projects keys and values (`infuse.attend`) instead of folding their
-weights, which its planner decides by launches, FLOPs and bytes, and where an object has more than 64 patches
+weights, which its planner decides by launches, FLOPs and bytes, and where an object has more than 32 patches
 (`object_pool.gram` and `object_pool.cluster` instead of `object_pool.cluster_tile`). The forms of a step have as many
 launches as each other:
 
