@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import time
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 OPEN = ("/health", "/ready")
 """Endpoints without a key: whoever restarts a server has none."""
+DRAINED_BYTES, DRAINED_SECONDS = 1 << 20, 0.5
+"""How much more of a body that is too large is read, and for how long."""
 ENDPOINTS = (
     "/v1/chat/completions", "/v1/models", "/v1/regions", "/v1/segment", "/v1/encode", "/metrics", *OPEN,
 )  # fmt: skip
@@ -80,6 +83,7 @@ class Guard:
         too_large = ApiError(413, f"body: expected at most {most} bytes, got more", None, {"Connection": "close"})
         claimed = headers.get(b"content-length", b"0")
         if claimed.isdigit() and int(claimed[:20]) > most:
+            await _drain(receive)
             raise too_large
         body = bytearray()
 
@@ -90,6 +94,8 @@ class Guard:
                     raise _Gone
                 body.extend(message.get("body", b""))
                 if len(body) > most:
+                    if message.get("more_body", False):
+                        await _drain(receive)
                     raise too_large
                 if not message.get("more_body", False):
                     return
@@ -101,6 +107,21 @@ class Guard:
                 408, f"body: expected all of it within {self._limits.body_seconds:g} s", None, {"Connection": "close"}
             ) from None
         return bytes(body)
+
+
+async def _drain(receive: Receive) -> None:
+    """Read on for a little: who is still sending when the connection is closed sees a reset and not the answer."""
+
+    async def read() -> None:
+        left = DRAINED_BYTES
+        while left > 0:
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                return
+
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(read(), DRAINED_SECONDS)
 
 
 class _Gone(Exception):
