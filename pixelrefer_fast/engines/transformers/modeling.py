@@ -133,18 +133,17 @@ class _ForImageTextToText(PreTrainedModel):
         if flat:
             found = iter(embed_items(network, flat))
             for number, row in enumerate(rows):
+                taken = {self._image_id: 0, self._region_id: 0}  # placeholders of each kind that are filled
                 for item in row:
                     tokens = next(found)
                     own = self._image_id if item.plan.scene else self._region_id
-                    places = (input_ids[number] == own).nonzero()[:, 0]
-                    if not item.plan.scene:
-                        first = sum(other.tokens for other in row[: row.index(item)] if not other.plan.scene)
-                        places = places[first : first + len(tokens)]
+                    places = (input_ids[number] == own).nonzero()[taken[own] : taken[own] + len(tokens), 0]
                     if len(places) != len(tokens):
                         raise ValueError(
                             f"items: expected {len(tokens)} placeholders in prompt {number}, got {len(places)}"
                         )
                     embeds[number, places] = tokens.to(embeds)
+                    taken[own] += len(tokens)
         if int(held.sum()) != sum(item.tokens for item in flat):
             raise ValueError(
                 f"items: expected {int(held.sum())} tokens for the placeholders, got {sum(i.tokens for i in flat)}"

@@ -220,6 +220,14 @@ def test_bad_input_is_named(processor: Any, given: dict[str, Any], message: str)
     assert len(str(caught.value)) <= 320
 
 
+def test_the_same_region_twice(processor: Any, model: Any) -> None:
+    same = [BOXES[0], BOXES[0]]
+    asked = "Is <region> larger than <region>?"
+    inputs = processor(images=CAT, text=asked, regions=same, return_tensors="pt")
+    answer = processor.batch_decode(_new(inputs, model.generate(**inputs, **GREEDY)), skip_special_tokens=True)[0]
+    assert answer.strip() == model.pixelrefer.ask(CAT, asked, same, max_new_tokens=12)
+
+
 def test_items_of_another_prompt_are_refused(processor: Any, model: Any) -> None:
     one = processor(images=CAT, text="<region>", regions=BOXES[:1], return_tensors="pt")
     two = processor(images=CAT, text="<region> <region>", regions=BOXES, return_tensors="pt")
