@@ -177,14 +177,14 @@ def run(job: Job, out: Path) -> dict[str, Any]:
         command += ["-p", "ptx_emulator.plugin"]
         environment["EMULATE_REPORT"] = str(report)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, ["emulator", os.environ.get("PYTHONPATH", "")]))
-    began, digest = time.perf_counter(), sources(job)
+    began, digest, tested = time.perf_counter(), sources(job), commit()
     log = out / f"{job.stem}.log"
     with log.open("w", encoding="utf-8") as written:
         code = subprocess.run(
             command, cwd=ROOT, env=environment, stdout=written, stderr=subprocess.STDOUT, check=False
         ).returncode
     result: dict[str, Any] = {"name": job.name, "arch": job.arch, "mode": job.mode, "ok": code == 0}
-    result |= {"sources": digest, "operations": list(job.operations)}
+    result |= {"sources": digest, "commit": tested, "operations": list(job.operations)}
     result["seconds"] = round(time.perf_counter() - began)
     if report.is_file():
         result |= json.loads(report.read_text(encoding="utf-8"))
@@ -198,6 +198,12 @@ def run(job: Job, out: Path) -> dict[str, Any]:
 
 def _kept(out: Path, job: Job) -> Path:
     return out / f"{job.stem}.json"
+
+
+def commit() -> str:
+    """The commit of this checkout, with a mark where files differ from it."""
+    described = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(described, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def known(job: Job, out: Path) -> dict[str, Any] | None:
@@ -220,10 +226,11 @@ def page(results: Sequence[dict[str, Any]]) -> str:
         "under a checked memory model.",
         "",
         "In lockstep all tests are run; with other orders of warps and roundings those that `tools/emulate.py` names,",
-        "which reach every kernel in every type.",
+        "which reach every kernel in every type. A line was made at the commit that it names; it is made again after a",
+        "change of what it tests.",
         "",
-        "| for | order of warps, or permitted rounding | of | tests | skipped | launches | instructions |",
-        "| :--- | :--- | :--- | ---: | ---: | ---: | ---: |",
+        "| for | order of warps, or permitted rounding | of | tests | skipped | launches | instructions | commit |",
+        "| :--- | :--- | :--- | ---: | ---: | ---: | ---: | :--- |",
     ]
     emulated = [r for r in results if "kernels" in r]
     for r in emulated:
@@ -231,10 +238,15 @@ def page(results: Sequence[dict[str, Any]]) -> str:
         tests = f"{r['passed']} passed" + (f", {len(r['failed'])} failed" if r["failed"] else "")
         skipped = sum(r["skipped"].values())
         of = ", ".join(r["operations"]) or "the emulator's own tests"
-        lines.append(f"| {r['arch']} | {r['mode']} | {of} | {tests} | {skipped} | {launches:,} | {instructions:,} |")
+        counts = f"{skipped} | {launches:,} | {instructions:,} | {r['commit']}"
+        lines.append(f"| {r['arch']} | {r['mode']} | {of} | {tests} | {counts} |")
     lines += [
         "",
-        *(f"{r['name']}, as nvcc compiles it: {'passed' if r['ok'] else 'failed'}." for r in results if not r["arch"]),
+        *(
+            f"{r['name']}, as nvcc compiles it: {'passed' if r['ok'] else 'failed'} at {r['commit']}."
+            for r in results
+            if not r["arch"]
+        ),
     ]
     failed = sorted({test for r in emulated for test in r["failed"]})
     lines += ["", "## Failed", "", *(f"* {test}" for test in failed)] if failed else []

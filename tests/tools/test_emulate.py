@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -70,14 +71,16 @@ def test_an_interrupted_long_form_is_gone_on_with(emulate: Any, tmp_path: Path) 
     kept.write_text(json.dumps(json.loads(kept.read_text()) | {"sources": "others"}))
     assert emulate.main(arguments) == 0
     assert count.read_text() == "xx"
-    assert "csrc, as nvcc compiles it: passed." in emulate.PAGE.read_text()
+    commit = json.loads(kept.read_text())["commit"]
+    assert re.fullmatch("[0-9a-f]{7,}(-dirty)?", commit)
+    assert f"csrc, as nvcc compiles it: passed at {commit}." in emulate.PAGE.read_text()
 
 
 def test_the_page_names_what_failed_and_why_tests_were_skipped(tool: Any) -> None:
     kernels = {"gram": {"launches": 2, "instructions": 1500}, "pool": {"launches": 1, "instructions": 20}}
     run = {"name": "sm_80, forward", "arch": "sm_80", "mode": "forward", "ok": False, "passed": 7, "kernels": kernels}
-    run["operations"] = ["object_pool"]
+    run |= {"operations": ["object_pool"], "commit": "abc1234"}
     text = tool.page([run | {"failed": ["tests/ops/test_x_kernel.py::test_y"], "skipped": {"no digits": 2}}])
-    assert "| sm_80 | forward | object_pool | 7 passed, 1 failed | 2 | 3 | 1,520 |" in text
+    assert "| sm_80 | forward | object_pool | 7 passed, 1 failed | 2 | 3 | 1,520 | abc1234 |" in text
     assert "* tests/ops/test_x_kernel.py::test_y" in text
     assert "* no digits" in text
