@@ -56,9 +56,9 @@ def write_pictures(documents: Sequence[Document], folder: Path) -> dict[str, lis
         name = name_of(document)
         own = folder / name
         own.mkdir(exist_ok=True)
-        files = plots.every_plot(document, own)
+        files = [file for file in plots.every_plot(document, own) if file.suffix == ".svg"]  # what the page shows
         kept |= {own, *files}
-        drawn[name] = sorted({file.stem for file in files})
+        drawn[name] = sorted(file.stem for file in files)
     for old in sorted(folder.rglob("*"), reverse=True):
         if old not in kept:
             old.rmdir() if old.is_dir() else old.unlink()

@@ -115,6 +115,18 @@ def test_links_lead_somewhere(document: str) -> None:
     assert [link for link in links if link and not (ROOT / document).parent.joinpath(link).exists()] == []
 
 
+def test_every_page_and_picture_is_led_to() -> None:
+    """A page that no other page links, and a picture that no page shows, would be kept for nobody."""
+    reached = set()
+    for document in [*DOCUMENTS, *HISTORY]:
+        text = (ROOT / document).read_text(encoding="utf-8")
+        links = re.findall(r"\]\(([^)\s]+)\)|<img src=\"([^\"]+)\"", text)
+        targets = ("".join(link).partition("#")[0] for link in links if "://" not in "".join(link))
+        reached |= {(ROOT / document).parent.joinpath(target).resolve() for target in targets} - {ROOT / document}
+    kept = [name for name in FILES if name.startswith("docs/") and name.endswith((".md", ".png", ".svg"))]
+    assert [name for name in kept if ROOT / name not in reached] == []
+
+
 def test_what_is_gone_is_found() -> None:
     text = "`ops/rope2d.py`, `ops/gone.py`, `python tools/tune.py`, `python tools/gone.py`, `OUT/log.jsonl`, `gone.py`"
     assert [path for path in named_paths(text) if not exists(path)] == ["ops/gone.py", "tools/gone.py", "gone.py"]
