@@ -201,9 +201,15 @@ def _kept(out: Path, job: Job) -> Path:
 
 
 def commit() -> str:
-    """The commit of this checkout, with a mark where files differ from it."""
-    described = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    return subprocess.run(described, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    """The commit of this checkout, with a mark where files that results depend on differ from it."""
+    head = _git("rev-parse", "--short", "HEAD")
+    changed = _git("status", "--porcelain", "--", "csrc", "emulator", "kernels", "pixelrefer_fast", "tests", "tools")
+    return f"{head}-dirty" if changed else head
+
+
+def _git(*arguments: str) -> str:
+    told = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    return told.stdout.strip()
 
 
 def known(job: Job, out: Path) -> dict[str, Any] | None:

@@ -77,7 +77,8 @@ class Machine:
         self.registers: list[Array] = self._garbage()
         self.specials = _specials(grid, block, blocks[self.block_of], thread)
         self.wrapped: dict[str, Mask] = {}  # where a register comes from an int32 result that wrapped (wraps.py)
-        # of each register that a wgmma takes: which warps have written it since their last wgmma.fence
+        # of each register that a wgmma takes: which warps have accessed it since their last wgmma.fence; and at first
+        # all, since a fence comes before the first product
         self.unfenced: dict[str, Mask] = {
             name: np.ones(len(blocks) * self.warps, bool) for name in plan.product_registers
         }

@@ -73,7 +73,7 @@ class Plan:
         steps: in the order of the kernel's code.
         kinds: dtype of each register.
         shared_granule, global_granule: bytes of the smallest access, 4 at most.
-        product_registers: names that a wgmma takes.
+        product_registers: names of accumulators of a wgmma, and of fragments of A.
         spins: whether a block may wait for what another one writes.
     """
 
@@ -104,7 +104,7 @@ def plan_of(kernel: Kernel, numerics: Numerics, wraps: bool = False) -> Plan:
 def _make(kernel: Kernel, numerics: Numerics, wraps: bool) -> Plan:
     operands = Operands(kernel, numerics)
     products = [i for i in kernel.code if i.opcode == "wgmma"]
-    watched = frozenset(name for i in products for name in _names(i) if name in kernel.registers)
+    watched = frozenset(name for i in products for part in i.operands[:2] if isinstance(part, tuple) for name in part)
     steps = [_step(operands, instruction, watched) for instruction in kernel.code]
     if numerics.fusion == "always":
         for index, run in contracted(operands, targets).items():
@@ -184,8 +184,8 @@ def _step(operands: Operands, instruction: Instruction, watched: frozenset[str])
     if opcode in ("bar", "barrier") and "warp" not in instruction.modifiers:
         return replace(step, control=_barrier_kind(instruction), barrier=_barrier(instruction))
     run = translate(operands, instruction)
-    for name in set(targets(instruction)) & watched:
-        run = _noting_write(run, name)
+    if opcode != "wgmma" and (taken := registers & watched):
+        run = _noting_access(run, taken)
     return replace(step, run=run)
 
 
@@ -206,10 +206,12 @@ def _barrier(instruction: Instruction) -> tuple[int, int]:
     return number, count[0] if count else 0
 
 
-def _noting_write(run: Run, name: str) -> Run:
+def _noting_access(run: Run, names: frozenset[str]) -> Run:
     def noting(m: Machine, active: Mask | None) -> None:
         run(m, active)
-        m.unfenced[name][m.warp_of[m.lanes(active)]] = True
+        warps = slice(None) if active is None else m.warp_of[active]
+        for name in names:
+            m.unfenced[name][warps] = True
 
     return noting
 

@@ -41,6 +41,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 GARBAGE = 0xA5A5A5A5A5A5A5A5  # bits of a register that nobody has written
+CANONICAL_NAN = np.uint32(0x7FFFFFFF).view(np.float32)  # PTX ISA, "Floating Point Instructions": no payloads of f32
 TF32_BITS = np.uint32(0xFFFFE000)  # that a tensor core takes of a float32
 
 

@@ -168,12 +168,13 @@ class Scheduler:
         self.groups[key] = self.groups[key] | mask if key in self.groups else mask
 
     def _check_flying(self, step: Step, active: Mask | None) -> None:
-        """Registers of a wgmma that is not waited for may be used by a further wgmma only."""
+        """Registers of a wgmma that is not waited for may be used by a further wgmma only, which checks them itself."""
         if step.instruction.opcode == "wgmma":
             return
+        group = WARP * WARPGROUP
         for product in self.m.shared.products:
-            used = step.registers & product.registers
-            if used and (active is None or active[product.lanes].any()):
+            used = step.registers & (product.result | product.fragments)
+            if used and (active is None or active.reshape(-1, group)[product.lanes // group].any()):
                 warp = self.m.who(int(self.m.warp_of[product.lanes[0]]))
                 text = f"{warp} uses {', '.join(sorted(used))} of a wgmma that is not waited for"
                 self.m.findings.add("wgmma", step.instruction, text)

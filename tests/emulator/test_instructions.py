@@ -48,6 +48,7 @@ def bits(value: float) -> int:
 
 
 A, B = 0x89ABCDEF, 0x01234567
+CANONICAL = 0x7FFFFFFF
 NAN, INF, TINY = 0x7FC00000, bits(float("inf")), 0x00000001  # TINY: the least subnormal float32
 
 
@@ -102,7 +103,11 @@ NAN, INF, TINY = 0x7FC00000, bits(float("inf")), 0x00000001  # TINY: the least s
         ("slct.b32.s32 %r0, %r10, %r11, -1;", (7, 8), 8),
         # floats
         ("max.f32 %r0, %r10, %r11;", (NAN, bits(-3.0)), bits(-3.0)),  # the other one
-        ("max.NaN.f32 %r2, %r10, %r11; setp.nan.f32 %p1, %r2, %r2; selp.b32 %r0, 1, 2, %p1;", (NAN, bits(-3.0)), 1),
+        # NaN is the canonical one, whatever the payload of what was given
+        ("max.NaN.f32 %r0, %r10, %r11;", (NAN, bits(-3.0)), CANONICAL),
+        ("min.NaN.f32 %r0, %r10, %r11;", (bits(1.0), 0xFFC01234), CANONICAL),
+        ("max.f32 %r0, %r10, %r11;", (NAN, 0xFFC01234), CANONICAL),
+        ("max.NaN.bf16x2 %r0, %r10, %r11;", (0x7FC03F80, 0x3F80FFC1), 0x7FFF7FFF),
         ("min.f32 %r0, %r10, %r11;", (bits(0.0), bits(-0.0)), bits(-0.0)),  # +0 > -0
         ("fma.rn.f32 %r0, %r10, %r10, %r11;", (bits(1 + 2**-12), bits(-1.0)), bits(2**-11 + 2**-24)),
         ("mul.ftz.f32 %r0, %r10, %r11;", (TINY, bits(2.0)), 0),
@@ -182,6 +187,11 @@ def test_atomics_give_what_was_there_before() -> None:
         ("add.sat.s32 %r0, %r1, %r1;", "modifier .sat"),
         ("cvt.rz.f32.u32 %r0, %r1;", "a rounding"),
         ("cvt.sat.f32.f32 %r0, %r1;", "a form of cvt"),
+        # functions in types and roundings that the PTX ISA has not
+        ("tanh.approx.f64 %d0, %d1;", "operands or types"),
+        ("sin.approx.f16 %h0, %h1;", "operands or types"),
+        ("ex2.rn.f32 %r0, %r1;", "modifier .rn"),
+        ("shf.l.wrap.b64 %rd0, %rd1, %rd2, %r1;", "a type of shf"),
     ],
 )
 def test_what_is_not_known_is_an_error_with_its_line(body: str, named: str) -> None:

@@ -15,7 +15,19 @@ from ..faults import UnknownInstructionError
 from ..opcodes import kind_of, opcode
 from ..operands import Operands, Run
 from ..parser import Instruction
-from ..scalar_types import DTYPES, SIGNED, UNSIGNED, Array, halves, is_float, is_signed, narrow, packed, widen
+from ..scalar_types import (
+    CANONICAL_NAN,
+    DTYPES,
+    SIGNED,
+    UNSIGNED,
+    Array,
+    halves,
+    is_float,
+    is_signed,
+    narrow,
+    packed,
+    widen,
+)
 
 if TYPE_CHECKING:
     from ..machine import Machine, Mask
@@ -84,7 +96,7 @@ def sad(ops: Operands, ins: Instruction) -> Run:
 
 @opcode("min max", "ftz NaN relu")
 def extremum(ops: Operands, ins: Instruction) -> Run:
-    """Of floats: a NaN gives the other operand, or with .NaN itself; -0 is less than +0."""
+    """Of floats: a NaN gives the other operand, or with .NaN the canonical NaN, as two NaN do; -0 is less than +0."""
     kind, lowest = kind_of(ins), ins.opcode == "min"
     if is_float(kind):
         if "relu" in ins.modifiers:
@@ -104,7 +116,8 @@ def extremum(ops: Operands, ins: Instruction) -> Run:
                 minus = first | second if lowest else first & second
                 signed = np.copysign(np.zeros((), result.dtype), np.where(minus, -1, 1).astype(result.dtype))
                 result = np.where(zero, signed, result)
-            return result
+            # of 16 bits the caller makes it canonical, of 64 the payload is kept
+            return np.where(np.isnan(result), CANONICAL_NAN, result) if kind == "f32" else result
 
         return apply(ops, ins, kind, function)
     whole = np.minimum if lowest else np.maximum

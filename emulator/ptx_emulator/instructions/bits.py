@@ -70,6 +70,8 @@ def shift(ops: Operands, ins: Instruction) -> Run:
 @opcode("shf", "l r wrap clamp")
 def funnel(ops: Operands, ins: Instruction) -> Run:
     """Shift of 64 bits, of which 32 are kept."""
+    if kind_of(ins) != "b32":
+        raise UnknownInstructionError(ins, "a type of shf")
     write = ops.write(ins.operands[0], ins)
     low, high, by = (ops.read(o, "b32", ins) for o in ins.operands[1:4])
     left, wrap = "l" in ins.modifiers, "wrap" in ins.modifiers

@@ -14,7 +14,7 @@ from ..opcodes import kind_of, opcode
 from ..operands import Operands, Run
 from ..options import Numerics
 from ..parser import Instruction
-from ..scalar_types import Array, is_float
+from ..scalar_types import Array
 from .arithmetic import apply
 
 
@@ -122,16 +122,22 @@ def at_the_edge(numerics: Numerics, relative: float, absolute: float = 0.0) -> C
     return move
 
 
-def _approximate(name: str, function: Callable[[Array], Array], relative: float, absolute: float = 0.0) -> None:
-    """Register a function of one argument; its `.rn` form, and that in float64, is rounded to the nearest."""
+def _approximate(
+    forms: str, function: Callable[[Array], Array], relative: float, absolute: float = 0.0, kinds: str = "f32"
+) -> None:
+    """Register a function of one argument: its name and rounding, and the types that the PTX ISA has it in.
 
-    @opcode(name, "approx rn ftz")
+    Its `.rn` form, and that in float64, is rounded to the nearest.
+    """
+    name, roundings = forms.split(maxsplit=1)
+
+    @opcode(name, f"{roundings} ftz")
     def translate(ops: Operands, ins: Instruction) -> Run:
         kind = kind_of(ins)
+        if kind not in kinds.split():
+            raise KeyError(kind)
         if kind == "f64" or "rn" in ins.modifiers:
             return apply(ops, ins, kind, lambda x: function(x.astype(np.float64)).astype(x.dtype))
-        if not is_float(kind):
-            raise KeyError(kind)
         edge = at_the_edge(ops.numerics, relative, absolute)
 
         def value(x: Array) -> Array:
@@ -142,11 +148,12 @@ def _approximate(name: str, function: Callable[[Array], Array], relative: float,
 
 
 # largest errors as documented under each instruction's name
-_approximate("ex2", np.exp2, 2.0**-22)
-_approximate("rcp", lambda x: 1 / x, 2.0**-23)
-_approximate("sqrt", np.sqrt, 2.0**-23)
-_approximate("rsqrt", lambda x: 1 / np.sqrt(x), 2.0**-22.9)
-_approximate("lg2", np.log2, 2.0**-22, 2.0**-22)
-_approximate("sin", np.sin, 0.0, 2.0**-20.5)
-_approximate("cos", np.cos, 0.0, 2.0**-20.5)
-_approximate("tanh", np.tanh, 2.0**-11)
+_HALVES = "f32 f16 f16x2 bf16 bf16x2"
+_approximate("ex2 approx", np.exp2, 2.0**-22, kinds=_HALVES)
+_approximate("rcp approx rn", lambda x: 1 / x, 2.0**-23, kinds="f32 f64")
+_approximate("sqrt approx rn", np.sqrt, 2.0**-23, kinds="f32 f64")
+_approximate("rsqrt approx", lambda x: 1 / np.sqrt(x), 2.0**-22.9, kinds="f32 f64")
+_approximate("lg2 approx", np.log2, 2.0**-22, 2.0**-22)
+_approximate("sin approx", np.sin, 0.0, 2.0**-20.5)
+_approximate("cos approx", np.cos, 0.0, 2.0**-20.5)
+_approximate("tanh approx", np.tanh, 2.0**-11, kinds=_HALVES)

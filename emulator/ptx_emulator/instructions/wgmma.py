@@ -2,7 +2,7 @@
 
 PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions". The result is there at once; that nobody uses its registers
 or writes its shared memory before `wgmma.wait_group` is checked instead, and that the registers of an accumulator and
-of A are fenced by `wgmma.fence` after others wrote them.
+of A are fenced by `wgmma.fence` after others accessed them.
 """
 
 from __future__ import annotations
@@ -130,11 +130,10 @@ def _issue(ops: Operands, ins: Instruction) -> Run:
     keep = ops.read(ins.operands[3], "pred", ins)
     left_registers: list[Read] = []
     left_layout = left_read = left = None
-    registers = frozenset(names)
+    result, fragments = frozenset(names), frozenset(source if isinstance(source, tuple) else ())
     if isinstance(source, tuple):
         left_registers = [ops.read(name, "b32", ins) for name in source]
         left_layout = wgmma_a(k, kind)
-        registers |= frozenset(source)
     else:
         left = _Descriptor(64, k, kind, flags[0] if flags else False)
         left_read = ops.read(source, "b64", ins)
@@ -142,7 +141,7 @@ def _issue(ops: Operands, ins: Instruction) -> Run:
     def run(m: Machine, active: Mask | None) -> None:
         lanes = _groups(m, active, ins)
         first = lanes.reshape(-1, _LANES)[:, 0]
-        _check_fenced(m, registers, lanes, ins)
+        _check_fenced(m, result | fragments, lanes, ins)
         b, cells = right.read(m, _uniform(m, right_read, lanes, ins), first, ins)
         if in_registers:
             assert left_layout is not None
@@ -152,16 +151,18 @@ def _issue(ops: Operands, ins: Instruction) -> Run:
             assert left_read is not None
             a, more = left.read(m, _uniform(m, left_read, lanes, ins), first, ins)
             cells = np.concatenate([cells, more], 1)
+        product = Product(first, m.shared.product_group[first], cells, shape, result, fragments)
+        _check_flying(m, product, ins)
         c = held.assemble(elements([m.taken(r(m), lanes) for r in reads], "f32", _LANES))
         kept = m.taken(keep(m), lanes).reshape(-1, _LANES)
         if (kept != kept[:, :1]).any():
             raise Fault(f"scale-d differs within a warpgroup; {m.where(ins, lanes[0])}")
         c = np.where(kept[:, :1, None], c, 0.0)
-        product = multiply(a, b.swapaxes(1, 2), c, kind, ops.numerics).astype(np.float32)
-        out = held.distribute(product).reshape(len(lanes), -1)
+        products = multiply(a, b.swapaxes(1, 2), c, kind, ops.numerics).astype(np.float32)
+        out = held.distribute(products).reshape(len(lanes), -1)
         for i, write in enumerate(writes):
             write(m, np.ascontiguousarray(out[:, i]), lanes)
-        m.shared.begin_product(m, Product(first, m.shared.product_group[first], cells, registers), ins)
+        m.shared.begin_product(m, product, ins)
 
     return run
 
@@ -177,8 +178,23 @@ def _uniform(m: Machine, read: Read, lanes: Lanes, ins: Instruction) -> NDArray[
 def _check_fenced(m: Machine, registers: frozenset[str], lanes: Lanes, ins: Instruction) -> None:
     warps = np.unique(m.warp_of[lanes])
     for name in registers:
-        written = m.unfenced.get(name)
-        if written is not None and written[warps].any():
-            warp = m.who(int(warps[np.argmax(written[warps])]))
-            m.findings.add("wgmma", ins, f"{warp} wrote {name}, with no wgmma.fence since")
+        accessed = m.unfenced[name][warps]
+        if accessed.any():
+            warp = m.who(int(warps[np.argmax(accessed)]))
+            m.findings.add("wgmma", ins, f"{warp} has accessed {name}, with no wgmma.fence since")
+            return
+
+
+def _check_flying(m: Machine, product: Product, ins: Instruction) -> None:
+    """Of registers of a wgmma in flight a further one may take the accumulator, as its own, in the same shape.
+
+    Fragments of A may be read again.
+    """
+    for other in m.shared.products:
+        used = product.result & other.fragments | product.fragments & other.result
+        if product.shape != other.shape:
+            used |= product.result & other.result
+        if used and np.isin(product.lanes, other.lanes).any():
+            warp = m.who(int(m.warp_of[other.lanes[0]]))
+            m.findings.add("wgmma", ins, f"{warp} uses {', '.join(sorted(used))} of a wgmma that is not waited for")
             return

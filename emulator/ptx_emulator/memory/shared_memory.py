@@ -8,7 +8,7 @@ a device may let it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,12 +44,21 @@ class Copy:
 
 @dataclass
 class Product:
-    """A wgmma that has not been waited for: its warpgroups, each one's group, the cells it reads, its registers."""
+    """A wgmma that has not been waited for.
 
-    lanes: Lanes  # first lane of each warpgroup
+    Attributes:
+        lanes, group: first lane of each of its warpgroups, and the number of the group that each commits it to.
+        cells: that it reads, [warpgroups, cells].
+        shape: `m64n64k16`.
+        result, fragments: registers of its accumulator, and of A.
+    """
+
+    lanes: Lanes
     group: Lanes
-    cells: Cells | None  # [warpgroups, cells]
-    registers: frozenset[str]
+    cells: Cells
+    shape: str
+    result: frozenset[str]
+    fragments: frozenset[str]
 
 
 class SharedMemory:
@@ -229,14 +238,13 @@ class SharedMemory:
 
     def begin_product(self, m: Machine, product: Product, instruction: Instruction) -> None:
         """A wgmma reads its cells from now until it is waited for."""
-        if product.cells is not None:
-            self._check_state(m, product.cells, instruction, product.lanes)
-            self.fences.check(m, product, self.shadow, self.step, instruction)
-            if self.races:
-                for warp in range(4):  # what a warp of the group may not read yet, none may
-                    who = (m.warp_of[product.lanes] + warp)[:, None]
-                    self.shadow.on_read(m, product.cells, who, m.clock.time[who // m.warps], instruction)
-            np.add.at(self.reading, product.cells, 1)
+        self._check_state(m, product.cells, instruction, product.lanes)
+        self.fences.check(m, product, self.shadow, self.step, instruction)
+        if self.races:
+            for warp in range(4):  # what a warp of the group may not read yet, none may
+                who = (m.warp_of[product.lanes] + warp)[:, None]
+                self.shadow.on_read(m, product.cells, who, m.clock.time[who // m.warps], instruction)
+        np.add.at(self.reading, product.cells, 1)
         self.products.append(product)
 
     def commit_products(self, lanes: Lanes) -> None:
@@ -249,7 +257,7 @@ class SharedMemory:
         rest = []
         for product in self.products:
             done = product.group < limit[product.lanes]
-            if done.any() and product.cells is not None:
+            if done.any():
                 cells = product.cells[done]
                 np.subtract.at(self.reading, cells, 1)
                 if self.races:
@@ -258,8 +266,8 @@ class SharedMemory:
                     self.shadow.read[cells] = m.clock.time[m.block_of[product.lanes[done]]][:, None]
             if not done.all():
                 left = ~done
-                cells_left = None if product.cells is None else product.cells[left]
-                rest.append(Product(product.lanes[left], product.group[left], cells_left, product.registers))
+                lanes_left, group, cells = (x[left] for x in (product.lanes, product.group, product.cells))
+                rest.append(replace(product, lanes=lanes_left, group=group, cells=cells))
         self.products = rest
 
 
@@ -292,7 +300,6 @@ class ProxyFences:
     def check(
         self, m: Machine, product: Product, shadow: Shadow, steps: NDArray[np.int64], instruction: Instruction
     ) -> None:
-        assert product.cells is not None
         cells, block = product.cells, m.block_of[product.lanes][:, None]
         writer, written, step, now = shadow.writer[cells], shadow.written[cells], steps[cells], m.clock.time[block]
         fenced = (self.latest[block] < now) & (self.latest[block] > written)
