@@ -36,7 +36,6 @@ import count_tables
 from count_tables import CountRow
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-EMULATOR = REPOSITORY / "emulator"
 ARCHITECTURES = (80, 90)
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 COUNTED = ("bfloat16", "float32")  # float16 is compiled as bfloat16 is
@@ -110,11 +109,10 @@ def _sizes(sizes: dict[str, Any]) -> str:
 def count(call: CountedCall) -> list[CountRow]:
     """The kernels that a call launches; in a process of its own architecture."""
     import torch
-    from ptx_emulator.counting import counting
 
     from pixelrefer_fast.bench.profile.calls import load
+    from pixelrefer_fast.bench.profile.counted import counts_of
     from pixelrefer_fast.bench.run import arguments
-    from pixelrefer_fast.device.launches import listen
     from pixelrefer_fast.ops import registry
 
     device = torch.device("cpu")
@@ -122,29 +120,15 @@ def count(call: CountedCall) -> list[CountRow]:
         given = arguments.make(call.op, device, getattr(torch, call.dtype), call.sizes)
     else:
         given = load(call.file)[call.number].make(device)
-    names: list[str] = []
-    listening = listen(lambda launch: names.append(launch.kernel))
-    with torch.inference_mode(), listening, counting(lambda: names[-1]) as found:
-        registry()[call.op](*given, backend="triton")
-    rows = []
-    for (kernel, configuration), counts in found.items():
-        own = {name: getattr(counts, name) for name in CountRow.__dataclass_fields__ if hasattr(counts, name)}
-        own["loops"] = [[x.source, x.instructions, x.barriers, x.products, x.iterations] for x in counts.loops]
-        rows.append(CountRow(kernel=kernel, call=call.shown, configuration=configuration, arch=call.arch, **own))
-    return rows
+    found = counts_of(registry()[call.op], given)
+    return [CountRow(call=call.shown, arch=call.arch, **asdict(counts)) for counts in found]
 
 
 def install(arch: int) -> None:
     """Triton's device is the emulator from now on."""
-    sys.path.insert(0, str(EMULATOR))
-    import torch
-    from ptx_emulator import triton_driver
+    from pixelrefer_fast.bench.profile import counted
 
-    from pixelrefer_fast.ops import _registry
-
-    torch.set_num_threads(1)
-    triton_driver.install(f"sm_{arch}")
-    _registry.interpreted = lambda: True  # the kernels take tensors of the CPU, as in the interpreter
+    counted.install(arch)
 
 
 def count_all(calls: Sequence[CountedCall], workers: int) -> list[list[CountRow]]:

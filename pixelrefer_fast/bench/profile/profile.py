@@ -210,6 +210,16 @@ def once(model: Any, media: Any, question: str, regions: Any, max_new_tokens: in
             torch.cuda.profiler.stop()
 
 
+def calls_of(model: Any, media: Any, question: str, regions: Any, max_new_tokens: int = 64) -> list[op_calls.Call]:
+    """The calls of operations that a question makes, by stage; nothing is measured.
+
+    Raises:
+        ValueError: as `model.ask`.
+    """
+    with stages.asked(model, media, question, regions, max_new_tokens) as own:
+        return _calls(own)
+
+
 def _calls(own: StagedQuestion) -> list[op_calls.Call]:
     stage: StageName = own.names[0]
 

@@ -19,6 +19,7 @@ EXAMPLES = examples(
     "profile street.jpg --objects 8 --model lite-2b --device cuda --trace trace.json",
     "profile clip.mp4 --frame 0 --box 10,20,90,180 --model ./PixelRefer-2B --json",
     "profile --model lite-2b --kernel infuse.scores --calls calls.safetensors",
+    "profile street.jpg --objects 2 --kernels",
 )
 
 
@@ -61,6 +62,12 @@ def profile(
         str | None,
         typer.Option("--kernel", metavar="NAME", help="All about one, with commands for ncu and nsys: infuse.scores."),
     ] = None,
+    kernels: Annotated[
+        bool,
+        typer.Option(
+            "--kernels", help="Count what each kernel does, in the PTX emulator of a checkout: without a GPU."
+        ),
+    ] = False,
     once: Annotated[
         bool, typer.Option("--once", help="Measure nothing: each stage once, in NVTX ranges, under ncu or nsys.")
     ] = False,
@@ -68,6 +75,7 @@ def profile(
     as_json: AsJson = False,
 ) -> None:
     """Show where the time of one question goes: stages, operations and kernels."""
+    from pixelrefer_fast.cli import kernel_counts as counting
     from pixelrefer_fast.cli import profile as profiling
 
     profiling.quiet_profiler()
@@ -77,6 +85,8 @@ def profile(
                 check_target(ctx, option, path, (suffix,))
         if kernel is not None:
             profiling.check_kernel(kernel)
+        if kernels:
+            counting.check({"--kernel": kernel, "--trace": trace, "--once": once or None})
         media, regions = _marks_or_boxes(ctx, source, marks, objects)
         name = chosen_model(model)
         asked = profiling.Asked(
@@ -92,6 +102,9 @@ def profile(
             from pixelrefer_fast.bench.profile.profile import once as run_once
 
             run_once(loaded, media, asked.question, regions, max_new_tokens)
+            return
+        if kernels:
+            counting.show(asked, loaded, max_new_tokens, calls, as_json, out)
             return
         found = profiling.run_profile(asked, loaded, max_new_tokens, repeats, trace, calls)
         if as_json:
