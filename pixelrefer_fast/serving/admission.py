@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import math
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from typing import Any
 
 from pixelrefer_fast.serving.errors import ApiError
 
@@ -35,8 +39,8 @@ class Gate:
         return self.open >= self._most
 
     @contextmanager
-    def admitted(self, count: int = 1) -> Iterator[None]:
-        """Within it the requests count.
+    def admitted(self, count: int = 1) -> Iterator[Room]:
+        """Within it the requests count, and as long after it as threads work for them.
 
         Raises:
             ApiError: 429, there are too many; 413, so many are never taken at once.
@@ -48,12 +52,43 @@ class Gate:
             raise ApiError(
                 429, f"server: expected at most {self._most} open requests; try again", None, {"Retry-After": str(wait)}
             )
-        self.open += count
+        room = Room(self, count)
         try:
-            yield
+            yield room
         finally:
-            self.open -= count
+            room.leave()
 
     def took(self, seconds: float) -> None:
         """A request has ended."""
         self._seconds += RECENT * (seconds - self._seconds)
+
+
+class Room:
+    """What admitted requests take up, until whoever works for them has left.
+
+    Args:
+        gate: which counts it.
+        count: of requests.
+    """
+
+    def __init__(self, gate: Gate, count: int) -> None:
+        self._gate = gate
+        self._count = count
+        self._inside = 1
+        gate.open += count
+
+    def leave(self) -> None:
+        self._inside -= 1
+        if not self._inside:
+            self._gate.open -= self._count
+
+    def with_thread(self, thread: Future[Any]) -> None:
+        """Keep it until the thread has ended, too: no thread can be stopped when nobody waits for it any more."""
+        self._inside += 1
+        loop = asyncio.get_running_loop()
+
+        def ended(_: Future[Any]) -> None:
+            with contextlib.suppress(RuntimeError):  # the server has stopped
+                loop.call_soon_threadsafe(self.leave)
+
+        thread.add_done_callback(ended)

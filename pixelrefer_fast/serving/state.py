@@ -14,7 +14,7 @@ from fastapi import Request
 from pixelrefer_fast.batching.engines import EngineModel
 from pixelrefer_fast.model import PixelRefer, PixelReferLite
 from pixelrefer_fast.segmenting import Segmenter
-from pixelrefer_fast.serving.admission import Gate
+from pixelrefer_fast.serving.admission import Gate, Room
 from pixelrefer_fast.serving.encoded import EncodedObjects
 from pixelrefer_fast.serving.errors import ApiError
 from pixelrefer_fast.serving.limits import Limits
@@ -53,12 +53,11 @@ class State:
             raise ApiError(404, f"model: expected one of {', '.join(self.models)}", "model")
         return found
 
-    async def work(self, do: Callable[[], Made]) -> Made:
-        """What `do` returns, which runs in a thread; a ValueError of it is the caller's fault."""
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self.workers, do)
-        except ValueError as error:
-            raise ApiError(400, str(error)) from None
+    async def work(self, room: Room, do: Callable[[], Made]) -> Made:
+        """What `do` returns, which runs in a thread. Where it is not waited for any more, it is dropped."""
+        thread = self.workers.submit(do)
+        room.with_thread(thread)
+        return await asyncio.wrap_future(thread)
 
     async def answered(self, request: Request, answer: Awaitable[Made]) -> Made:
         """What `answer` gives, unless the client goes or the time is over: both cancel it.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import hmac
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,8 @@ import openai
 import pytest
 from pycocotools import mask as coco
 from served import get, png_url
+
+from pixelrefer_fast.serving import guard
 
 QUESTION = "What color is <region>?"
 Say = Callable[..., Any]
@@ -63,13 +67,18 @@ def test_regions_stand_in_any_place(
 ) -> None:
     boxed = lite.ask(picture, QUESTION, [box])
     own = {"box": box}
+    height, width = picture.shape[:2]
     x0, y0, x1, y1 = box
+    parts_of_100 = [
+        v * 100 / s for v, s in zip((x0, y0, x1 - x0, y1 - y0), (width, height, width, height), strict=True)
+    ]
     for parts, more in (
         ([image(url), text(QUESTION)], {"extra_body": {"regions": [own]}}),
         ([{"type": "image_url", "image_url": {"url": url, "regions": [own]}}, text(QUESTION)], {}),
         ([{"type": "input_image", "image_url": url, "regions": [own]}, text(QUESTION)], {}),
         ([image(url), text("What color is "), {"type": "region", "region": own}, text("?")], {}),
         ([image(f"{url}#xywh={x0},{y0},{x1 - x0},{y1 - y0}"), text(QUESTION)], {}),
+        ([image(f"{url}#xywh=percent:{','.join(f'{v:.9f}' for v in parts_of_100)}"), text(QUESTION)], {}),
     ):
         assert say(*parts, **more).choices[0].message.content == boxed
     transparent = np.dstack([picture, scene.masks[0, 0].astype(np.uint8) * 255])
@@ -177,6 +186,13 @@ def test_a_video_is_asked_about(say: Say, lite: Any, tmp_path: Any) -> None:
     regions = [{"frames": {"0": {"box": box}}}]
     found = say({"type": "video_url", "video_url": video, "regions": regions}, text(QUESTION))
     assert found.choices[0].message.content == lite.ask(pf.open_media(content), QUESTION, [{0: box}])
+    middle = [(box[0] + box[2]) // 2, (box[1] + box[3]) // 2]
+    video_of = pf.open_media(content)
+    (cut,) = pf.segment(video_of, points=[middle], frame=2)
+    regions = [{"frames": {"0": {"box": box}, "2": {"points": [middle]}}}]
+    found = say({"type": "video_url", "video_url": {**video, "regions": regions}}, text(QUESTION))
+    both = {0: box, 2: cut.region.mask(video_of.height, video_of.width, 2)}
+    assert found.choices[0].message.content == lite.ask(video_of, QUESTION, [both])
 
 
 def test_what_is_wrong_is_told(say: Say, client: Any, url: str, box: list[int]) -> None:
@@ -220,8 +236,25 @@ def test_models_keys_and_numbers(client: Any, address: str, say: Say, url: str, 
     numbers = get(address, "/metrics", "other")[1]
     assert 'pixelrefer_requests_total{endpoint="/v1/chat/completions",status="200"}' in numbers
     assert "pixelrefer_open_requests 0.0" in numbers
+    for name in ("prompt_tokens_total", "answer_tokens_total", "cached_tokens_total"):
+        assert re.search(rf"^pixelrefer_{name} \d", numbers, re.M), name
+    for name in ("running", "waiting", "cache_used"):  # the batch that is decoded, the queue, keys and values
+        assert re.search(rf'^pixelrefer_decoder_{name}{{model="lite"}} \d', numbers, re.M), name
+    before = float(re.findall(r"^pixelrefer_time_to_first_token_seconds_count (.*)", numbers, re.M)[0])
+    list(say(image(url, regions=[{"box": box}]), text(QUESTION), stream=True))
+    assert f"pixelrefer_time_to_first_token_seconds_count {before + 1}" in get(address, "/metrics", "other")[1]
     assert "/v1/regions" in json.loads(get(address, "/openapi.json", "other")[1])["paths"]
     assert get(address, "/nothing", "other") == (
         404,
         '{"error":{"message":"Not Found","type":"not_found_error","param":null,"code":null}}',
     )
+
+
+def test_a_key_is_compared_with_each_in_the_same_time(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[bytes] = []
+    compare = hmac.compare_digest
+    monkeypatch.setattr(guard.hmac, "compare_digest", lambda a, b: compared.append(b) or compare(a, b))
+    for key, status in (("secret", 200), ("none", 401)):
+        compared.clear()
+        assert get(address, "/v1/models", key)[0] == status
+        assert compared == [b"secret", b"other"]

@@ -21,6 +21,8 @@ COMMAND = (sys.executable, "-m", "pixelrefer_fast.cli", "serve")
         (["--api-key-file", "none.txt"], "--api-key-file 'none.txt': expected a text file"),
         (["--media-root", "none"], "roots: expected folders, got 'none'"),
         (["--model", "a=embedded:lite", "--model", "a=embedded:full"], "--model: expected a name of its own"),
+        (["--engine", "none"], "engine: expected one of vllm or None, got 'none'"),
+        (["--engine", "native", "--engine-option", "a=1"], "--engine-option: expected --engine vllm"),
     ],
 )
 def test_bad_options_are_one_line(options: list[str], message: str, tmp_path: Path) -> None:
@@ -33,6 +35,7 @@ def test_bad_options_are_one_line(options: list[str], message: str, tmp_path: Pa
 def test_a_server_starts_answers_and_stops(tmp_path: Path) -> None:
     (tmp_path / "keys.txt").write_text("first\n\nsecond\n")
     models = ["--model", "lite=embedded:lite", "--model", "embedded:full", "--api-key-file", "keys.txt"]
+    models += ["--engine", "native"]
     server = subprocess.Popen(
         [*COMMAND, *models, "--port", "0"], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )

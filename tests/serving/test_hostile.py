@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import http.client
+import io
 import json
 import os
 import random
@@ -19,6 +21,8 @@ import pytest
 from PIL import Image
 from served import get, png_url, running
 
+from pixelrefer_fast.regions import Region
+from pixelrefer_fast.segmenting import Segment
 from pixelrefer_fast.serving import Limits, create_app
 
 MALFORMED = 10_000
@@ -63,7 +67,7 @@ def test_bodies_that_are_too_large_or_too_slow_are_refused(lite: Any, url: str, 
         assert get(address, "/health")[0] == 200
 
 
-def test_limits_on_pixels_frames_regions_and_time_are_told(lite: Any, url: str, box: list[int]) -> None:
+def test_limits_on_pixels_regions_and_time_are_told(lite: Any, url: str, box: list[int]) -> None:
     tight = Limits(pixels=100, regions=1)
     with running(create_app({"lite": lite}, tight)) as address:
         assert "image_url: expected at most 100 pixels" in post(address, body(url, box))[1]["error"]["message"]
@@ -76,26 +80,77 @@ def test_limits_on_pixels_frames_regions_and_time_are_told(lite: Any, url: str, 
         assert (status, told["error"]["type"]) == (504, "server_error")
 
 
-def test_masks_that_take_too_long_are_not_waited_for(lite: Any, url: str) -> None:
-    go_on = threading.Event()
+def test_a_video_of_too_many_frames_is_refused(lite: Any) -> None:
+    file = io.BytesIO()
+    first, *others = (Image.new("RGB", (20, 20), (number * 60, 0, 0)) for number in range(3))
+    first.save(file, "GIF", save_all=True, append_images=others)
+    url = "data:image/gif;base64," + base64.b64encode(file.getvalue()).decode()
+    part = {"type": "video_url", "video_url": {"url": url}, "regions": [{"frames": {"0": {"box": [1, 1, 9, 9]}}}]}
+    content = {"model": "lite", "messages": [{"role": "user", "content": [part]}]}
+    for frames, status in ((2, 400), (3, 200)):
+        with running(create_app({"lite": lite}, Limits(frames=frames, tokens=1))) as address:
+            told = post(address, content)
+            assert told[0] == status
+            assert status == 200 or "video_url: expected at most 2 frames, got 3" in told[1]["error"]["message"]
 
-    class Slow:
-        name = "slow"
 
-        def open(self, media: Any) -> Slow:
-            return self
+class _Held:
+    """A segmenter that makes no mask before it is told to, and counts how often it is asked."""
 
-        def masks(self, *prompt: Any) -> list[Any]:
-            go_on.wait(60)
-            return []
+    name = "held"
 
-    slow: Any = Slow()
-    with running(create_app({"lite": lite}, Limits(seconds=0.2), segmenter=slow)) as address:
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.asked = 0
+
+    def open(self, media: Any) -> _Held:
+        return self
+
+    def masks(self, *prompt: Any, frame: int | None = None) -> list[Any]:
+        self.asked += 1
+        assert self.go_on.wait(60)
+        return [Segment(Region.from_box(xyxy=(1, 1, 9, 9)))]
+
+
+POINTS = [{"points": [[5, 5]]}]
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("/segment", {"points": [[5, 5]]}),
+        ("/encode", {"model": "lite", "regions": POINTS}),
+        ("/regions", {"model": "lite", "regions": POINTS}),
+        ("/chat/completions", {"stream": False}),
+        ("/chat/completions", {"stream": True}),
+    ],
+)
+def test_work_that_takes_too_long_is_dropped_and_counts_until_it_ends(
+    lite: Any, url: str, path: str, content: dict[str, Any]
+) -> None:
+    """No thread can be stopped: who was told that time is over is gone, and the thread's room is not given away."""
+    held: Any = _Held()
+    content = content | {"image": url}
+    if path.startswith("/chat"):
+        content = body(url, [], stream=content["stream"])
+        content["messages"][0]["content"][0]["regions"] = POINTS
+    app = create_app({"lite": lite}, Limits(seconds=0.2, open_requests=1), segmenter=held)
+    state = app.state.shared
+    with running(app) as address:
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
         with pytest.raises(openai.InternalServerError, match=r"expected an answer within 0\.2 s") as told:
-            client.post("/segment", body={"image": url, "points": [[1, 1]]}, cast_to=object)
+            client.post(path, body=content, cast_to=object)
         assert told.value.status_code == 504
-        go_on.set()
+        assert state.gate.open == 1
+        with pytest.raises(openai.RateLimitError):
+            client.post(path, body=content, cast_to=object)
+        assert held.asked == 1
+        held.go_on.set()
+        deadline = time.monotonic() + 60
+        while state.gate.open and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert state.gate.open == 0
+        assert state.encoded.bytes == 0
 
 
 def test_too_many_at_once_are_asked_to_come_again(lite: Any, url: str, box: list[int]) -> None:

@@ -17,6 +17,8 @@ EXAMPLES = examples(
     "serve --model ./PixelRefer-Lite-2B --api-key-file keys.txt",
     "serve --model ./PixelRefer-2B --model ./PixelRefer-Lite-2B --port 8001 --segmenter facebook/sam2.1-hiera-tiny",
 )
+NATIVE = "native"
+"""The engine of this package."""
 _LIMITS = "Limits"
 
 
@@ -69,8 +71,8 @@ def serve(
         str, typer.Option("--segmenter", metavar="NAME|FOLDER|ID", help="Makes masks of points.")
     ] = "grabcut",
     engine: Annotated[
-        str | None, typer.Option("--engine", metavar="NAME", help="vllm: vLLM runs the language model.")
-    ] = None,
+        str, typer.Option("--engine", metavar="native|NAME", help="vllm: vLLM runs the language model.")
+    ] = NATIVE,
     engine_options: Annotated[
         list[str] | None,
         typer.Option(
@@ -90,7 +92,11 @@ def serve(
 
     keys = [] if key_file is None else read_keys(key_file)
     named = named_models(models or [chosen_model(None)])
-    own_engine = None if engine is None else (engine, _engine_options(engine_options or []))
+    own_engine = None
+    if engine != NATIVE:
+        own_engine = engine, _engine_options(engine_options or [])
+    elif engine_options:
+        raise ValueError("--engine-option: expected --engine vllm or another, which take them, got the native one")
     loaded = {name: _loaded(model, computing, own_engine) for name, model in named.items()}
     own = Limits(**{field.name: getattr(limits, field.name) for field in fields(limits)})
     serve(create_app(loaded, own, keys, roots or (), load_segmenter(segmenter), hosts or ()), host, port)

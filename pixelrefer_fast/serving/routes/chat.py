@@ -10,8 +10,10 @@ from contextlib import ExitStack, aclosing, closing
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
+from pixelrefer_fast.batching import Answer
 from pixelrefer_fast.decoding import Event
 from pixelrefer_fast.serving import completions
+from pixelrefer_fast.serving.admission import Room
 from pixelrefer_fast.serving.asking import ChatAsk, read_chat
 from pixelrefer_fast.serving.errors import ApiError
 from pixelrefer_fast.serving.schemas import ChatRequest
@@ -26,21 +28,22 @@ async def chat_completions(request: Request, chat: ChatRequest) -> dict[str, obj
     state = state_of(request)
     model, count = state.model(chat.model), chat.n or 1
     with ExitStack() as held:
-        held.enter_context(state.gate.admitted(count))
-        asked = await state.work(lambda: read_chat(state, chat))
+        room = held.enter_context(state.gate.admitted(count))
         if chat.stream:
-            pieces = _stream(state, model, chat, asked, count)
+            pieces = _stream(state, model, chat, count, room)
             first = await state.answered(request, anext(pieces))  # what is wrong is told before a stream begins
             held_on = held.pop_all()
             return StreamingResponse(_all(first, pieces, held_on), media_type="text/event-stream")
-        answer = await state.answered(
-            request,
-            model.ask_async(asked.media, asked.question, asked.regions, details=True, n=count, **asked.options),
-        )
+        answer = await state.answered(request, _answer(state, model, chat, count, room))
     answers = (answer, *answer.others)
     tokens = sum(len(own.tokens) for own in answers)
     completions.count(state.metrics, answer.prompt_tokens, tokens, answer.cached_tokens)
     return completions.completion(chat.model, answers, model.tokenizer)
+
+
+async def _answer(state: State, model: Model, chat: ChatRequest, count: int, room: Room) -> Answer:
+    asked = await state.work(room, lambda: read_chat(state, chat))
+    return await model.ask_async(asked.media, asked.question, asked.regions, details=True, n=count, **asked.options)
 
 
 async def _all(first: bytes, pieces: AsyncGenerator[bytes, None], held: ExitStack) -> AsyncGenerator[bytes, None]:
@@ -51,9 +54,7 @@ async def _all(first: bytes, pieces: AsyncGenerator[bytes, None], held: ExitStac
                 yield piece
 
 
-async def _stream(
-    state: State, model: Model, chat: ChatRequest, asked: ChatAsk, count: int
-) -> AsyncGenerator[bytes, None]:
+async def _stream(state: State, model: Model, chat: ChatRequest, count: int, room: Room) -> AsyncGenerator[bytes, None]:
     """Server-sent events of `count` answers, in the order in which their tokens come."""
     head = {
         "id": completions.new_id(),
@@ -64,6 +65,7 @@ async def _stream(
     wanted = chat.stream_options is not None and chat.stream_options.include_usage
     begin, begun = time.monotonic(), [False] * count
     prompt = tokens = cached = 0
+    asked = await state.work(room, lambda: read_chat(state, chat))
     with closing(_Events(model, asked, count)) as events:
         while True:
             left = state.limits.seconds - (time.monotonic() - begin)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from pixelrefer_fast.batching import Answer, Ask
+from pixelrefer_fast.encoding.objects import Objects
 from pixelrefer_fast.segmenting import Segment
 from pixelrefer_fast.serving import completions
+from pixelrefer_fast.serving.admission import Room
 from pixelrefer_fast.serving.asking import read_marked, read_media, read_options
 from pixelrefer_fast.serving.schemas import EncodeRequest, RegionsRequest, SegmentRequest
-from pixelrefer_fast.serving.state import Model, state_of
+from pixelrefer_fast.serving.state import Model, State, state_of
 
 router = APIRouter()
 
@@ -19,14 +21,8 @@ async def regions(request: Request, asked: RegionsRequest) -> dict[str, object]:
     """A text for each region of one image or video, all in one batch; one that fails has an error instead."""
     state = state_of(request)
     model = state.model(asked.model)
-    with state.gate.admitted(len(asked.regions)):
-        options = await state.work(lambda: read_options(asked, state.limits.tokens))
-        media, marked = await state.work(lambda: read_marked(state, asked, asked.regions))
-        asks = []
-        for number, region in enumerate(marked):
-            asks.append(Ask(media, asked.question, [region]))
-            asks[-1].first_region = number
-        answers = await state.answered(request, _answers(model, asks, options))
+    with state.gate.admitted(len(asked.regions)) as room:
+        answers = await state.answered(request, _answers(state, model, asked, room))
     prompt, tokens, cached = (
         sum(answer.prompt_tokens for answer in answers),
         sum(len(answer.tokens) for answer in answers),
@@ -45,8 +41,14 @@ async def regions(request: Request, asked: RegionsRequest) -> dict[str, object]:
     return {"object": "list", "model": asked.model, "data": data, "usage": completions.usage(prompt, tokens, cached)}
 
 
-async def _answers(model: Model, asks: list[Ask], options: dict[str, object]) -> list[Answer]:
-    found = [answer async for answer in model.ask_iter_async(asks, ordered=True, **options)]  # type: ignore[arg-type]  # those of requests
+async def _answers(state: State, model: Model, asked: RegionsRequest, room: Room) -> list[Answer]:
+    options = read_options(asked, state.limits.tokens)
+    media, marked = await state.work(room, lambda: read_marked(state, asked, asked.regions))
+    asks = []
+    for number, region in enumerate(marked):
+        asks.append(Ask(media, asked.question, [region]))
+        asks[-1].first_region = number
+    found = [answer async for answer in model.ask_iter_async(asks, ordered=True, **options)]
     if found and not any(answer.ok for answer in found):
         raise ValueError(found[0].error)
     return found
@@ -61,8 +63,8 @@ async def segment(request: Request, asked: SegmentRequest) -> dict[str, object]:
         opened = state.segmenter.open(read_media(state, asked).media)
         return opened.masks(asked.points, asked.labels, asked.boxes, asked.text, asked.frame)
 
-    with state.gate.admitted():
-        found = await state.answered(request, state.work(masks))
+    with state.gate.admitted() as room:
+        found = await state.answered(request, state.work(room, masks))
     data = [{"region": one.region.to_json(), "score": one.score, "rough": one.rough} for one in found]
     return {"object": "list", "segmenter": state.segmenter.name, "data": data}
 
@@ -73,9 +75,12 @@ async def encode(request: Request, asked: EncodeRequest) -> dict[str, object]:
     state = state_of(request)
     model = state.model(asked.model)
     options = {name: value for name in ("fps", "max_frames", "frames") if (value := getattr(asked, name)) is not None}
-    with state.gate.admitted(len(asked.regions)):
-        media, marked = await state.work(lambda: read_marked(state, asked, asked.regions))
-        objects = await state.answered(request, state.work(lambda: model.encode(media, marked, **options)))
+
+    def encoded() -> Objects:
+        return model.encode(*read_marked(state, asked, asked.regions), **options)
+
+    with state.gate.admitted(len(asked.regions)) as room:
+        objects = await state.answered(request, state.work(room, encoded))
     return {
         "id": state.encoded.keep(asked.model, objects),
         "object": "encoded_objects",
