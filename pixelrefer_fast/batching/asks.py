@@ -9,6 +9,7 @@ from typing import Literal
 
 from typing_extensions import Unpack
 
+from pixelrefer_fast.checks.printable import marked_text
 from pixelrefer_fast.checks.values import shown
 from pixelrefer_fast.decoding.options import GenerationKeywords
 from pixelrefer_fast.planning.options import EncodeKeywords
@@ -94,7 +95,9 @@ class Answer:
 
     def _repr_html_(self) -> str:
         """The text, or the error, and how it ended, for notebooks."""
-        said = f"<i>{escape(self.error)}</i>" if self.error is not None else escape(self.text or "(empty answer)")
+        said = escape(marked_text(self.text or "", self.finish))
+        if self.error is not None:
+            said = f"<i>{escape(self.error)}</i>"
         return f"<p>{said} <small>({self.finish}, {len(self.tokens)} tokens)</small></p>"
 
 

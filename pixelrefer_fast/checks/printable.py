@@ -8,6 +8,10 @@ import unicodedata
 from typing import Any, TextIO
 
 JOINERS = "\u200c\u200d"  # not printable on their own, needed inside Persian, Indic and emoji text
+EMPTY = "(empty answer)"
+"""What stands in the place of an answer without text."""
+CUT = " [...]"
+"""What stands behind an answer that was cut."""
 _MAX_COMBINING = 4  # more marks than that on one letter climb into the neighbouring lines
 
 
@@ -32,6 +36,11 @@ def safe_text(text: str) -> str:
             code = ord(char)
             out.append(f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
     return "".join(out)
+
+
+def marked_text(text: str, finish_reason: str | None) -> str:
+    """An answer as it is printed and drawn: that it is empty, or was cut at the longest one allowed, stands with it."""
+    return (text if text.strip() else EMPTY) + (CUT if finish_reason == "length" else "")
 
 
 def one_line(text: str) -> str:

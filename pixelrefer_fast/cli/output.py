@@ -18,20 +18,11 @@ def reserved_stdout() -> Iterator[TextIO]:
         yield answer
 
 
-EMPTY = "(empty answer)"
-"""What stands in the place of an answer without text."""
-
-
-def end_mark(reason: str | None) -> str:
-    """What stands behind a text that was cut at the longest answer allowed, "" behind all others."""
-    return " [...]" if reason == "length" else ""
-
-
 def print_texts(texts: Sequence[str], file: TextIO) -> None:
     """Texts by number, the further lines of one indented; what cannot be printed as escapes."""
     for i, text in enumerate(texts):
         lead = f"{i}: "
-        print(lead + (safe_text(text.strip()) or EMPTY).replace("\n", "\n" + " " * len(lead)), file=file)
+        print(lead + safe_text(text.strip()).replace("\n", "\n" + " " * len(lead)), file=file)
 
 
 @contextlib.contextmanager

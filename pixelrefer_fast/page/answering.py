@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
+from pixelrefer_fast.checks.printable import marked_text
 from pixelrefer_fast.decoding import Event
 from pixelrefer_fast.media import Media
 from pixelrefer_fast.model import PixelRefer, PixelReferLite
@@ -107,6 +108,8 @@ class _Growing:
         if self.first is None:
             self.first = self.last
         self.texts[at] += event.text
+        if event.finish_reason is not None:
+            self.texts[at] = marked_text(self.texts[at], event.finish_reason)
         if event.usage is not None:
             self.prompt_tokens += event.usage.prompt_tokens
             self.tokens += event.usage.tokens

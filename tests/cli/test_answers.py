@@ -7,13 +7,16 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from command_line import HEIGHT, WIDTH, FakeModel, one_error_line
 from PIL import Image
 
+from pixelrefer_fast.batching import Answer
 from pixelrefer_fast.cli.output import print_texts
+from pixelrefer_fast.pictures import answers
 from pixelrefer_fast.pictures.answers import numbered
 
 
@@ -148,7 +151,35 @@ def test_without_a_model_the_embedded_one_says_what_it_is(
         assert document["model"] == name
 
 
-def test_answers_without_text_are_marked() -> None:
+@pytest.mark.parametrize(("finish", "said"), [("stop", "(empty answer)"), ("length", "(empty answer) [...]")])
+def test_an_answer_without_text_is_marked(
+    run: Callable[..., SimpleNamespace],
+    model: FakeModel,
+    image: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    finish: Literal["stop", "length"],
+    said: str,
+) -> None:
+    model.silent, model.finish = True, finish
+    drawn: list[Any] = []
+    monkeypatch.setattr(answers, "answers", lambda media, regions, texts, **title: drawn.append(texts))
+    monkeypatch.setattr(answers, "save", lambda picture, path: None)
+    marks = (image, "--box", "1,1,9,9", "--box", "20,20,39,39")
+    saving = ("--save", str(tmp_path / "a.png"))
+    for streaming in ((), ("--stream",)):
+        assert (
+            run("ask", marks[0], "What are <region> and <region>?", *marks[1:], *saving, *streaming).out == said + "\n"
+        )
+    assert run("describe", *marks, *saving).out == f"0: {said}\n1: {said}\n"
+    assert drawn == [said, said, [said, said]]
+    found = json.loads(run("describe", *marks, "--json").out)["regions"][0]
+    assert (found["text"], found["finish_reason"]) == ("", finish)
+    shown = Answer(0, "", finish=finish)._repr_html_()
+    assert shown == f"<p>{said} <small>({finish}, 0 tokens)</small></p>"
+
+
+def test_texts_are_told_apart_by_number() -> None:
     out = io.StringIO()
-    print_texts(["a cat", "", " \n"], out)
-    assert out.getvalue() == "0: a cat\n1: (empty answer)\n2: (empty answer)\n"
+    print_texts(["a cat", "two\nlines "], out)
+    assert out.getvalue() == "0: a cat\n1: two\n   lines\n"

@@ -26,11 +26,12 @@ def default_signals() -> None:
 
 
 class FakeModel:
-    """Answers at once, in the way that `finish` tells, and remembers what it was asked."""
+    """Answers at once, in the way that `finish` and `silent` tell, and remembers what it was asked."""
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
         self.finish: Literal["stop", "length"] = "stop"
+        self.silent = False
 
     def describe(
         self, media: Any, regions: list[Region], question: str | None = None, *, details: bool, **options: Any
@@ -38,19 +39,22 @@ class FakeModel:
         assert details
         self.calls.append({"media": media, "regions": regions, "question": question, "options": options})
         print("a library says hello")
-        return [Answer(i, f"text {i}\x1b[31m", finish=self.finish) for i in range(len(regions))]
+        texts = ["" if self.silent else f"text {i}\x1b[31m" for i in range(len(regions))]
+        return [Answer(i, text, finish=self.finish) for i, text in enumerate(texts)]
 
     def ask(self, media: Any, question: str, regions: Any = None, *, details: bool, **options: Any) -> Answer:
         assert details
         self.calls.append({"media": media, "regions": regions, "question": question, "options": options})
-        return Answer(0, "an answer\x07", finish=self.finish)
+        return Answer(0, "" if self.silent else "an answer\x07", finish=self.finish)
 
     def stream(
         self, media: Any, question: str, regions: Any = None, *, events: bool, **options: Any
     ) -> Iterator[Event]:
         assert events
         self.calls.append({"media": media, "regions": regions, "question": question, "options": options})
-        yield from (Event("an ", 1), Event("ans", 2), Event("", 3), Event("wer\x07", finish_reason=self.finish))
+        if not self.silent:
+            yield from (Event("an ", 1), Event("ans", 2), Event("", 3))
+        yield Event("" if self.silent else "wer\x07", finish_reason=self.finish)
 
 
 def mask_file(path: Path, x0: int, y0: int, x1: int, y1: int, mode: str = "L") -> str:

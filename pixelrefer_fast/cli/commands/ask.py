@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pixelrefer_fast.checks.printable import safe_text, write_json
+from pixelrefer_fast.checks.printable import marked_text, safe_text, write_json
 from pixelrefer_fast.cli.models import chosen_model
 from pixelrefer_fast.cli.options import AsJson, Computing, Marks, Model, SeenFrames, Writing, examples
-from pixelrefer_fast.cli.output import EMPTY, end_mark, reserved_stdout
+from pixelrefer_fast.cli.output import reserved_stdout
 from pixelrefer_fast.cli.regions import listed, marked_media
 from pixelrefer_fast.cli.targets import check_target
 
@@ -74,21 +74,23 @@ def ask(
             for event in loaded.stream(media, question, marked, events=True, **options):
                 print(safe_text(event.text), end="", file=out, flush=True)
                 text += event.text
-            print(("" if text.strip() else EMPTY) + end_mark(event.finish_reason), file=out)
+            said = marked_text(text, event.finish_reason)
+            print(said.removeprefix(text), file=out)
             if save is not None and marked is not None:
-                _save(media, marked, question, text + end_mark(event.finish_reason), save)
+                _save(media, marked, question, said, save)
             return
         answer = loaded.ask(media, question, marked, details=True, **options)
         answering = time.perf_counter() - start
+        said = marked_text(answer.text or "", answer.finish_reason)
         if save is not None and marked is not None:
-            _save(media, marked, question, (answer.text or "") + end_mark(answer.finish_reason), save)
+            _save(media, marked, question, said, save)
         if as_json:
             document: dict[str, Any] = {"source": source, "model": name}
             document |= {"question": question, "answer": answer.text, "finish_reason": answer.finish_reason}
             document |= {"regions": None if regions is None else listed(regions)}
             write_json(document | {"saved": save, "seconds": {"load": loading, "ask": answering}}, out)
         else:
-            print((safe_text(answer.text or "") or EMPTY) + end_mark(answer.finish_reason), file=out)
+            print(safe_text(said), file=out)
 
 
 def _save(media: np.ndarray | Video, regions: list[Region], question: str, text: str, path: str) -> None:

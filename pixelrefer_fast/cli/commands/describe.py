@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from pixelrefer_fast.checks.printable import write_json
+from pixelrefer_fast.checks.printable import marked_text, write_json
 from pixelrefer_fast.cli.batch.options import BATCH_HELP, STANDARD, BatchFiles, batch_paths
 from pixelrefer_fast.cli.models import chosen_model
 from pixelrefer_fast.cli.options import AsJson, Computing, Marks, Model, SeenFrames, Writing, examples
-from pixelrefer_fast.cli.output import end_mark, print_texts, reserved_stdout
+from pixelrefer_fast.cli.output import print_texts, reserved_stdout
 from pixelrefer_fast.cli.regions import listed, marked_media
 from pixelrefer_fast.cli.targets import check_target
 
@@ -83,7 +83,7 @@ def describe(
         start = time.perf_counter()
         found = loaded.describe(media, [one.region for one in regions], question, details=True, **options)
         answering = time.perf_counter() - start
-        texts = [answer.text + end_mark(answer.finish_reason) for answer in found]
+        texts = [marked_text(answer.text or "", answer.finish_reason) for answer in found]
         if save is not None:
             from pixelrefer_fast.pictures import answers
 
