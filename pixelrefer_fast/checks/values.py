@@ -63,7 +63,8 @@ def check_size(height: int, width: int, label: str) -> None:
 def plain_list(values: Any, label: str) -> list[Any]:
     """A new list of what a list, tuple, range or one-dimensional array or tensor holds."""
     if isinstance(values, (np.ndarray, torch.Tensor)) and values.ndim == 1:
-        return values.tolist()
+        with labelled(label):
+            return numpy_of(values).tolist()
     if isinstance(values, (list, tuple, range)):
         return list(values)
     raise ValueError(f"{label}: expected a list, got {type(values).__name__}")

@@ -8,6 +8,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 import torch
 
+from pixelrefer_fast.checks.values import check_size
 from pixelrefer_fast.ops._check import check_count, check_device, check_dtype, check_offsets, check_shape
 from pixelrefer_fast.ops._registry import register_op
 
@@ -248,3 +249,6 @@ def _check_row(i: int, row: Sequence[int], sizes: Sequence[Sequence[int]]) -> No
         raise ValueError(
             f"view_patches: row {i}: expected a final size in whole cells of {step}x{step} pixels, got {height}x{width}"
         )
+    sizes_of_row = {"crop": (bottom - top, right - left), "first size": (row[HEIGHT], row[WIDTH])}
+    for what, size in (sizes_of_row | {"final size": (height, width)}).items():
+        check_size(*size, f"view_patches: row {i}: {what}")

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from limits import bounded
 
 from pixelrefer_fast.media import open_media
+from pixelrefer_fast.planning.options import EncodeOptions
 
 
 def video_bytes(path, count=30, **options) -> bytes:
@@ -156,6 +157,24 @@ def test_frame_numbers_that_are_no_list(videos):
     with pytest.raises(ValueError, match=r"expected frame numbers that are integers, got 0\.0"):
         video.read(np.zeros(2))
     assert len(list(video.read(np.array([1, 2])))) == len(list(video.read(torch.tensor([1, 2])))) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (torch.zeros(3, device="meta"), "expected a dense tensor with values"),
+        (torch.tensor([1.0, 0.0]).to_sparse(), "expected a dense tensor with values"),
+        (np.ma.MaskedArray([0, 1], [True, False]), "expected an array without missing values"),
+    ],
+)
+def test_lists_in_arrays_without_values(videos, values, message):
+    for name, use in (
+        ("frame numbers", open_media(videos["plain"]).read),
+        ("times", lambda times: open_media(np.zeros((2, 8, 8, 3), np.uint8), times=times)),
+        ("frames", lambda frames: EncodeOptions(frames=frames)),
+    ):
+        with pytest.raises(ValueError, match=f"{name}: {message}"):
+            use(values)
 
 
 def test_reading_holds_one_frame_at_a_time():

@@ -306,6 +306,22 @@ def test_a_first_size_that_is_not(size: tuple[int, int]) -> None:
         _patches([_random(20, 20)], _row((0, 0, 14, 14), size, (14, 14)))
 
 
+@pytest.mark.parametrize("side", [14 * 2**28, 14 * 2**40, 14 * 2**58])
+@pytest.mark.parametrize(
+    ("column", "named"), [(5, "first size"), (6, "first size"), (8, "final size"), (9, "final size"), (3, "crop")]
+)
+def test_sizes_that_no_picture_has(column: int, named: str, side: int) -> None:
+    """Before anything is allocated: OpenCV and NumPy have errors of their own for them."""
+    row = _row((0, 0, 14, 14))
+    row[column] = side
+    if named == "crop":
+        row[0] = -1  # black, of no image
+    with pytest.raises(ValueError, match=rf"^view_patches: row 0: {named}: expected at most \d+ pixels, got a size of"):
+        view_patches(
+            *_arguments([_random(20, 20)], _row((0, 0, 14, 14)))[:2], torch.tensor([row]), torch.tensor([0, 1]), 1
+        )
+
+
 @pytest.mark.parametrize("image", [[-1, 20, 30], [1, 20, 30], [0, 21, 30], [0, 0, 30], [0, 20, -30], [0, -20, -30]])
 def test_an_image_that_is_not_among_the_pixels(image: list[int]) -> None:
     pixels, _, *rest = _arguments([_random(20, 30)], _row((0, 0, 14, 14)))
