@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM := false
 
 .PHONY: demo test test-interpret test-slow test-oldest test-newest test-ray test-serve test-web test-eval test-vllm \
 	newcomer compile-check cuda-check counts emulate emulate-all extension lint format bench bench-ops bench-suite \
-	gpu-check mini mini-pages fuzz clean
+	gpu-check mini mini-pages fuzz kills clean
 
 demo: $(VENV)/.ready
 	$(BIN)/pixelrefer-fast demo --out out/demo
@@ -34,9 +34,15 @@ test-slow: $(VENV)/.ready
 newcomer:
 	python3 tools/readme.py --fresh $(if $(TORCH),--torch $(TORCH))
 
-# hostile inputs for so many seconds each (seeded; FUZZ_SEED=n), and a table of what became of them
+# hostile inputs of a seed, for so many seconds each kind; counts of what became of them, which tools/fuzz_page.py adds up
 fuzz: $(VENV)/.ready
-	FUZZ_SECONDS=$(or $(SECONDS),600) FUZZ_TABLE=$(or $(TABLE),out/fuzz.md) $(BIN)/pytest tests/fuzz
+	FUZZ_SECONDS=$(or $(SECONDS),600) FUZZ_SEED=$(or $(SEED),0) FUZZ_RESULT=$(abspath $(or $(OUT),out/fuzz/$(or $(SEED),0).json)) \
+		$(BIN)/pytest tests/fuzz
+
+# a run over a file of requests, killed so many times by each of the two models: nothing is lost, doubled or other
+kills: $(VENV)/.ready
+	KILLS=$(or $(KILLS),50) KILLS_RESULTS=$(abspath $(or $(OUT),out/kills)) \
+		$(BIN)/pytest tests/cli/test_batch_resuming.py -k killed_at_random_moments
 
 # the oldest supported torch, triton and transformers, in an environment of their own
 test-oldest:

@@ -23,7 +23,7 @@ from pixelrefer_fast.bench.report import results, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-OTHERS = {"dispatch.json", "serving.json"}  # of scripts with forms and pages of their own
+OTHERS = {"dispatch.json", "fuzzing.json", "serving.json"}  # of scripts with forms and pages of their own
 PAGE, PICTURES = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks"
 COMMAND = "python benchmarks/report.py"
 

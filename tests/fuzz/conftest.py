@@ -1,4 +1,4 @@
-"""One fuzzer for all cases of a session; its table goes to the file that FUZZ_TABLE names."""
+"""One fuzzer for all cases of a session; its counts go to the file that FUZZ_RESULT names."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from fuzzing import Fuzzer
+from run_results import write_result
 
 
 @pytest.fixture(scope="session")
 def fuzzer() -> Iterator[Fuzzer]:
     fuzzer = Fuzzer.from_environment()
     yield fuzzer
-    if table := os.environ.get("FUZZ_TABLE"):
-        Path(table).parent.mkdir(parents=True, exist_ok=True)
-        Path(table).write_text(fuzzer.markdown(), encoding="utf-8")
+    if file := os.environ.get("FUZZ_RESULT"):
+        write_result(Path(file), fuzzer.result())

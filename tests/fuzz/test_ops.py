@@ -11,17 +11,18 @@ from pathlib import Path
 from fuzzing import LONGEST, Fuzzer
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "fuzzed_ops.py"
+NAME = "operations and the extension"
 AT_ONCE = 400  # of one process
 
 
 def test_operations(fuzzer: Fuzzer) -> None:
-    outcomes: Counter[str] = Counter()
+    outcomes = fuzzer.table.setdefault(NAME, Counter())
     for number in fuzzer.numbers(1):
         command = [sys.executable, str(SCRIPT), str(fuzzer.seed), str(number * AT_ONCE), str(AT_ONCE)]
         ran = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST * AT_ONCE, check=False)
         *numbers, last = ran.stdout.splitlines() or [""]
         said = ran.stderr.strip().splitlines()[-1:]
-        assert ran.returncode == 0, f"operations: input {last} of seed {fuzzer.seed}: code {ran.returncode}: {said}"
-        assert len(numbers) == AT_ONCE
+        with fuzzer.told(NAME, f"input {last} of seed {fuzzer.seed}"):
+            assert ran.returncode == 0, f"code {ran.returncode}: {said}"
+            assert len(numbers) == AT_ONCE
         outcomes.update(json.loads(last))
-    fuzzer.table["operations and the extension"] = outcomes

@@ -34,6 +34,7 @@ class Fuzzer:
         self.seconds = seconds
         self.seed = seed
         self.table: dict[str, Counter[str]] = {}
+        self.failed: dict[str, str] = {}
 
     @classmethod
     def from_environment(cls) -> Fuzzer:
@@ -65,30 +66,33 @@ class Fuzzer:
         before = _peak()
         for number in self.numbers(count):
             rng = np.random.default_rng([self.seed, number])
-            where = f"{name}: input {number} of seed {self.seed}"
-            try:
-                with limited(LONGEST), warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    outcomes[case(rng)] += 1
-            except allowed as error:
-                if len(str(error)) > MOST_CHARACTERS:
-                    raise AssertionError(f"{where}: a message of {len(str(error))} characters") from error
-                outcomes["refused"] += 1
-            except TimeoutError:
-                raise AssertionError(f"{where}: more than {LONGEST} s") from None
-            except Exception as error:
-                raise AssertionError(f"{where}: {type(error).__name__}: {str(error)[:300]}") from error
-            assert _peak() - before < MOST_MEMORY, f"{where}: more than {MOST_MEMORY} bytes"
+            with self.told(name, f"input {number} of seed {self.seed}"):
+                try:
+                    with limited(LONGEST), warnings.catch_warnings():
+                        warnings.simplefilter("ignore")
+                        outcomes[case(rng)] += 1
+                except allowed as error:
+                    if len(str(error)) > MOST_CHARACTERS:
+                        raise AssertionError(f"a message of {len(str(error))} characters") from error
+                    outcomes["refused"] += 1
+                except TimeoutError:
+                    raise AssertionError(f"more than {LONGEST} s") from None
+                assert _peak() - before < MOST_MEMORY, f"more than {MOST_MEMORY} bytes"
         return outcomes
 
-    def markdown(self) -> str:
-        """The counts as a table."""
-        lines = ["| inputs | number | what became of them |", "| :--- | ---: | :--- |"]
-        for name, outcomes in sorted(self.table.items()):
-            kinds = ", ".join(f"{kind} {count:,}" for kind, count in outcomes.most_common())
-            lines.append(f"| {name} | {outcomes.total():,} | {kinds} |")
-        total = sum(outcomes.total() for outcomes in self.table.values())
-        return "\n".join([*lines, f"| all | {total:,} | |"]) + "\n"
+    @contextmanager
+    def told(self, name: str, where: str) -> Iterator[None]:
+        """What fails within it is kept with the counts, and becomes an AssertionError that names the input."""
+        try:
+            yield
+        except Exception as error:
+            kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
+            self.failed[name] = f"{where}: {kind}{str(error)[:300]}"
+            raise AssertionError(f"{name}: {self.failed[name]}") from error
+
+    def result(self) -> dict[str, object]:
+        """The counts, for a file that `tools/fuzz_page.py` reads."""
+        return {"seed": self.seed, "seconds": self.seconds, "inputs": self.table, "failed": self.failed}
 
 
 @contextmanager
