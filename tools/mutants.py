@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from mutant_traces import NOT_REACHED, Trace
 from numpy.typing import NDArray
 from ptx_emulator import triton_driver
 from ptx_emulator.faults import Fault
@@ -19,7 +20,6 @@ from ptx_emulator.machine import Observer
 from ptx_emulator.memory.global_memory import Buffer
 from ptx_emulator.options import Options
 from ptx_emulator.parser import Address, Instruction, Kernel
-from ptx_emulator.scalar_types import Array
 
 # what is removed: all of it, in every kernel
 ORDERING = {
@@ -30,6 +30,7 @@ ORDERING = {
     "cp.async.wait_all": "wait for copies",
     "cp.async.commit_group": "end of a group of copies",
     "wgmma.wait_group": "wait for products",
+    "wgmma.commit_group": "end of a group of products",
     "wgmma.fence": "fence of registers",
     "fence.proxy.async": "fence between proxies",
     "membar": "fence of memory",
@@ -127,25 +128,43 @@ class Outcome:
     by: str
     message: str
 
+    def and_then(self, later: Outcome) -> Outcome:
+        """Of a mutant that survived, and what became of it in a later launch: a launch that tells nothing adds none."""
+        if later.by != SURVIVED or self.message == NOT_REACHED:
+            return later
+        if later.message in (NOT_REACHED, self.message):
+            return self
+        return replace(self, message=f"{self.message}; {later.message}" if self.message and later.message else "")
+
 
 @dataclass
 class Trial:
     """Takes `triton_driver`'s place of running kernels: each launch is run with every mutant of its kernel as well.
 
+    Of a kernel that was launched before only those mutants are tried again that have survived.
+
     Attributes:
         moved: how many operands of each kind are moved.
         name: asked at each launch for the kernel's name.
         step: every which of a kernel's mutants is tried.
-        outcomes: by name.
+        tried: by the kernel's name and what was compiled, of each mutant.
     """
 
     moved: int
     name: Callable[[], str]
     step: int = 1
-    outcomes: dict[str, list[Outcome]] = field(default_factory=dict)
+    tried: dict[tuple[str, Kernel], list[Outcome]] = field(default_factory=dict)
+
+    @property
+    def outcomes(self) -> dict[str, list[Outcome]]:
+        """By the kernel's name."""
+        found: dict[str, list[Outcome]] = {}
+        for (name, _), own in self.tried.items():
+            found.setdefault(name, []).extend(own)
+        return found
 
     def __enter__(self) -> Trial:
-        triton_driver.run = self.run  # type: ignore[assignment]
+        triton_driver.run = self.run
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -171,21 +190,28 @@ class Trial:
             kernel, grid, arguments, block=block, shared=shared, buffers=buffers, options=plain, observer=trace
         )
         after = [bytes(m) for m in memory]
-        found = self.outcomes.setdefault(self.name(), [])
-        for mutant in list(mutants(kernel, self.moved))[:: self.step]:
+        key = self.name(), kernel
+        if key not in self.tried:
+            first = [Outcome(m, SURVIVED, NOT_REACHED) for m in mutants(kernel, self.moved)]
+            self.tried[key] = first[:: self.step]
+        limited = replace(options, findings="collect", steps=2 * report.steps + 1000)
+        for i, known in enumerate(self.tried[key]):
+            if known.by != SURVIVED or not trace.reaches(known.mutant.instruction):
+                continue
             for m, content in zip(memory, before, strict=True):
                 m[:] = np.frombuffer(content, np.uint8)
             by, message = SURVIVED, ""
-            limited = replace(options, findings="collect", steps=2 * report.steps + 1000)
+            mutated = known.mutant.kernel
             try:
-                told = run(mutant.kernel, grid, arguments, block=block, shared=shared, buffers=buffers, options=limited)
+                told = run(mutated, grid, arguments, block=block, shared=shared, buffers=buffers, options=limited)
                 if told.findings:
                     by, message = ", ".join(sorted({f.kind for f in told.findings})), str(told.findings[0])
                 elif any(bytes(m) != content for m, content in zip(memory, after, strict=True)):
                     by = "results"
             except Fault as fault:
                 by, message = "fault", str(fault)
-            found.append(Outcome(mutant, by, message or (trace.explanation(mutant) if by == SURVIVED else "")))
+            message = trace.explanation(known.mutant.what, known.mutant.instruction) if by == SURVIVED else message
+            self.tried[key][i] = known.and_then(Outcome(known.mutant, by, message))
         for m, content in zip(memory, after, strict=True):
             m[:] = np.frombuffer(content, np.uint8)
         return report
@@ -193,116 +219,3 @@ class Trial:
 
 def _bytes(buffer: Buffer) -> NDArray[np.uint8]:
     return np.frombuffer((ctypes.c_uint8 * buffer.size).from_address(buffer.address), np.uint8)
-
-
-# why a mutant makes no difference, each found by a look at what the kernel itself did
-NOT_REACHED = "the call does not reach it"
-COVERED = "the data of every copy is waited for before the same barrier as without the change"
-NOBODY_MEETS = "no two warps meet across it: a barrier before or after it orders all that it orders"
-
-
-class Trace:
-    """The observer of a kernel's own run: what the first block accesses between its barriers, and how it waits."""
-
-    def __init__(self, kernel: Kernel, threads: int) -> None:
-        self.kernel = kernel
-        self.threads = threads
-        self.reached: set[int] = set()
-        self.barriers: list[int] = []  # ids of the instructions that end the intervals
-        self.intervals: list[list[tuple[str, bool, NDArray[np.int64], NDArray[np.int64]]]] = [[]]
-        self.events: list[tuple[int, str, int]] = []  # of copies: id, what, barriers before
-        self._open: list[list[tuple[NDArray[np.int64], NDArray[np.int64]]]] = [[]]
-
-    def issue(self, instruction: Instruction, warps: int, taking: int) -> None:
-        self.reached.add(id(instruction))
-        if ordering_of(instruction) == "barrier":
-            self.barriers.append(id(instruction))
-            self.intervals.append([])
-        elif instruction.opcode == "cp":
-            kind = next((k for k in ("commit_group", "wait_group", "wait_all") if k in instruction.modifiers), "copy")
-            self.events.append((id(instruction), kind, len(self.barriers)))
-            if kind == "commit_group":
-                self._open.append([])
-            elif kind != "copy":
-                kept = int(str(instruction.operands[0]), 0) + 1 if kind == "wait_group" else 0
-                arrived = self._open[: max(len(self._open) - kept, 0)]
-                self._open = self._open[len(arrived) :] or [[]]
-                for cells, warp in (copy for group in arrived for copy in group):
-                    self.intervals[-1].append(("shared", True, cells, warp))
-
-    def access(
-        self, space: str, kind: str, instruction: Instruction, addresses: Array, size: int, lanes: NDArray[np.int64]
-    ) -> None:
-        own = lanes < self.threads
-        if not own.any():
-            return
-        width = max(size // 4, 1)
-        cells = (addresses[own].astype(np.int64) // 4)[:, None] + np.arange(width)
-        warp = np.repeat(lanes[own] // 32, width)
-        store = kind in ("store", "copy") or (kind == "matrix" and instruction.opcode == "stmatrix")
-        self.intervals[-1].append((space, store, cells.reshape(-1), warp))
-        if kind == "copy":
-            self._open[-1].append((cells.reshape(-1), warp))
-
-    def explanation(self, mutant: Mutant) -> str:
-        """Why a mutant that survived makes no difference, or "" where this does not tell."""
-        changed = id(mutant.instruction)
-        if changed not in self.reached:
-            return NOT_REACHED
-        if mutant.what == "barrier removed":
-            return "" if any(self._meet(a, b) for a, b in self._merged(changed)) else NOBODY_MEETS
-        if mutant.what.endswith("copies removed"):
-            return COVERED if self._waited(None) == self._waited(changed) else ""
-        return ""
-
-    def _merged(self, barrier: int) -> Iterator[tuple[int, int]]:
-        """Intervals that become one without a barrier: the first and the last of each."""
-        begin = 0
-        for i, ended in enumerate([*self.barriers, 0]):
-            if ended != barrier:
-                if i > begin:
-                    yield begin, i
-                begin = i + 1
-
-    def _meet(self, first: int, last: int) -> bool:
-        """Whether a cell that one warp writes in one of the intervals is accessed by another warp in another one."""
-        for space in ("shared", "global"):
-            cells, warps, stores, at = [], [], [], []
-            for i in range(first, last + 1):
-                for where, store, cell, warp in self.intervals[i]:
-                    if where == space:
-                        cells.append(cell)
-                        warps.append(warp)
-                        stores.append(np.full(len(cell), store))
-                        at.append(np.full(len(cell), i))
-            if not cells:
-                continue
-            cell, warp, store, when = (np.concatenate(x) for x in (cells, warps, stores, at))
-            for c in np.unique(cell[store]):
-                here = cell == c
-                for w, t in {*zip(warp[here & store].tolist(), when[here & store].tolist(), strict=True)}:
-                    if ((warp[here] != w) & (when[here] != t)).any():
-                        return True
-        return False
-
-    def _waited(self, without: int | None) -> list[int]:
-        """Of each copy, in order, after how many barriers it is waited for; -1 for never."""
-        found: list[int] = []
-        groups: list[list[int]] = [[]]
-        for instruction, kind, barriers in self.events:
-            if instruction == without:
-                continue
-            if kind == "copy":
-                groups[-1].append(len(found))
-                found.append(-1)
-            elif kind == "commit_group":
-                groups.append([])
-            else:
-                kept = 0
-                if kind == "wait_group":
-                    text = next(i for i in self.kernel.code if id(i) == instruction)
-                    kept = int(str(text.operands[0]), 0) + 1
-                arrived, groups = groups[: max(len(groups) - kept, 0)], groups[max(len(groups) - kept, 0) :] or [[]]
-                for copy in (c for group in arrived for c in group):
-                    found[copy] = barriers
-        return found

@@ -1,19 +1,21 @@
 #!/usr/bin/env python
 """Is the emulator to be trusted? Each kernel's PTX without one barrier, wait or fence, or with one operand moved.
 
-    python tools/mutate_kernels.py                        try all mutants; writes docs/kernels/mutations.md
-    python tools/mutate_kernels.py object_pool --arch 80  of these operations only, and print what survives
+    python tools/mutate_kernels.py                        try all mutants; writes docs/kernels/mutations.{json,md}
+    python tools/mutate_kernels.py object_pool --arch 80  of these operations only; the others stay as they are there
+    python tools/mutate_kernels.py --page                 try none; write the page again
 
 A mutant is noticed by a check (a fault or a finding) or by its results. What is not noticed is a survivor and has to be
-explained: by what the kernel itself did (`mutants.Trace`), or by hand in `KNOWN`. One without an explanation fails.
+explained: by what the kernel itself did (`mutant_traces.Trace`), or by hand in `KNOWN`. One without an explanation
+fails.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from compile_check import kernel_files
+from emulate import commit
 from kernel_counts import install
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "emulator"))
@@ -30,21 +33,43 @@ from mutants import SURVIVED, Trial
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGE = REPOSITORY / "docs" / "kernels" / "mutations.md"
+TABLE = PAGE.with_suffix(".json")
 ARCHITECTURES = (80, 90)
 MOVED = 4  # operands of each kind that are moved, in a kernel
 
-# One call of each operation: sizes of `pixelrefer_fast/bench/run/arguments.py` that fill blocks, so that what is moved
-# counts, and that go round every loop often enough for its pipeline to be full; a number is one of its samples.
-CALLS: dict[str, list[tuple[dict[str, Any] | int, str]]] = {
-    "add_norm": [({"rows": 2, "width": 1024}, "bfloat16")],
-    "rope2d": [({"patches": 16, "heads": 2}, "bfloat16")],
+# Calls of each operation: sizes of `pixelrefer_fast/bench/run/arguments.py`. The first of a type fills blocks, so that
+# what is moved counts, and goes round every loop often enough for its pipeline to be full; with the others survivors
+# are tried again: they end elsewhere, and reach what the first does not.
+CALLS: dict[str, list[tuple[dict[str, Any], str]]] = {
+    "add_norm": [({"rows": 2, "width": 1024}, dtype) for dtype in ("bfloat16", "float32")],
+    "best_token": [({"rows": 2, "vocabulary": 3000, "said": 20}, dtype) for dtype in ("bfloat16", "float32")],
+    "rope2d": [({"patches": 16, "heads": 2}, dtype) for dtype in ("bfloat16", "float32")],
     "object_pool": [
         ({"patches": 128, "width": 128, "iterations": 2}, "bfloat16"),
+        ({"patches": 32, "width": 128, "iterations": 2}, "bfloat16"),
+        ({"patches": 100, "width": 128, "iterations": 2}, "bfloat16"),
+        ({"patches": 32, "width": 64, "iterations": 2}, "float32"),
     ],
-    "infuse": [({"rows": 320, "width": 512, "heads": 2, "tokens": 64}, "bfloat16")],
-    "varlen_attention": [({"keys": 208, "heads": 1, "head": 80}, "bfloat16")],
-    "paged_attention": [({"lengths": 192, "heads": 16, "groups": 1, "head": 128}, "bfloat16")],
-    "view_patches": [(0, "float32")],
+    "infuse": [
+        ({"rows": 320, "width": 512, "heads": 2, "tokens": 64}, "bfloat16"),
+        ({"rows": 80, "width": 128, "heads": 2, "tokens": 4}, "float32"),
+    ],
+    "varlen_attention": [
+        ({"keys": 208, "heads": 1, "head": 80}, "bfloat16"),
+        ({"keys": 48, "heads": 1, "head": 80}, "bfloat16"),
+        ({"keys": 255, "heads": 1, "head": 80}, "bfloat16"),
+        ({"keys": 80, "heads": 1, "head": 72}, "float32"),
+    ],
+    "paged_attention": [
+        ({"lengths": 192, "heads": 16, "groups": 1, "head": 128}, "bfloat16"),
+        ({"lengths": 300, "heads": 16, "groups": 1, "head": 128}, "bfloat16"),
+        ({"lengths": 300, "heads": 16, "groups": 1, "head": 128}, "float32"),
+    ],
+    "swiglu": [
+        ({"rows": 8, "width": 200, "inner": 33}, "bfloat16"),
+        ({"rows": 20, "width": 72, "inner": 17}, "float32"),
+    ],
+    "view_patches": [({"height": 60, "width": 80}, "bfloat16")],
 }
 
 
@@ -62,8 +87,8 @@ class Result:
     why: str
 
 
-def try_call(op: str, sizes: dict[str, Any] | int, dtype: str, arch: int) -> list[Result]:
-    """All mutants of the kernels that a call launches; in a process of that architecture."""
+def try_calls(op: str, dtype: str, arch: int) -> list[Result]:
+    """All mutants of the kernels that calls launch; in a process of that architecture."""
     import torch
 
     from pixelrefer_fast.bench.run import arguments
@@ -71,14 +96,12 @@ def try_call(op: str, sizes: dict[str, Any] | int, dtype: str, arch: int) -> lis
     from pixelrefer_fast.ops import registry
 
     operation, kind = registry()[op], getattr(torch, dtype)
-    if isinstance(sizes, int):
-        given = list(operation.samples(torch.Generator().manual_seed(0), kind))[sizes]
-    else:
-        given = arguments.make(op, torch.device("cpu"), kind, sizes)
     names: list[str] = []
     listening = listen(lambda launch: names.append(launch.kernel))
     with torch.inference_mode(), listening, Trial(MOVED, lambda: names[-1]) as trial:
-        operation(*given, backend="triton")
+        for sizes, of in CALLS[op]:
+            if of == dtype:
+                operation(*arguments.make(op, torch.device("cpu"), kind, sizes), backend="triton")
     return [
         Result(
             kernel,
@@ -96,94 +119,137 @@ def try_call(op: str, sizes: dict[str, Any] | int, dtype: str, arch: int) -> lis
 
 
 # survivors that were looked into by hand: kernel, kind of change -> why it makes no difference
-UNREAD = "it concerns copies past the last turn of the loop, which nobody reads"
 KNOWN = {
-    ("infuse.scores", "wait for copies removed"): UNREAD,
-    ("infuse.weighted_sum", "wait for copies removed"): UNREAD,
-    ("varlen_attention.attention", "wait for copies removed"): UNREAD,
-    ("varlen_attention.attention", "end of a group of copies removed"): UNREAD,
     ("varlen_attention.attention", "barrier of a warp removed"): "not seen: lanes of a warp run together here",
-    ("object_pool.cluster", "fence between proxies removed"): (
-        "the second of two products reads the shared memory that a fence before the first has shown already"
-    ),
 }
 
 
-def explained(result: Result) -> str:
-    """Why a survivor makes no difference, "" where nobody knows."""
-    return result.why or KNOWN.get((result.kernel, result.what), "")
+def explained(survivor: Survivor) -> str:
+    """Why it makes no difference, "" where nobody knows."""
+    return survivor.why or KNOWN.get((survivor.kernel, survivor.what), "")
 
 
-def page(results: Sequence[Result], commit: str) -> str:
-    """docs/kernels/mutations.md, of the kernels of a commit."""
-    survivors = [r for r in results if r.by == SURVIVED]
-    unknown = sum(not explained(r) for r in survivors)
+# the committed file
+
+
+def summed(results: Sequence[Result]) -> dict[str, Any]:
+    """What is kept of the mutants of an operation: how many by what noticed them, and the survivors."""
+    groups: dict[tuple[str, str, str], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.kernel, result.dtype, result.what), []).append(result)
+    rows = [[*group, dict(sorted(Counter(r.by for r in own).items()))] for group, own in sorted(groups.items())]
+    lost = Counter((r.kernel, r.dtype, r.what, r.source, r.text, r.why) for r in results if r.by == SURVIVED)
+    return {"rows": rows, "survivors": [[*key, count] for key, count in sorted(lost.items())]}
+
+
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    """By operation and architecture ("infuse sm_90") what was tried at which commit; nothing where there is no file."""
+    if not path.is_file():
+        return {}
+    kept: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return kept
+
+
+def write(path: Path, kept: dict[str, dict[str, Any]]) -> None:
+    """A line for each operation and architecture."""
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(own)}" for name, own in sorted(kept.items()))
+    path.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Survivor:
+    """A mutant that nothing noticed, or several of one line: where, what was there, and why it makes no difference."""
+
+    arch: int
+    kernel: str
+    dtype: str
+    what: str
+    source: str
+    text: str
+    why: str
+    count: int
+
+
+def survivors(kept: dict[str, dict[str, Any]]) -> list[Survivor]:
+    return [Survivor(own["arch"], *lost) for _, own in sorted(kept.items()) for lost in own["survivors"]]
+
+
+def page(kept: dict[str, dict[str, Any]]) -> str:
+    """docs/kernels/mutations.md."""
+    lost = survivors(kept)
+    tried = sum(count for own in kept.values() for row in own["rows"] for count in row[3].values())
+    alive, unknown = sum(s.count for s in lost), sum(s.count for s in lost if not explained(s))
     lines = [
         "# Mutations",
         "",
         "Made by `python tools/mutate_kernels.py`; do not edit. One instruction of a kernel's PTX is changed: a",
         "barrier, a wait or a fence is removed, or an operand is moved (an address of shared memory by 16 bytes, two",
-        f"registers of A exchanged; at most {MOVED} of each kind in a kernel). Of {len(results)} mutants",
-        f"{len(results) - len(survivors)} are noticed, by a check or by their results; {len(survivors)} are not, and",
-        f"what they changed is listed below, with the reason why it makes no difference ({unknown} are not explained).",
-        *_missing(results),
-        "",
-        f"The kernels are those of {commit}.",
+        f"registers of A exchanged). All of the former are tried, and {MOVED} of each kind of the latter in a compiled",
+        f"kernel. Of {tried:,} mutants {tried - alive:,} are noticed, by a check or by their results; {alive} are not,",
+        f"and are listed below, with the reason why it makes no difference ({unknown} are not explained).",
+        *_missing(kept),
         "",
         "| kernel | for | type | change | mutants | noticed by | survive |",
         "| :--- | ---: | :--- | :--- | ---: | :--- | ---: |",
     ]
-    groups: dict[tuple[str, int, str, str], list[Result]] = {}
-    for result in results:
-        groups.setdefault((result.kernel, result.arch, result.dtype, result.what), []).append(result)
-    for (kernel, arch, dtype, what), own in sorted(groups.items()):
-        by = Counter(r.by for r in own)
-        noticed = ", ".join(f"{name} {count}" for name, count in sorted(by.items()) if name != SURVIVED) or "none"
-        lines.append(f"| {kernel} | sm_{arch} | {dtype} | {what} | {len(own)} | {noticed} | {by[SURVIVED]} |")
-    lines += ["", "## Survivors", "", "| kernel | for | change | where | why |", "| :--- | ---: | :--- | :--- | :--- |"]
-    for (kernel, arch, what, source, why), count in sorted(
-        Counter((r.kernel, r.arch, r.what, r.source, explained(r) or "not explained") for r in survivors).items()
-    ):
+    for _, own in sorted(kept.items()):
+        for kernel, dtype, what, by in own["rows"]:
+            noticed = ", ".join(f"{name} {count}" for name, count in by.items() if name != SURVIVED) or "none"
+            numbers = f"{sum(by.values())} | {noticed} | {by.get(SURVIVED, 0)}"
+            lines.append(f"| {kernel} | sm_{own['arch']} | {dtype} | {what} | {numbers} |")
+    lines += ["", "## Survivors", "", "| kernel | for | type | change | where | why |"]
+    lines += ["| :--- | ---: | :--- | :--- | :--- | :--- |"]
+    same: Counter[tuple[str, ...]] = Counter()
+    for s in lost:
+        place = s.source.rsplit(":", 1)[0]
+        why = explained(s) or "not explained"
+        same[s.kernel, f"sm_{s.arch}", s.dtype, s.what, place, why] += s.count
+    for (kernel, arch, dtype, what, place, why), count in same.items():
         times = f", {count} times" if count > 1 else ""
-        lines.append(f"| {kernel} | sm_{arch} | {what}{times} | {source.rsplit(':', 1)[0]} | {why} |")
+        lines.append(f"| {kernel} | {arch} | {dtype} | {what}{times} | {place} | {why} |")
+    lines += ["", "## Calls", "", "| operation | for | commit | tried with |", "| :--- | ---: | :--- | :--- |"]
+    for name, own in sorted(kept.items()):
+        lines.append(f"| {name.split()[0]} | sm_{own['arch']} | {own['commit']} | {'; '.join(own['calls'])} |")
     return "\n".join(lines) + "\n"
 
 
-def _missing(results: Sequence[Result]) -> list[str]:
+def _missing(kept: dict[str, dict[str, Any]]) -> list[str]:
     """A sentence on what was not tried, if anything was not."""
-    tried = {(r.kernel.split(".")[0], r.arch) for r in results}
     every = [(path.stem, arch) for path in kernel_files() for arch in ARCHITECTURES]
-    missing = [f"{op} for sm_{arch}" for op, arch in every if (op, arch) not in tried]
+    missing = [f"{op} for sm_{arch}" for op, arch in every if f"{op} sm_{arch}" not in kept]
     return ["", f"Not tried: {', '.join(missing)}."] if missing else []
 
 
-def _try(job: tuple[str, dict[str, Any] | int, str, int]) -> list[Result]:
-    return try_call(*job)
+def _try(job: tuple[str, str, int]) -> list[Result]:
+    return try_calls(*job)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("ops", nargs="*", choices=[[], *CALLS], help="operations (default: all)")
     parser.add_argument("--arch", type=int, nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
+    parser.add_argument("--page", action="store_true", help="try none, write the page of what is there")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args(arguments)
     os.environ["TRITON_INTERPRET"] = "0"
-    results: list[Result] = []
-    for arch in options.arch:
-        jobs = [(op, sizes, dtype, arch) for op in options.ops or CALLS for sizes, dtype in CALLS[op]]
-        start = multiprocessing.get_context("spawn")
+    kept = read(TABLE)
+    start, tried_at = multiprocessing.get_context("spawn"), commit()
+    for arch in () if options.page else options.arch:
+        jobs = [(op, dtype, arch) for op in options.ops or CALLS for dtype in dict.fromkeys(d for _, d in CALLS[op])]
         with ProcessPoolExecutor(options.workers, start, initializer=install, initargs=(arch,)) as pool:
-            results += [result for own in pool.map(_try, jobs) for result in own]
-    head = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(head, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
-    if options.ops or set(options.arch) != set(ARCHITECTURES):
-        print(page(results, commit))
-    else:
-        PAGE.write_text(page(results, commit), encoding="utf-8")
-    unexplained = [r for r in results if r.by == SURVIVED and not explained(r)]
-    for r in unexplained:
-        print(f"{r.kernel} on sm_{r.arch}: {r.what} at {r.source} is not noticed: {r.text}", file=sys.stderr)
-    print(f"mutate-kernels: {len(results)} mutants, {len(unexplained)} survive without an explanation")
+            found = list(pool.map(_try, jobs))
+        for op in dict.fromkeys(job[0] for job in jobs):
+            results = [r for job, own in zip(jobs, found, strict=True) if job[0] == op for r in own]
+            calls = [f"{', '.join(f'{k} {v}' for k, v in sizes.items())}, {dtype}" for sizes, dtype in CALLS[op]]
+            kept[f"{op} sm_{arch}"] = {"arch": arch, "commit": tried_at, "calls": calls} | summed(results)
+        write(TABLE, kept)
+    PAGE.write_text(page(kept), encoding="utf-8")
+    lost = survivors(kept)
+    unexplained = [s for s in lost if not explained(s)]
+    for s in unexplained:
+        where = f"{s.kernel} on sm_{s.arch} in {s.dtype}"
+        print(f"{where}: {s.what} at {s.source} is not noticed: {s.text}", file=sys.stderr)
+    print(f"mutate-kernels: {sum(s.count for s in lost)} survive, {len(unexplained)} without an explanation")
     return 1 if unexplained else 0
 
 
