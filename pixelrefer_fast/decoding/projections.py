@@ -64,10 +64,25 @@ def _joined(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
     """All rows, which the parameters are views of from now on."""
     if len(parameters) == 1:
         return parameters[0].data
+    if (
+        there := _laid(parameters)
+    ) is not None:  # by a model that shares them: were they moved, it would lay them again
+        return there
     whole = torch.cat([p.data for p in parameters])
     for parameter, rows in zip(parameters, whole.split([len(p) for p in parameters]), strict=True):
         parameter.data = rows
     return whole
+
+
+def _laid(parameters: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """All rows, where they lie one behind the other in one memory already."""
+    first, end = parameters[0].data, parameters[0].storage_offset()
+    for parameter in parameters:
+        same = parameter.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not same or not parameter.is_contiguous() or parameter.storage_offset() != end:
+            return None
+        end += parameter.numel()
+    return first.as_strided((sum(map(len, parameters)), *first.shape[1:]), first.stride())
 
 
 def _parameters(modules: Iterable[nn.Module]) -> Iterable[torch.Tensor]:

@@ -100,7 +100,7 @@ class LanguageModel:
         `embeds` (L, C) is written over.
         """
 
-        self._look_up()
+        self.look_up()
         assert self._rotary is not None
         groups = self._groups
         heads = self.config.num_attention_heads
@@ -140,7 +140,7 @@ class LanguageModel:
             (B, V) logits of the tokens that follow.
         """
         if self._rotary is None:
-            self._look_up()
+            self.look_up()
         assert self._rotary is not None
         place = lengths.long()
         block = table.gather(1, (place // pool.size)[:, None])[:, 0]
@@ -156,8 +156,8 @@ class LanguageModel:
 
         return self._logits(self._hidden(self.embed(tokens), attend, few=True))
 
-    def _look_up(self) -> None:
-        """Find modules and merge weights, where they are not those of the last time."""
+    def look_up(self) -> None:
+        """Find modules and merge weights, where they are not those of the last time; which moves them once."""
         model = self.llm.model
         if len(self._layers) != len(model.layers):
             self._layers = [Layer(module) for module in model.layers]

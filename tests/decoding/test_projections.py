@@ -42,6 +42,24 @@ def test_weights_are_held_once_and_a_change_is_seen(bias: bool) -> None:
     torch.testing.assert_close(merged(x), _apart(modules, x))
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_what_lies_in_order_stays_where_it_is(bias: bool) -> None:
+    """Two models on the same weights do not move them to and fro."""
+    modules, x = _linears(bias), torch.randn(5, WIDTH)
+    first = Projection(modules)
+    again = Projection(modules)
+    assert first.weight is not None
+    assert again.weight is not None
+    assert again.weight.data_ptr() == first.weight.data_ptr()
+    assert first.fits(modules)
+    assert torch.equal(again(x), first(x))
+    # the same memory in another order, or with a gap, is no such place
+    for others in ([modules[1], modules[0], modules[2]], [modules[0], modules[2]]):
+        wanted = _apart(others, x)
+        torch.testing.assert_close(Projection(others)(x), wanted)
+        torch.testing.assert_close(_apart(others, x), wanted)
+
+
 def test_what_was_moved_or_replaced_does_not_fit_any_more() -> None:
     modules = _linears()
     merged = Projection(modules)

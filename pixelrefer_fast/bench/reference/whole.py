@@ -205,6 +205,7 @@ class Reference:
         with _given_tower(self._modules, config.vision), unwarned(), torch.device("meta"):
             built = with_cache(getattr(module, f"{prefix}Qwen2ForCausalLM"))(settings)
         built.generation_config = type(built.generation_config)(**model.network.generation)
+        model.decoder.language_model.look_up()  # which would move weights at the first prompt, away from these
         fill(built, model.network.checkpoint_slots(), optional=["lm_head.weight"] if config.tied else [])
         if config.tied:
             built.lm_head.weight = built.model.embed_tokens.weight
