@@ -9,6 +9,9 @@ WEB := .venv-web
 EVAL := .venv-eval
 VLLM := .venv-vllm
 export TOKENIZERS_PARALLELISM := false
+# two processes of one thread each; WORKERS=1 for one
+THREADS := OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1)
+QUICK_TESTS := -m "not slow and not gpu" -n $(or $(WORKERS),2) --dist loadfile
 
 .PHONY: demo test test-interpret test-slow test-oldest test-newest test-ray test-serve test-web test-eval test-vllm \
 	newcomer compile-check cuda-check counts emulate emulate-all extension lint format bench bench-ops bench-suite \
@@ -20,7 +23,7 @@ demo: $(VENV)/.ready
 # `pytest`, not `python -m pytest`: the repository root stays off sys.path, since it holds a folder named like Hugging
 # Face's `kernels` package
 test: $(VENV)/.ready
-	OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1) $(BIN)/pytest -m "not slow and not gpu" -n $(or $(WORKERS),2) --dist loadfile
+	$(THREADS) $(BIN)/pytest $(QUICK_TESTS)
 
 # the kernels alone, in Triton's interpreter
 test-interpret: $(VENV)/.ready
@@ -47,13 +50,13 @@ kills: $(VENV)/.ready
 # the oldest supported torch, triton and transformers, in an environment of their own
 test-oldest:
 	tools/make_venv.sh $(OLDEST) torch==2.11.0 triton==3.6.0 transformers==5.17.0
-	$(OLDEST)/bin/pytest -m "not slow and not gpu"
+	$(THREADS) $(OLDEST)/bin/pytest $(QUICK_TESTS)
 
 # the newest of all that matters, in an environment of its own; torch but for this one, whose newer builds for a CPU
 # machine bring gigabytes of CUDA
 test-newest:
 	tools/make_venv.sh $(NEWEST) torch==2.13.0 --upgrade "triton>=3.9" transformers numpy pillow opencv-python-headless
-	$(NEWEST)/bin/pytest -m "not slow and not gpu"
+	$(THREADS) $(NEWEST)/bin/pytest $(QUICK_TESTS)
 
 # Ray Data in a cluster of one machine, in an environment of its own, which is kept; five minutes at most
 test-ray: $(RAY)/.ready

@@ -39,10 +39,14 @@ MOVED = 4  # operands of each kind that are moved, in a kernel
 
 # Calls of each operation: sizes of `pixelrefer_fast/bench/run/arguments.py`. The first of a type fills blocks, so that
 # what is moved counts, and goes round every loop often enough for its pipeline to be full; with the others survivors
-# are tried again: they end elsewhere, and reach what the first does not.
+# are tried again: they end elsewhere, and reach what the first does not. `infinite` is a place in the first argument.
 CALLS: dict[str, list[tuple[dict[str, Any], str]]] = {
     "add_norm": [({"rows": 2, "width": 1024}, dtype) for dtype in ("bfloat16", "float32")],
-    "best_token": [({"rows": 2, "vocabulary": 3000, "said": 20}, dtype) for dtype in ("bfloat16", "float32")],
+    "best_token": [
+        ({"rows": 2, "vocabulary": 3000, "said": 20} | more, dtype)
+        for dtype in ("bfloat16", "float32")
+        for more in ({}, {"infinite": 40}, {"infinite": 300})
+    ],
     "rope2d": [({"patches": 16, "heads": 2}, dtype) for dtype in ("bfloat16", "float32")],
     "object_pool": [
         ({"patches": 128, "width": 128, "iterations": 2}, "bfloat16"),
@@ -101,7 +105,11 @@ def try_calls(op: str, dtype: str, arch: int) -> list[Result]:
     with torch.inference_mode(), listening, Trial(MOVED, lambda: names[-1]) as trial:
         for sizes, of in CALLS[op]:
             if of == dtype:
-                operation(*arguments.make(op, torch.device("cpu"), kind, sizes), backend="triton")
+                own = {name: size for name, size in sizes.items() if name != "infinite"}
+                given = arguments.make(op, torch.device("cpu"), kind, own)
+                if "infinite" in sizes:
+                    given[0].view(-1)[sizes["infinite"]] = float("inf")
+                operation(*given, backend="triton")
     return [
         Result(
             kernel,
