@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol, overload
 
 import torch
+from typing_extensions import Unpack
 
-from pixelrefer_fast.batching.asks import Answer
+from pixelrefer_fast.batching.asks import Answer, AskKeywords
 from pixelrefer_fast.decoding import Event
 from pixelrefer_fast.encoding.objects import Objects
+from pixelrefer_fast.planning.options import EncodeKeywords
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+class EngineKeywords(AskKeywords, total=False):
+    """The options of a question to another engine, for type checkers: ours, and those that vLLM has besides."""
+
+    num_beams: int
+    length_penalty: float
+    response_format: Mapping[str, object] | None
+    bad_words: Sequence[str]
+    allowed_token_ids: Sequence[int] | None
+    lora: str | None
 
 
 class Counting(Protocol):
@@ -33,7 +46,7 @@ class EngineModel(Protocol):
     @property
     def decoder(self) -> Counting: ...
 
-    def encode(self, image_or_video: object, regions: object, **options: object) -> Objects: ...
+    def encode(self, image_or_video: object, regions: object, **options: Unpack[EncodeKeywords]) -> Objects: ...
 
     @overload
     def ask(
@@ -43,7 +56,7 @@ class EngineModel(Protocol):
         regions: object = None,
         *,
         details: Literal[False] = False,
-        **options: object,
+        **options: Unpack[EngineKeywords],
     ) -> str: ...
 
     @overload
@@ -54,7 +67,7 @@ class EngineModel(Protocol):
         regions: object = None,
         *,
         details: Literal[True],
-        **options: object,
+        **options: Unpack[EngineKeywords],
     ) -> Answer: ...
 
     @overload
@@ -65,12 +78,18 @@ class EngineModel(Protocol):
         regions: object = None,
         *,
         events: Literal[False] = False,
-        **options: object,
+        **options: Unpack[EngineKeywords],
     ) -> Iterator[str]: ...
 
     @overload
     def stream(
-        self, image_or_video: object, question: str, regions: object = None, *, events: Literal[True], **options: object
+        self,
+        image_or_video: object,
+        question: str,
+        regions: object = None,
+        *,
+        events: Literal[True],
+        **options: Unpack[EngineKeywords],
     ) -> Iterator[Event]: ...
 
     def describe(
@@ -80,7 +99,7 @@ class EngineModel(Protocol):
         question: str | None = None,
         *,
         details: bool = False,
-        **options: object,
+        **options: Unpack[EngineKeywords],
     ) -> list[str] | list[Answer]: ...
 
     def ask_batch(
@@ -89,7 +108,7 @@ class EngineModel(Protocol):
         *,
         batch_size: int | None = None,
         progress: bool | None = None,
-        **options: object,
+        **options: Unpack[EngineKeywords],
     ) -> list[Answer]: ...
 
     @overload
@@ -100,26 +119,49 @@ class EngineModel(Protocol):
         regions: object = None,
         *,
         details: Literal[False] = False,
-        **options: object,
+        **options: Unpack[EngineKeywords],
     ) -> str: ...
 
     @overload
     async def ask_async(
-        self, media: object, question: str, regions: object = None, *, details: Literal[True], **options: object
+        self,
+        media: object,
+        question: str,
+        regions: object = None,
+        *,
+        details: Literal[True],
+        **options: Unpack[EngineKeywords],
     ) -> Answer: ...
 
     @overload
     def stream_async(
-        self, media: object, question: str, regions: object = None, *, events: Literal[False] = False, **options: object
+        self,
+        media: object,
+        question: str,
+        regions: object = None,
+        *,
+        events: Literal[False] = False,
+        **options: Unpack[EngineKeywords],
     ) -> AsyncGenerator[str, None]: ...
 
     @overload
     def stream_async(
-        self, media: object, question: str, regions: object = None, *, events: Literal[True], **options: object
+        self,
+        media: object,
+        question: str,
+        regions: object = None,
+        *,
+        events: Literal[True],
+        **options: Unpack[EngineKeywords],
     ) -> AsyncGenerator[Event, None]: ...
 
     def ask_iter_async(
-        self, requests: Iterable[object], *, ordered: bool = False, batch_size: int | None = None, **options: object
+        self,
+        requests: Iterable[object],
+        *,
+        ordered: bool = False,
+        batch_size: int | None = None,
+        **options: Unpack[EngineKeywords],
     ) -> AsyncGenerator[Answer, None]: ...
 
     def close(self) -> None: ...

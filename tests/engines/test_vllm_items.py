@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -11,30 +12,28 @@ import torch
 from mixed_requests import mixed_requests
 
 import pixelrefer_fast as pf
-from pixelrefer_fast.batching.preparing import MediaCache, prepare
+from pixelrefer_fast.batching.engines import EngineKeywords
 from pixelrefer_fast.checkpoint.tokenizer import IMAGE_TOKEN
-from pixelrefer_fast.encoding.object_tokenizer import kmeans_starts
 from pixelrefer_fast.engines import packed_pass
-from pixelrefer_fast.engines.items import VisionItem, digest_of, items_of
+from pixelrefer_fast.engines.items import VisionItem, digest_of
 from pixelrefer_fast.engines.packed_pass import embed_items
 from pixelrefer_fast.engines.prompts import Vision, place_tokens
 from pixelrefer_fast.engines.vllm import Marked, chat_prompt
 from pixelrefer_fast.engines.vllm.fragments import read_fragment
 from pixelrefer_fast.engines.vllm.marked import read_items
+from pixelrefer_fast.engines.vllm.writing import VllmOptions
+from pixelrefer_fast.engines.writer import PromptWriter
+from pixelrefer_fast.planning.options import EncodeOptions, read_options
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
 BOXES = [[5, 5, 50, 60], [40, 20, 110, 80], [60, 60, 80, 85]]
 
 
 def items(model: Any, ask: pf.Ask) -> list[VisionItem]:
-    """As the processor makes them."""
-    prepared = prepare(model.network, ask, MediaCache(), MediaCache())
-    request, plan = prepared.request, prepared.plan
-    assert request is not None
-    assert plan is not None
-    selected = [int((mark.mask_grid > 0).sum()) for mark in plan.marks]
-    starts = kmeans_starts(selected, model.config.mask_num, None, prepared.encode.kmeans_seed)
-    return items_of(request, plan, starts, "auto")
+    """As processors make them."""
+    encode = read_options({k: v for k, v in ask.options.items() if k != "max_new_tokens"}, EncodeOptions)
+    writer = PromptWriter(model.config, model.tokenizer, 4096)
+    return writer.write(chat_prompt(ask.question or ""), pf.open_media(ask.media), ask.regions, encode)[1]
 
 
 def sent(given: Sequence[VisionItem]) -> list[VisionItem]:
@@ -172,3 +171,7 @@ def test_an_alpha_channel_marks_and_several_images_must_be_one() -> None:
         read_items([Marked(PICTURE, BOXES[:1], fps=1), Marked(PICTURE, BOXES[1:], fps=2)])
     with pytest.raises(ValueError, match="expected a Marked or an image"):
         read_items(["cat.jpg"])
+
+
+def test_type_checkers_know_the_options_of_engines() -> None:
+    assert EngineKeywords.__annotations__.keys() >= {own.name for own in fields(VllmOptions)}

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 from typing_extensions import Self
@@ -16,14 +15,12 @@ from typing_extensions import Self
 from pixelrefer_fast.checkpoint import open_checkpoint
 from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.checks.values import labelled, shown
-from pixelrefer_fast.encoding.object_tokenizer import kmeans_starts
-from pixelrefer_fast.engines.items import PlannedItems, VisionItem, items_of
-from pixelrefer_fast.engines.prompts import Placed, chat_prompt, place_tokens, vision_of
+from pixelrefer_fast.engines.items import PlannedItems, VisionItem
+from pixelrefer_fast.engines.prompts import Placed, chat_prompt
+from pixelrefer_fast.engines.writer import PromptWriter
 from pixelrefer_fast.media import Media, Video, open_media
-from pixelrefer_fast.planning.binding import bind_request, plan_within
 from pixelrefer_fast.planning.options import EncodeOptions, read_options
-from pixelrefer_fast.planning.request import REGION_TAG, FrameSource
-from pixelrefer_fast.segmenting.grabcut import GrabCut
+from pixelrefer_fast.planning.request import REGION_TAG
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,7 +45,7 @@ class PixelReferProcessor(ProcessorMixin):
         self.config = config
         self.context = context
         self.chat_template = None  # `apply_chat_template` writes the models' own format
-        self._segmenter = GrabCut()
+        self._writer = PromptWriter(config, tokenizer, context)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # no options
@@ -117,7 +114,7 @@ class PixelReferProcessor(ProcessorMixin):
         placed, rows = [], []
         for number, (question, own, marked) in enumerate(prompts):
             with labelled(f"prompt {number}") if len(prompts) > 1 else nullcontext():
-                ids, items = self._planned(question, own, () if marked is None else marked, encode)
+                ids, items = self._written(question, own, () if marked is None else marked, encode)
             placed.append(ids)
             rows.append(tuple(items))
         longest = max(len(own.ids) for own in placed)
@@ -179,20 +176,11 @@ class PixelReferProcessor(ProcessorMixin):
         )
         return found if return_dict else found["input_ids"]
 
-    def _planned(
+    def _written(
         self, text: str, media: object, regions: object, encode: EncodeOptions
     ) -> tuple[Placed, Sequence[VisionItem]]:
-        config = self.config
         opened: Media = media if isinstance(media, Video) else open_media(media)
-        request = bind_request(config.kind, self._segmenter, opened, FrameSource.of(opened), regions, encode)
-        plan = plan_within(config, request, self.context)
-        selected = [int(np.count_nonzero(mark.mask_grid > 0)) for mark in plan.marks]
-        starts = kmeans_starts(selected, config.mask_num, encode.kmeans_start, encode.kmeans_seed)
-        items = items_of(request, plan, starts, "auto")
-        vision = vision_of(request, plan, items, isinstance(opened, Video))
-        objects = request.object_tokens([mark.tokens for mark in plan.marks])
-        whole = text if _TURN in text else chat_prompt(text)
-        return place_tokens(self.tokenizer, whole, objects, vision), items
+        return self._writer.write(text if _TURN in text else chat_prompt(text), opened, regions, encode)
 
 
 @dataclass

@@ -26,16 +26,13 @@ from vllm.multimodal.processing import (
 
 from pixelrefer_fast.checkpoint import Checkpoint, open_checkpoint
 from pixelrefer_fast.checkpoint.config import ModelConfig
-from pixelrefer_fast.encoding.object_tokenizer import kmeans_starts
-from pixelrefer_fast.engines.items import Tensors, VisionItem, digest_of, items_of
-from pixelrefer_fast.engines.prompts import Placed, chat_prompt, place_tokens, vision_of
+from pixelrefer_fast.engines.items import Tensors, digest_of
+from pixelrefer_fast.engines.prompts import Placed, chat_prompt
 from pixelrefer_fast.engines.vllm import links
-from pixelrefer_fast.engines.vllm.marked import Marked, MarkedMedia, read_items
-from pixelrefer_fast.media import Video
-from pixelrefer_fast.planning.binding import bind_request, plan_within
-from pixelrefer_fast.planning.request import REGION_TAG, FrameSource
+from pixelrefer_fast.engines.vllm.marked import Marked, read_items
+from pixelrefer_fast.engines.writer import PromptWriter
+from pixelrefer_fast.planning.request import REGION_TAG
 from pixelrefer_fast.planning.views import CELL
-from pixelrefer_fast.segmenting.grabcut import GrabCut
 
 if TYPE_CHECKING:
     from vllm.config.multimodal import MultiModalDummyOptions
@@ -80,11 +77,6 @@ class RegionInfo(BaseProcessingInfo):
     def config(self) -> ModelConfig:
         return self.checkpoint.config
 
-    @cached_property
-    def own_tokenizer(self) -> object:
-        """With the placeholders, which vLLM's may lack."""
-        return self.checkpoint.tokenizer()
-
     def get_data_parser(self) -> MultiModalDataParser:
         return MarkedParser()
 
@@ -121,15 +113,16 @@ class RegionProcessor(BaseMultiModalProcessor[RegionInfo]):
     """
 
     @cached_property
-    def _segmenter(self) -> GrabCut:
-        return GrabCut()
+    def _writer(self) -> PromptWriter:
+        info = self.info
+        return PromptWriter(info.config, info.checkpoint.tokenizer(), info.ctx.model_config.max_model_len)
 
     def apply(self, inputs: ProcessorInputs, timing_ctx: TimingContext) -> MultiModalInput:
         with timing_ctx.record("apply_hf_processor"):
             given = [item for items in inputs.mm_data_items.values() for item in items.data]
             media = read_items(given)
             text = self.info.get_tokenizer().decode(inputs.prompt, skip_special_tokens=False)
-            items, placed = self._planned(media, text)
+            placed, items = self._writer.write(text, media.media, media.regions, media.encode, media.first_region)
             tensors = [item.to_tensors() for item in items]
         with timing_ctx.record("get_mm_hashes"):
             digests = [digest_of(own) for own in tensors]
@@ -139,20 +132,6 @@ class RegionProcessor(BaseMultiModalProcessor[RegionInfo]):
             mm_hashes={MODALITY: digests},
             mm_placeholders={MODALITY: _ranges(placed)},
         )
-
-    def _planned(self, media: MarkedMedia, text: str) -> tuple[list[VisionItem], Placed]:
-        config = self.info.config
-        source = FrameSource.of(media.media)
-        request = bind_request(
-            config.kind, self._segmenter, media.media, source, media.regions, media.encode, media.first_region
-        )
-        plan = plan_within(config, request, self.info.ctx.model_config.max_model_len)
-        selected = [int(np.count_nonzero(mark.mask_grid > 0)) for mark in plan.marks]
-        starts = kmeans_starts(selected, config.mask_num, media.encode.kmeans_start, media.encode.kmeans_seed)
-        items = items_of(request, plan, starts, "auto")
-        vision = vision_of(request, plan, items, isinstance(media.media, Video))
-        objects = request.object_tokens([mark.tokens for mark in plan.marks])
-        return items, place_tokens(self.info.own_tokenizer, text, objects, vision)
 
     def _sent(
         self, inputs: ProcessorInputs, tensors: list[Tensors], digests: list[str]
