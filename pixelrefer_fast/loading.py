@@ -163,6 +163,11 @@ def load(
     return model
 
 
+def engines() -> tuple[str, ...]:
+    """Names that `load` takes as `engine`; whether the packages behind them are installed, loading tells."""
+    return tuple(sorted({point.name for point in entry_points(group=ENGINES)}))
+
+
 def _engine(name: str) -> EngineLoader:
     """Who loads models of this engine: engines are told apart by entry points, as this module knows none of them."""
     found = {point.name: point for point in entry_points(group=ENGINES)}

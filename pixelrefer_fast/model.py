@@ -95,6 +95,11 @@ class _Model(BatchCalls, nn.Module):
         return self.network.quantization
 
     @property
+    def generation(self) -> dict[str, Any]:
+        """What the checkpoint says of decoding."""
+        return self.network.generation
+
+    @property
     def fingerprint(self) -> str:
         """Tells models apart whose object tokens do not fit each other, in whatever dtype they were loaded."""
         return self.network.fingerprint

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -13,7 +11,7 @@ from torch import nn
 from pixelrefer_fast import ops
 from pixelrefer_fast._version import __version__
 from pixelrefer_fast.checkpoint.config import ModelConfig
-from pixelrefer_fast.checkpoint.digests import combined_digest, tensor_digest
+from pixelrefer_fast.checkpoint.digests import model_fingerprint, tensor_digest
 from pixelrefer_fast.decoding import Decoder
 from pixelrefer_fast.decoding.prompt import Prompt, build_prompt
 from pixelrefer_fast.device.stages import stage
@@ -81,9 +79,7 @@ class Network(VisionSide):
         """Take the digests of the values that the weights were just loaded from, by checkpoint key."""
         if self.object_tokenizer.infusion is not None:
             self.object_tokenizer.infusion.prepare()
-        sizes = {f.name: getattr(self.config, f.name) for f in fields(self.config) if f.name not in ("vision", "raw")}
-        sizes["vision"] = self.config.vision.to_dict()
-        self._fingerprint = combined_digest(json.dumps(sizes, sort_keys=True), digests)
+        self._fingerprint = model_fingerprint(self.config, digests)
         self._written = self._writes()
 
     @property

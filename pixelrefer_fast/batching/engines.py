@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol, overload
 
 import torch
@@ -39,6 +39,21 @@ class EngineModel(Protocol):
 
     @property
     def kind(self) -> str: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def quantization(self) -> str | None: ...
+
+    @property
+    def generation(self) -> Mapping[str, object]: ...
+
+    @property
+    def fingerprint(self) -> str: ...
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase: ...
@@ -101,6 +116,15 @@ class EngineModel(Protocol):
         details: bool = False,
         **options: Unpack[EngineKeywords],
     ) -> list[str] | list[Answer]: ...
+
+    def ask_iter(
+        self,
+        requests: Iterable[object],
+        *,
+        ordered: bool = False,
+        batch_size: int | None = None,
+        **options: Unpack[EngineKeywords],
+    ) -> Generator[Answer, None, None]: ...
 
     def ask_batch(
         self,

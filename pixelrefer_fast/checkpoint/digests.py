@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from pixelrefer_fast.checks.safe_files import name_of
+
+if TYPE_CHECKING:
+    from pixelrefer_fast.checkpoint.config import ModelConfig
 
 _THREADS = min(4, os.cpu_count() or 1)
 _CHUNK = 1 << 17  # values that are looked at together, so that no copy of a large tensor is made
@@ -42,6 +48,13 @@ def combined_digest(description: str, digests: Mapping[str, str]) -> str:
     """32 hexadecimal digits for a description and named tensors, in whatever order they come."""
     lines = (description, *(f"{name} {digests[name]}" for name in sorted(digests)))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+
+
+def model_fingerprint(config: ModelConfig, digests: Mapping[str, str]) -> str:
+    """32 hexadecimal digits that tell a model from others: of its sizes, and of the digest of each of its tensors."""
+    sizes = {own.name: getattr(config, own.name) for own in fields(config) if own.name not in ("vision", "raw")}
+    sizes["vision"] = config.vision.to_dict()
+    return combined_digest(json.dumps(sizes, sort_keys=True), digests)
 
 
 @contextmanager

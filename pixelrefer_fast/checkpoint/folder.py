@@ -123,6 +123,20 @@ class Checkpoint:
                         slots[name].copy_(tensor)
         return digests
 
+    def digests(self) -> dict[str, str]:
+        """The digest of each tensor's values by name, as `load_into` returns them for the whole model.
+
+        Raises:
+            ValueError: a value is not finite, or a file changed since it was opened.
+        """
+        digests: dict[str, str] = {}
+        for file in self.files:
+            with file.open() as read, digesting(file.path, digests) as digest:
+                for name in file.tensors:
+                    if name != HEAD or not self.config.tied:
+                        digest(name, read(name))
+        return digests
+
     def tokenizer(self) -> Any:
         """The transformers tokenizer, with the special tokens `<image>`, `<REGION>`, `<|stream_start|>` and
         `<|stream_end|>` added if they are missing.

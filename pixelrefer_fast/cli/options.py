@@ -6,7 +6,9 @@ file in `cli.commands`.
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +17,10 @@ import typer
 from pixelrefer_fast.cli.models import MODEL_VARIABLE
 
 if TYPE_CHECKING:
+    from pixelrefer_fast.batching.engines import EngineModel
     from pixelrefer_fast.model import PixelRefer, PixelReferLite
+
+NATIVE = "native"
 
 Source = Annotated[str, typer.Argument(metavar="IMAGE_OR_VIDEO", help="An image, a video or a folder of frames.")]
 Model = Annotated[
@@ -192,6 +197,66 @@ class Computing:
         start = time.perf_counter()
         loaded = pixelrefer_fast.load(model, device=self.device, dtype=self.dtype, backend=self.backend)
         return loaded, time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Answering:
+    """Which engine answers."""
+
+    engine: Annotated[
+        str, typer.Option("--engine", metavar="NAME", help="native, or vllm: vLLM runs the language model.")
+    ] = NATIVE
+    engine_options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--engine-option",
+            metavar="NAME=VALUE",
+            help="Of another engine than native: tensor_parallel_size=2, ...; repeat it.",
+            show_default=False,
+        ),
+    ] = None
+
+    def check(self, computing: Computing) -> None:
+        """ValueError for what no engine takes, before anything is loaded or written."""
+        from pixelrefer_fast.loading import engines
+
+        if self.engine not in (known := (NATIVE, *engines())):
+            raise ValueError(f"--engine: expected one of {', '.join(known)}, got {self.engine!r}")
+        given = self.named_options()
+        if self.engine == NATIVE and given:
+            raise ValueError(f"--engine-option: expected with another engine than {NATIVE}, got {next(iter(given))}")
+        if self.engine != NATIVE and (computing.device, computing.backend) != ("auto", "auto"):
+            raise ValueError(f"--engine {self.engine}: expected --dtype alone with it, got --device or --backend")
+
+    def named_options(self) -> dict[str, object]:
+        """What NAME=VALUE say; a value is JSON, or a text."""
+        from pixelrefer_fast.checks.safe_files import parse_json_value
+        from pixelrefer_fast.checks.values import shown
+
+        options: dict[str, object] = {}
+        for one in self.engine_options or ():
+            name, equals, value = one.partition("=")
+            if not equals or not name:
+                raise ValueError(f"--engine-option: expected NAME=VALUE, got {shown(one)}")
+            try:
+                options[name.replace("-", "_")] = parse_json_value(value.encode(), name)
+            except ValueError:
+                options[name.replace("-", "_")] = value
+        return options
+
+    @contextlib.contextmanager
+    def loaded(self, model: str, computing: Computing) -> Iterator[PixelRefer | PixelReferLite | EngineModel]:
+        """The model until the end of the context, where another engine ends; ValueError as `check` and `load`."""
+        import pixelrefer_fast
+
+        self.check(computing)
+        if self.engine == NATIVE:
+            yield computing.load(model)[0]
+            return
+        options = self.named_options()
+        other = pixelrefer_fast.load(model, dtype=computing.dtype, engine=self.engine, engine_options=options)
+        with contextlib.closing(other):
+            yield other
 
 
 def examples(*lines: str) -> str:

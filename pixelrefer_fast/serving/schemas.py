@@ -72,8 +72,15 @@ class StreamOptions(_Strict):
     include_usage: bool = False
 
 
-class ResponseFormat(BaseModel):
-    type: str
+class ResponseFormat(_Strict):
+    """What an answer must be, for models whose engine follows grammars."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: Json | None = None
+
+    def given(self) -> dict[str, Any] | None:
+        """As `ask` of such an engine takes it; None: any text."""
+        return None if self.type == "text" else self.model_dump(exclude_none=True)
 
 
 class WritingFields(_Strict):

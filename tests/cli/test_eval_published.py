@@ -155,7 +155,10 @@ def test_another_run_is_refused(run: Run, data: Path, tmp_path: Path) -> None:
         (("lvis", "--out", "OUT"), "--data"),
         (("lvis", "--out", "OUT", "--data", "nowhere"), "--data nowhere: expected the folder"),
         (("lvis", "--out", "OUT", "--data", "DATA", "--split", "train"), "--split: expected one of val, got 'train'"),
-        (("lvis", "--out", "OUT", "--data", "DATA", "--engine", "x"), "--engine: expected one of native, got 'x'"),
+        (
+            ("lvis", "--out", "OUT", "--data", "DATA", "--engine", "x"),
+            "--engine: expected one of native, vllm, got 'x'",
+        ),
         (("lvis", "--out", "OUT", "--data", "DATA", "--correct", "x"), "--correct: expected some of all, got 'x'"),
         (("lvis", "--out", "OUT", "--data", "DATA", "--row", "3B"), "--row: expected one of Lite-2B"),
         (("lvis", "--out", "OUT", "--data", "DATA", "--encoder", "x"), "--encoder: expected a folder, got x"),

@@ -213,7 +213,11 @@ def test_what_is_wrong_is_told(say: Say, client: Any, url: str, box: list[int]) 
         ((image(url, regions=[own]), text(QUESTION)), {"max_tokens": 10**6}, "max_completion_tokens: expected at most"),
         ((image(url, regions=[own]), text(QUESTION)), {"temperature": -1}, "temperature: expected"),
         ((image(url, regions=[own]), text(QUESTION)), {"extra_body": {"region": [own]}}, "region: Extra inputs"),
-        ((image(url, regions=[own]), text(QUESTION)), {"response_format": {"type": "json_object"}}, "response_format"),
+        (
+            (image(url, regions=[own]), text(QUESTION)),
+            {"response_format": {"type": "json_object"}},
+            "response_format: no option of this engine; vLLM follows grammars",
+        ),
         ((image(url, regions=[own]), text(QUESTION)), {"extra_body": {"regions": [own]}}, "in one place"),
     ]
     for parts, options, message in bad:

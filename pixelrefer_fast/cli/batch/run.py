@@ -115,7 +115,7 @@ def _records(
                 pending.append(_Pending(line))
                 yield from line.asks
 
-    with model.ask_iter(requests(), ordered=True, batch_size=batch_size, **options) as answers:
+    with closing(model.ask_iter(requests(), ordered=True, batch_size=batch_size, **options)) as answers:
         for answer in answers:
             first = pending[0]
             first.answers.append(answer)
@@ -207,7 +207,7 @@ def answer_file(
         "kind": model.kind,
         "dtype": str(model.dtype).removeprefix("torch."),
         "quantization": model.quantization,
-        "generation": model.network.generation,
+        "generation": model.generation,
         "question": question,
         "options": options,
     }

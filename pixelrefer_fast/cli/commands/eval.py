@@ -10,7 +10,7 @@ from pixelrefer_fast.checks.printable import write_json
 from pixelrefer_fast.cli.evaluating.options import EXAMPLES as EXAMPLES
 from pixelrefer_fast.cli.evaluating.options import PublishedFiles, Scoring, WorldQuestions
 from pixelrefer_fast.cli.models import chosen_model
-from pixelrefer_fast.cli.options import AsJson, Computing
+from pixelrefer_fast.cli.options import Answering, AsJson, Computing
 from pixelrefer_fast.cli.output import reserved_stdout
 
 RUN, SCORE, WORLD = "run", "score", "world"
@@ -40,6 +40,7 @@ def evaluate(
     world: WorldQuestions,
     files: PublishedFiles,
     scoring: Scoring,
+    answering: Answering,
     computing: Computing,
     as_json: AsJson = False,
 ) -> None:
@@ -51,7 +52,8 @@ def evaluate(
 
             _refuse_published(files)
             models = models_asked(world.models, model)
-            report = run_eval(models, world.questions, split or "heldout", world.seed, world.videos, computing)
+            drawn = (world.questions, split or "heldout", world.seed, world.videos)
+            report = run_eval(models, *drawn, computing, answering)
             if as_json:
                 write_json(report, out)
             else:
@@ -67,7 +69,7 @@ def evaluate(
                 from pixelrefer_fast.cli.evaluating.scores import check_scoring
 
                 check_scoring(benchmark, files, scoring)
-            report, code = answer_benchmark(benchmark, split, chosen_model(model), files, computing)
+            report, code = answer_benchmark(benchmark, split, chosen_model(model), files, computing, answering)
         if step != RUN:
             from pixelrefer_fast.cli.evaluating.scores import print_scores, score_answers
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from pixelrefer_fast.cli.models import MODEL_VARIABLE, chosen_model
-from pixelrefer_fast.cli.options import Computing, examples
-
-if TYPE_CHECKING:
-    from pixelrefer_fast.serving.state import Model
+from pixelrefer_fast.cli.options import Answering, Computing, examples
 
 EXAMPLES = examples(
     "serve --model ./PixelRefer-Lite-2B --api-key-file keys.txt",
     "serve --model ./PixelRefer-2B --model ./PixelRefer-Lite-2B --port 8001 --segmenter facebook/sam2.1-hiera-tiny",
 )
-NATIVE = "native"
-"""The engine of this package."""
 _LIMITS = "Limits"
 
 
@@ -70,15 +66,7 @@ def serve(
     segmenter: Annotated[
         str, typer.Option("--segmenter", metavar="NAME|FOLDER|ID", help="Makes masks of points.")
     ] = "grabcut",
-    engine: Annotated[
-        str, typer.Option("--engine", metavar="native|NAME", help="vllm: vLLM runs the language model.")
-    ] = NATIVE,
-    engine_options: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--engine-option", metavar="NAME=VALUE", help="Of that engine: tensor_parallel_size=2, ...; repeat it."
-        ),
-    ] = None,
+    answering: Answering,
     limits: LimitOptions,
     computing: Computing,
 ) -> None:
@@ -92,14 +80,10 @@ def serve(
 
     keys = [] if key_file is None else read_keys(key_file)
     named = named_models(models or [chosen_model(None)])
-    own_engine = None
-    if engine != NATIVE:
-        own_engine = engine, _engine_options(engine_options or [])
-    elif engine_options:
-        raise ValueError("--engine-option: expected --engine vllm or another, which take them, got the native one")
-    loaded = {name: _loaded(model, computing, own_engine) for name, model in named.items()}
     own = Limits(**{field.name: getattr(limits, field.name) for field in fields(limits)})
-    serve(create_app(loaded, own, keys, roots or (), load_segmenter(segmenter), hosts or ()), host, port)
+    with ExitStack() as held:
+        loaded = {name: held.enter_context(answering.loaded(model, computing)) for name, model in named.items()}
+        serve(create_app(loaded, own, keys, roots or (), load_segmenter(segmenter), hosts or ()), host, port)
 
 
 def named_models(models: list[str]) -> dict[str, str]:
@@ -115,28 +99,3 @@ def named_models(models: list[str]) -> dict[str, str]:
             raise ValueError("--model: expected a name of its own for each, got one twice; give NAME=FOLDER")
         named[name] = rest if equals else model
     return named
-
-
-def _loaded(model: str, computing: Computing, engine: tuple[str, dict[str, object]] | None) -> Model:
-    if engine is None:
-        return computing.load(model)[0]
-    import pixelrefer_fast
-
-    return pixelrefer_fast.load(model, dtype=computing.dtype, engine=engine[0], engine_options=engine[1])
-
-
-def _engine_options(given: list[str]) -> dict[str, object]:
-    """What NAME=VALUE say; a value is JSON, or a text."""
-    from pixelrefer_fast.checks.safe_files import parse_json_value
-    from pixelrefer_fast.checks.values import shown
-
-    options: dict[str, object] = {}
-    for one in given:
-        name, equals, value = one.partition("=")
-        if not equals or not name:
-            raise ValueError(f"--engine-option: expected NAME=VALUE, got {shown(one)}")
-        try:
-            options[name.replace("-", "_")] = parse_json_value(value.encode(), name)
-        except ValueError:
-            options[name.replace("-", "_")] = value
-    return options

@@ -9,8 +9,6 @@ import typer
 
 from pixelrefer_fast.cli.options import examples
 
-NATIVE = "native"
-ENGINES = (NATIVE,)
 _WORLD = "The world"
 _PUBLISHED = "Published benchmarks"
 _SCORES = "Scores"
@@ -26,6 +24,8 @@ EXAMPLES = (
         "eval world --questions 5000 --json",
         "eval lvis --data /data --out out/lvis --encoder ./all-MiniLM-L6-v2 --model ./PixelRefer-Lite-2B",
         "eval run dlc --data /data --out out/dlc --model ./PixelRefer-2B --resume",
+        "eval run vg --data /data --out out/vg --model ./PixelRefer-7B --engine vllm "
+        "--engine-option tensor_parallel_size=2",
         "eval score --out out/dlc --judge-url http://localhost:9000/v1 --judge-model Llama-3.1-8B-Instruct",
     )
     + "\n\n"
@@ -100,9 +100,6 @@ class PublishedFiles:
             show_default=False,
         ),
     ] = None
-    engine: Annotated[
-        str, typer.Option("--engine", metavar="E", help="Who answers: native.", rich_help_panel=_PUBLISHED)
-    ] = NATIVE
     batch_size: Annotated[
         int | None,
         typer.Option(

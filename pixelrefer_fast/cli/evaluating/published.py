@@ -8,8 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixelrefer_fast.cli.evaluating.options import ENGINES, PublishedFiles
-from pixelrefer_fast.cli.options import Computing
+from pixelrefer_fast.cli.evaluating.options import PublishedFiles
+from pixelrefer_fast.cli.options import Answering, Computing
 from pixelrefer_fast.evaluating.benchmark import Benchmark, Kind, Reading
 from pixelrefer_fast.evaluating.benchmarks import BENCHMARKS
 from pixelrefer_fast.evaluating.corrections import CORRECTIONS, chosen_corrections
@@ -34,7 +34,7 @@ def out_folder(files: PublishedFiles) -> RunFolder:
 
 
 def answer_benchmark(
-    name: str, split: str | None, model: str, files: PublishedFiles, computing: Computing
+    name: str, split: str | None, model: str, files: PublishedFiles, computing: Computing, answering: Answering
 ) -> tuple[dict[str, Any], int]:
     """Ask every question of a benchmark that has no answer yet.
 
@@ -47,39 +47,42 @@ def answer_benchmark(
     from pixelrefer_fast.cli.batch.run import answer_file
 
     benchmark, folder = named_benchmark(name), out_folder(files)
-    if files.engine not in ENGINES:
-        raise ValueError(f"--engine: expected one of {', '.join(ENGINES)}, got {files.engine!r}")
+    answering.check(computing)
     if folder.begun and not files.resume:
         raise ValueError(f"--out {folder.path}: expected a new folder, or --resume to go on with the run in it")
-    items, asked = _questions(benchmark, split, model, files)
+    items, asked = _questions(benchmark, split, model, files, answering.engine)
     if folder.begun:
         folder.compare(asked)
     else:
         folder.begin(items, asked, files.max_new_tokens)
-    loaded, loading = computing.load(model)
-    before, start = folder.answered(), time.perf_counter()
-    try:
-        report, line, code = answer_file(loaded, str(folder.questions), str(folder.answers), files.batch_size, None, {})
-    finally:
-        after, seconds = folder.answered(), time.perf_counter() - start
-        if after > before:
-            folder.add_session(
-                {
-                    "items": after - before,
-                    "objects": folder.objects(before, after),
-                    "seconds": seconds,
-                    "load_seconds": loading,
-                    "batch_size": files.batch_size,
-                    "device": str(loaded.device),
-                    "dtype": str(loaded.dtype).removeprefix("torch."),
-                }
+    loading = time.perf_counter()
+    with answering.loaded(model, computing) as loaded:
+        before, start = folder.answered(), time.perf_counter()
+        try:
+            report, line, code = answer_file(
+                loaded, str(folder.questions), str(folder.answers), files.batch_size, None, {}
             )
+        finally:
+            after, seconds = folder.answered(), time.perf_counter() - start
+            if after > before:
+                folder.add_session(
+                    {
+                        "items": after - before,
+                        "objects": folder.objects(before, after),
+                        "seconds": seconds,
+                        "load_seconds": start - loading,
+                        "batch_size": files.batch_size,
+                        "engine_options": answering.named_options(),
+                        "device": str(loaded.device),
+                        "dtype": str(loaded.dtype).removeprefix("torch."),
+                    }
+                )
     print(line, file=sys.stderr)
     return report, code
 
 
 def _questions(
-    benchmark: Benchmark, split: str | None, model: str, files: PublishedFiles
+    benchmark: Benchmark, split: str | None, model: str, files: PublishedFiles, engine: str
 ) -> tuple[list[BenchmarkItem], dict[str, Any]]:
     """The items, and what tells this run from others."""
     from pixelrefer_fast.checkpoint import open_checkpoint
@@ -113,7 +116,7 @@ def _questions(
         "items": len(items),
         "model": model,
         "kind": kind,
-        "engine": files.engine,
+        "engine": engine,
         "max_new_tokens": files.max_new_tokens,
         "corrections": sorted(name for name in corrections if CORRECTIONS[name].asks),
         "files": {str(path.relative_to(data)): digest(path) for path in paths},

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
 from pixelrefer_fast.checkpoint.embedded import EMBEDDED_FULL, EMBEDDED_LITE, TITLES
-from pixelrefer_fast.cli.options import Computing
+from pixelrefer_fast.cli.options import Answering, Computing
 
 KINDS = {"lite": EMBEDDED_LITE, "full": EMBEDDED_FULL}
 
@@ -34,6 +33,7 @@ def run_eval(
     seed: int,
     videos: float,
     computing: Computing,
+    answering: Answering,
 ) -> dict[str, Any]:
     """The report: `models` with `n` and `accuracy` of every category, and beside it where the questions come from,
     the same by images, videos and unseen combinations, and the time."""
@@ -41,12 +41,12 @@ def run_eval(
     from pixelrefer_fast.world.evaluate import draw_questions, evaluate
 
     draw_questions(questions, split, seed, videos)  # bad numbers are told before a model is loaded
+    answering.check(computing)
     report: dict[str, Any] = {"models": {}, "split": split, "seed": seed, "questions": questions, "videos": videos}
+    report["engine"] = answering.engine
     report |= {"overall": {}, "image": {}, "video": {}, "unseen": {}, "seconds": {}}
     for name, path in models.items():
-        model, _ = computing.load(path)
-        start = time.perf_counter()
-        with batch_progress(name, None) as tick:
+        with answering.loaded(path, computing) as model, batch_progress(name, None) as tick:
 
             def told(done: int, tick: Tick = tick) -> None:
                 tick(done, questions)
@@ -57,7 +57,7 @@ def run_eval(
         report["image"][name] = evaluation.by_category(lambda result: not result.video)
         report["video"][name] = evaluation.by_category(lambda result: result.video)
         report["unseen"][name] = evaluation.by_category(lambda result: result.unseen)
-        report["seconds"][name] = time.perf_counter() - start
+        report["seconds"][name] = evaluation.seconds
     return report
 
 

@@ -7,8 +7,9 @@ import contextlib
 import itertools
 import threading
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from pixelrefer_fast.batching.asks import Answer, Ask, BatchError, as_ask
 from pixelrefer_fast.batching.preparing import DESCRIBE_IMAGE, DESCRIBE_VIDEO, MediaCache
 from pixelrefer_fast.batching.progress import batch_progress
 from pixelrefer_fast.checkpoint import open_checkpoint
+from pixelrefer_fast.checkpoint.digests import model_fingerprint
 from pixelrefer_fast.checks.values import shown
 from pixelrefer_fast.decoding import Event, Generation
 from pixelrefer_fast.decoding.options import Usage
@@ -48,8 +50,10 @@ class VllmModel:
         engine_options: arguments of vLLM's `AsyncEngineArgs`, such as tensor_parallel_size or max_model_len.
 
     Attributes:
-        config: of the checkpoint.
-        tokenizer: of the checkpoint.
+        config, tokenizer: of the checkpoint.
+        generation: what the checkpoint says of decoding.
+        dtype: of the weights.
+        quantization: what `engine_options` ask for.
 
     Raises:
         ValueError: the checkpoint or an option cannot be used.
@@ -70,6 +74,10 @@ class VllmModel:
             raise ValueError(f"engine_options: expected none of {', '.join(OWN)}, which load has, got {taken[0]!r}")
         self.config = checkpoint.config
         self.tokenizer = checkpoint.tokenizer()
+        self.generation = checkpoint.generation
+        self.dtype = dtype
+        self.quantization = None if options.get("quantization") is None else str(options["quantization"])
+        self._checkpoint = checkpoint
         self._penalty = float(checkpoint.generation.get("repetition_penalty") or 1.0)
         self._top_k = int(checkpoint.generation.get("top_k") or 0)
         self._detokenizer = Detokenizer(self.tokenizer)
@@ -107,6 +115,16 @@ class VllmModel:
     def kind(self) -> str:
         """ "lite" or "full"."""
         return self.config.kind
+
+    @property
+    def device(self) -> torch.device:
+        """Of the workers."""
+        return torch.device(self._engine.vllm_config.device_config.device_type)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """As `PixelRefer.fingerprint`; reads every weight when it is first asked for."""
+        return model_fingerprint(self.config, self._checkpoint.digests())
 
     @property
     def decoder(self) -> VllmModel:
@@ -176,8 +194,8 @@ class VllmModel:
 
     def ask_iter(
         self, requests: Iterable[object], *, ordered: bool = False, batch_size: int | None = None, **options: object
-    ) -> Iterator[Answer]:
-        """Answers as they are finished; as `PixelRefer.ask_iter`."""
+    ) -> Generator[Answer, None, None]:
+        """Answers as they are finished; as `PixelRefer.ask_iter`, and closing it cancels what is open."""
         return self._iterated(self._answers(requests, options, ordered, batch_size))
 
     def ask_batch(
@@ -250,14 +268,20 @@ class VllmModel:
         waiting: dict[int, asyncio.Task[Answer]] = {}
         numbered = enumerate(requests)
         exhausted = False
+        failed: Exception | None = None
         try:
             while True:
                 while not exhausted and len(waiting) < (limit or OPEN_REQUESTS):
-                    found = next(numbered, None)
+                    try:
+                        found = next(numbered, None)
+                    except Exception as error:  # told when what came before it is answered
+                        found, failed = None, error
                     exhausted = found is None
                     if found is not None:
                         waiting[found[0]] = asyncio.ensure_future(self._answer(*found, cache, options))
                 if not waiting:
+                    if failed is not None:
+                        raise failed
                     return
                 if ordered:
                     number = next(iter(waiting))
@@ -350,10 +374,10 @@ class VllmModel:
     async def _elsewhere(self, work: Coroutine[Any, Any, T]) -> T:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
-    def _iterated(self, source: AsyncGenerator[T, None]) -> Iterator[T]:
+    def _iterated(self, source: AsyncGenerator[T, None]) -> Generator[T, None, None]:
         first = self._run(_next(source))  # what is wrong is told before anything is iterated over
 
-        def rest() -> Iterator[T]:
+        def rest() -> Generator[T, None, None]:
             found = first
             try:
                 while found:
