@@ -61,7 +61,8 @@ test-newest:
 # Ray Data in a cluster of one machine, in an environment of its own, which is kept; five minutes at most
 test-ray: $(RAY)/.ready
 	timeout 300 $(RAY)/bin/pytest tests/engines/test_describer.py tests/engines/test_ray.py tests/engines/test_rows.py \
-		tests/engines/test_urls.py tests/cli/test_batch_tables.py tests/cli/test_cluster.py
+		tests/engines/test_ray_pins.py tests/engines/test_urls.py tests/cli/test_batch_tables.py \
+		tests/cli/test_cluster.py tests/test_deploy.py
 
 $(RAY)/.ready: pyproject.toml tools/make_venv.sh
 	EXTRAS=ray PIXELREFER_FAST_BUILD_CUDA=0 tools/make_venv.sh $(RAY) "pytest>=8.3"

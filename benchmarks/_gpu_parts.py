@@ -117,6 +117,7 @@ def parts(out: Path, device: str = "cuda", reference: Path | None = None, golden
     size = ("--seconds", "100", "--model", "lite-2b", "--graph-bytes", GRAPH_BYTES) if cuda else ("--seconds", "20")
     bench = (PYTHON, "-m", "pixelrefer_fast.cli", "bench", "--quick", *here, *size, "--out", str(out / "bench"), *rival)
     decode = ("--model", "lite-2b", "lite-7b", "--repeats", "5")
+    fewer = () if cuda else ("--model", "embedded:lite", "--requests", "20")
     every = [
         Part(
             "build",
@@ -169,9 +170,9 @@ def parts(out: Path, device: str = "cuda", reference: Path | None = None, golden
         script("throughput", 120),
         Part(
             "vllm",
-            (PYTHON, "benchmarks/vllm_engine.py", *here, "--json", str(out / "vllm.jsonl")),
+            (PYTHON, "benchmarks/vllm_engine.py", *here, *fewer, "--json", str(out / "vllm.jsonl")),
             240,
-            lacking=only_cuda or (None if importlib.util.find_spec("vllm") else "vllm is not installed"),
+            lacking=None if importlib.util.find_spec("vllm") else "vllm is not installed",
             environment=SAFE,
         ),
         Part("tune", (PYTHON, "tools/tune.py", "--seconds", "240"), 300, lacking=only_cuda),

@@ -179,3 +179,12 @@ def full(assets: Path) -> Any:
     import pixelrefer_fast
 
     return pixelrefer_fast.load(assets / "full", device="cpu", dtype="float32", feature_bytes=0)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Ray in a cluster of one machine, for the tests of several files."""
+    from ray_cluster import local_cluster
+
+    with local_cluster(tmp_path_factory.mktemp("r")):
+        yield

@@ -224,7 +224,7 @@ class Answering:
             raise ValueError(f"--engine: expected one of {', '.join(known)}, got {self.engine!r}")
         given = self.named_options()
         if self.engine == NATIVE and given:
-            raise ValueError(f"--engine-option: expected with another engine than {NATIVE}, got {next(iter(given))}")
+            raise ValueError("--engine-option: expected --engine vllm or another, which take them, got the native one")
         if self.engine != NATIVE and (computing.device, computing.backend) != ("auto", "auto"):
             raise ValueError(f"--engine {self.engine}: expected --dtype alone with it, got --device or --backend")
 

@@ -184,6 +184,24 @@ def test_a_rehearsal_leaves_out_what_needs_a_gpu(gpu_check: ModuleType, tmp_path
         assert words[words.index("--device") + 1] == "cpu"
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_real_vllm_is_asked_where_it_is_installed(
+    gpu_check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    find = importlib.util.find_spec
+
+    def part(installed: bool) -> Any:
+        spec = find("json") if installed else None
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec if name == "vllm" else find(name))
+        (found,) = [own for own in gpu_check.parts(tmp_path, device) if own.name == "vllm"]
+        return found
+
+    assert part(True).lacking is None
+    assert part(True).command[1] == "benchmarks/vllm_engine.py"
+    (told,) = gpu_check.run_all([part(False)], {}, tmp_path, time.monotonic() + 60)
+    assert told["outcome"] == "left out: vllm is not installed"
+
+
 @pytest.mark.usefixtures("gpu_check")
 def test_tests_that_cannot_be_imported_are_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """A lent machine without hypothesis runs the files that do without."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,23 +14,16 @@ import numpy as np
 import pytest
 from command_line import one_error_line
 from PIL import Image
-from ray_cluster import local_cluster
 
 import pixelrefer_fast as pf
 from pixelrefer_fast.cli.batch.cluster import count_answers
 
 pytest.importorskip("ray", reason="needs Ray: `make test-ray` installs it in an environment of its own")
 pq = pytest.importorskip("pyarrow.parquet")
+pytestmark = pytest.mark.usefixtures("cluster")  # less than `--ray local` would take; the command finds it there
 
 QUESTION = "What is <region>?"
 Run = Callable[..., SimpleNamespace]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Ray, started with less than `--ray local` would take; the command finds it there."""
-    with local_cluster(tmp_path_factory.mktemp("r")):
-        yield
 
 
 @pytest.fixture

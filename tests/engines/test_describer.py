@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -79,6 +80,20 @@ def test_a_row_of_ten_thousand_regions_fails_alone(make: Make) -> None:
     done = make(QUESTION)(batch)
     assert done["error"][0] == ""
     assert "10000" in done["error"][1]
+
+
+def test_a_server_that_is_gone_fails_its_rows_alone(make: Make) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        url = f"http://127.0.0.1:{gone.getsockname()[1]}/cat.png"
+    batch = table(3)
+    expected = make(QUESTION)(batch)["text"]
+    images = np.empty(3, dtype=object)
+    images[:] = [batch["image"][0], url, batch["image"][2]]
+    done = make(QUESTION, url_schemes=["http"])(batch | {"image": images})
+    assert [done["text"][0], done["text"][2]] == [expected[0], expected[2]]
+    assert done["text"][1] == ""
+    assert "cannot be read" in done["error"][1]
+    assert list(done["id"]) == [0, 1, 2]
 
 
 def test_columns_that_go_on(make: Make) -> None:

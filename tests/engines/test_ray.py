@@ -8,13 +8,11 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from ray_cluster import local_cluster
 
 import pixelrefer_fast as pf
 from pixelrefer_fast.engines.ray import checkpoints, describe_dataset
@@ -26,12 +24,6 @@ IMAGES, ROWS, FILES = 50, 400, 10
 QUESTIONS = ("What is <region>?", "What color is <region>?")
 OPTIONS = {"max_new_tokens": 6}
 LITE = str(Path(pf.__file__).parent / "assets" / "lite")
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with local_cluster(tmp_path_factory.mktemp("r")):
-        yield
 
 
 def row(number: int) -> dict[str, Any]:

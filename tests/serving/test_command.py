@@ -21,7 +21,7 @@ COMMAND = (sys.executable, "-m", "pixelrefer_fast.cli", "serve")
         (["--api-key-file", "none.txt"], "--api-key-file 'none.txt': expected a text file"),
         (["--media-root", "none"], "roots: expected folders, got 'none'"),
         (["--model", "a=embedded:lite", "--model", "a=embedded:full"], "--model: expected a name of its own"),
-        (["--engine", "none"], "engine: expected one of vllm or None, got 'none'"),
+        (["--engine", "none"], "--engine: expected one of native, vllm, got 'none'"),
         (["--engine", "native", "--engine-option", "a=1"], "--engine-option: expected --engine vllm"),
     ],
 )

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import pytest
 from mixed_requests import mixed_requests
+from vllm_requests import SMALL
 
 import pixelrefer_fast as pf
+from pixelrefer_fast.world import make_scene
 
 HERE = find_spec("vllm") is not None  # `make test` has none
 collect_ignore_glob = [] if HERE else ["test_*.py"]
@@ -37,11 +41,15 @@ def _no_interpreter() -> Any:
 
 
 @functools.cache
+def native(kind: str) -> Any:
+    return pf.load(f"embedded:{kind}", dtype="float32")
+
+
+@functools.cache
 def asked(kind: str) -> tuple[list[pf.Ask], list[pf.Answer]]:
     """Mixed requests, and what `ask` answers."""
     asks = mixed_requests(kind, REQUESTS)
-    model = pf.load(f"embedded:{kind}", dtype="float32")
-    answers = model.ask_batch(asks, progress=False)
+    answers = native(kind).ask_batch(asks, progress=False)
     assert all(answer.ok for answer in answers)
     assert len({answer.tokens for answer in answers}) > REQUESTS / 4  # not all say the same
     return asks, answers
@@ -55,3 +63,30 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def requests_of() -> Any:
     return asked
+
+
+@pytest.fixture(scope="session")
+def own(kind: str) -> Any:
+    """This package's own engine."""
+    return native(kind)
+
+
+@pytest.fixture(scope="session")
+def engine(kind: str) -> Iterator[Any]:
+    """The same model by `pf.load(..., engine="vllm")`, for the tests of several files."""
+    options = {name: value for name, value in SMALL.items() if name != "dtype"} | {"enable_lora": True}
+    # a model that has learned no JSON would write blanks wherever they may stand
+    options |= {"structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True}}
+    model = pf.load(f"embedded:{kind}", engine="vllm", dtype="float32", engine_options=options)
+    yield model
+    model.close()
+
+
+@pytest.fixture(scope="session")
+def picture() -> np.ndarray:
+    return np.asarray(make_scene(102, "heldout", False).frames[0])
+
+
+@pytest.fixture(scope="session")
+def masks() -> list[np.ndarray]:
+    return [mask[0] for mask in make_scene(102, "heldout", False).masks]
