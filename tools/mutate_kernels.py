@@ -39,7 +39,8 @@ MOVED = 4  # operands of each kind that are moved, in a kernel
 
 # Calls of each operation: sizes of `pixelrefer_fast/bench/run/arguments.py`. The first of a type fills blocks, so that
 # what is moved counts, and goes round every loop often enough for its pipeline to be full; with the others survivors
-# are tried again: they end elsewhere, and reach what the first does not. `infinite` is a place in the first argument.
+# are tried again: they end elsewhere, and reach what the first does not. `infinite` is a place in the first argument,
+# `sample` stands for one of the operation's own samples.
 CALLS: dict[str, list[tuple[dict[str, Any], str]]] = {
     "add_norm": [({"rows": 2, "width": 1024}, dtype) for dtype in ("bfloat16", "float32")],
     "best_token": [
@@ -73,7 +74,7 @@ CALLS: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"rows": 8, "width": 200, "inner": 33}, "bfloat16"),
         ({"rows": 20, "width": 72, "inner": 17}, "float32"),
     ],
-    "view_patches": [({"height": 60, "width": 80}, "bfloat16")],
+    "view_patches": [({"sample": n}, "float32") for n in range(2)],
 }
 
 
@@ -104,12 +105,16 @@ def try_calls(op: str, dtype: str, arch: int) -> list[Result]:
     listening = listen(lambda launch: names.append(launch.kernel))
     with torch.inference_mode(), listening, Trial(MOVED, lambda: names[-1]) as trial:
         for sizes, of in CALLS[op]:
-            if of == dtype:
-                own = {name: size for name, size in sizes.items() if name != "infinite"}
+            if of != dtype:
+                continue
+            own = {name: size for name, size in sizes.items() if name not in ("infinite", "sample")}
+            if "sample" in sizes:
+                given = list(operation.samples(torch.Generator().manual_seed(0), kind))[sizes["sample"]]
+            else:
                 given = arguments.make(op, torch.device("cpu"), kind, own)
-                if "infinite" in sizes:
-                    given[0].view(-1)[sizes["infinite"]] = float("inf")
-                operation(*given, backend="triton")
+            if "infinite" in sizes:
+                given[0].view(-1)[sizes["infinite"]] = float("inf")
+            operation(*given, backend="triton")
     return [
         Result(
             kernel,
@@ -126,15 +131,20 @@ def try_calls(op: str, dtype: str, arch: int) -> list[Result]:
     ]
 
 
-# survivors that were looked into by hand: kernel, kind of change -> why it makes no difference
+# survivors that were looked into by hand: kernel, kind of change, where (all of a kernel if "") -> why
+RESIZED = "it says whether any view is resized (view_patches.py): where none is, the first resize changes no pixel"
 KNOWN = {
-    ("varlen_attention.attention", "barrier of a warp removed"): "not seen: lanes of a warp run together here",
+    ("varlen_attention.attention", "barrier of a warp removed", ""): "not seen: lanes of a warp run together here",
+    ("view_patches.view_patches", "ld.shared address moved", "standard.py:191"): RESIZED,
+    ("view_patches.view_patches", "st.shared address moved", "standard.py:191"): RESIZED,
 }
 
 
 def explained(survivor: Survivor) -> str:
     """Why it makes no difference, "" where nobody knows."""
-    return survivor.why or KNOWN.get((survivor.kernel, survivor.what), "")
+    place = survivor.source.rsplit(":", 1)[0]
+    by_hand = (KNOWN.get((survivor.kernel, survivor.what, where), "") for where in (place, ""))
+    return survivor.why or next(filter(None, by_hand), "")
 
 
 # the committed file
