@@ -4,6 +4,7 @@
     python tools/emulate.py         what `make emulate` runs: sm_80 and sm_90 side by side
     python tools/emulate.py --all   every shape, schedule and rounding (half an hour of a core); writes
                                     docs/kernels/emulated.md
+    python tools/emulate.py --page  run nothing: the page of what --all has run until now, and what it has not
 
 A run of tests for one architecture in one mode is a job; its log and its result lie in OUT. `--all` runs all shapes in
 lockstep, and in the other modes those that `STRESSED` names. It goes on where it was interrupted: a job is run again
@@ -221,8 +222,8 @@ def known(job: Job, out: Path) -> dict[str, Any] | None:
     return result if result["ok"] and result["sources"] == sources(job) else None
 
 
-def page(results: Sequence[dict[str, Any]]) -> str:
-    """docs/kernels/emulated.md."""
+def page(results: Sequence[dict[str, Any]], not_run: Sequence[str] = ()) -> str:
+    """docs/kernels/emulated.md, with the names of runs that are missing in it."""
     lines = [
         "# Kernels in the emulator",
         "",
@@ -258,6 +259,7 @@ def page(results: Sequence[dict[str, Any]]) -> str:
     lines += ["", "## Failed", "", *(f"* {test}" for test in failed)] if failed else []
     reasons = sorted({reason for r in emulated for reason in r["skipped"]})
     lines += ["", "## Skipped, and why", "", *(f"* {reason}" for reason in reasons)] if reasons else []
+    lines += ["", "## Not run", "", *(f"* {name}" for name in not_run)] if not_run else []
     return "\n".join(lines) + "\n"
 
 
@@ -266,10 +268,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--all", action="store_true", help="the long form; writes docs/kernels/emulated.md")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "emulate", help="logs and results")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="jobs at a time")
+    parser.add_argument("--page", action="store_true", help="run nothing: the page of what --all has run until now")
     parser.add_argument("--only", default="", metavar="TEXT", help="jobs whose name holds this; no page is written")
     options = parser.parse_args(arguments)
     out: Path = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
+    if options.page:
+        kept = {job.name: _kept(out, job) for job in every()}
+        there = [json.loads(path.read_text(encoding="utf-8")) for path in kept.values() if path.is_file()]
+        PAGE.write_text(page(there, [name for name, path in kept.items() if not path.is_file()]), encoding="utf-8")
+        return 0
     jobs = [job for job in (every() if options.all else quick()) if options.only in job.name]
     found = {job.name: known(job, out) if options.all else None for job in jobs}
     with ThreadPoolExecutor(options.workers) as pool:

@@ -76,6 +76,18 @@ def test_an_interrupted_long_form_is_gone_on_with(emulate: Any, tmp_path: Path) 
     assert f"csrc, as nvcc compiles it: passed at {commit}." in emulate.PAGE.read_text()
 
 
+def test_the_page_of_a_long_form_that_is_not_through(emulate: Any, tmp_path: Path) -> None:
+    test = tmp_path / "test_it.py"
+    test.write_text("def test_it(): pass\n")
+    arguments = ["--out", str(tmp_path / "out")]
+    assert emulate.main(["--page", *arguments]) == 0
+    assert "## Not run\n\n* csrc\n" in emulate.PAGE.read_text()
+    emulate.main(["--all", "--only", "csrc", *arguments])
+    assert emulate.main(["--page", *arguments]) == 0
+    assert "csrc, as nvcc compiles it: passed" in emulate.PAGE.read_text()
+    assert "Not run" not in emulate.PAGE.read_text()
+
+
 def test_the_page_names_what_failed_and_why_tests_were_skipped(tool: Any) -> None:
     kernels = {"gram": {"launches": 2, "instructions": 1500}, "pool": {"launches": 1, "instructions": 20}}
     run = {"name": "sm_80, forward", "arch": "sm_80", "mode": "forward", "ok": False, "passed": 7, "kernels": kernels}
