@@ -56,7 +56,8 @@ CALLS: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"patches": 32, "width": 64, "iterations": 2}, "float32"),
     ],
     "infuse": [
-        ({"rows": 320, "width": 512, "heads": 2, "tokens": 64}, "bfloat16"),
+        ({"rows": 320, "width": 512, "heads": 2, "tokens": 64}, "bfloat16"),  # projected
+        ({"rows": 80, "width": 128, "heads": 2, "tokens": 4}, "bfloat16"),  # folded
         ({"rows": 80, "width": 128, "heads": 2, "tokens": 4}, "float32"),
     ],
     "varlen_attention": [
