@@ -24,6 +24,7 @@ KERNELS = (
     "add_norm",
     "best_token",
     "infuse",
+    "norm_linear",
     "object_pool",
     "paged_attention",
     "rope2d",

@@ -65,6 +65,10 @@ CALLS: dict[str, list[tuple[dict[str, Any], tuple[str, ...]]]] = {
         *(({"keys": 48, "heads": 2, "head": 128, "causal": c}, SINGLE) for c in (0, 1)),
     ],
     "paged_attention": [({"lengths": 150, "heads": 4, "groups": 1, "head": head}, BOTH) for head in (128, 256)],
+    "norm_linear": [
+        *(({"rows": rows, "width": 200, "made": 33}, HALF) for rows in (8, 20, 40)),
+        ({"rows": 20, "width": 72, "made": 17}, SINGLE),
+    ],
     "swiglu": [
         *(({"rows": rows, "width": 200, "inner": 33}, HALF) for rows in (8, 20, 40)),
         ({"rows": 20, "width": 72, "inner": 17}, SINGLE),

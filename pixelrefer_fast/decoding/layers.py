@@ -45,6 +45,13 @@ class Layer:
         self._is_silu = mlp.config.hidden_act == "silu"
         self.down = Projection((mlp.down_proj,))
 
+    def attended(self, x: torch.Tensor, backend: str, few: bool) -> torch.Tensor:
+        """Queries, keys and values of rows that the norm has not seen; `few`: of a step."""
+        norm, qkv = self.before_attention, self.qkv
+        if few and qkv.weight is not None:
+            return ops.norm_linear(x, norm.weight, norm.epsilon, qkv.weight, qkv.bias, backend=backend)
+        return qkv(norm(x))
+
     def gated(self, x: torch.Tensor, backend: str, few: bool) -> torch.Tensor:
         """What `down` is given, of rows that the norm has not seen; `few`: of a step, whose weights are read once."""
         gate_up = self.gate_up

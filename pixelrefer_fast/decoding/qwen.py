@@ -33,7 +33,7 @@ class PrefillLayout:
         cu_queries, cu_keys: (S + 1,) int32; a sequence has as many more keys than queries as are in the cache already.
         longest_query, longest_key: of the sequences.
         key_rows: (Lk,) int64 rows of all keys, None where there are none but those of the tokens themselves.
-        last: (S,) int64, the last token of each sequence.
+        last: (E,) int64, the last token of each sequence that ends in this pass.
     """
 
     positions: torch.Tensor
@@ -95,7 +95,7 @@ class LanguageModel:
         return self.llm.model.embed_tokens(tokens)
 
     def prefill(self, embeds: torch.Tensor, layout: PrefillLayout, pool: BlockPool) -> torch.Tensor:
-        """Keys and values of packed prompts into the cache, and the logits (S, V) of each one's last token.
+        """Keys and values of packed prompts, or parts of them, into the cache, and the logits (E, V) of `layout.last`.
 
         `embeds` (L, C) is written over.
         """
@@ -125,6 +125,8 @@ class LanguageModel:
             )
 
         hidden = self._hidden(embeds, attend, few=False)
+        if not len(layout.last):  # a quantised layer may know no product of no rows
+            return hidden.new_empty(0, self.config.vocab_size)
         return self._logits(hidden.index_select(0, layout.last))
 
     def step(self, tokens: torch.Tensor, lengths: torch.Tensor, table: torch.Tensor, pool: BlockPool) -> torch.Tensor:
@@ -176,7 +178,7 @@ class LanguageModel:
         """Through all layers, written over `x`; `few`: rows of a step."""
         heads = self.config.num_attention_heads + 2 * self._groups
         for number, layer in enumerate(self._layers):
-            qkv = layer.qkv(layer.before_attention(x)).view(len(x), heads, -1)
+            qkv = layer.attended(x, self.backend, few).view(len(x), heads, -1)
             x = layer.out.add(x, attend(number, qkv).flatten(1))
             x = layer.down.add(x, layer.gated(x, self.backend, few))
         return Norm(self.llm.model.norm)(x)

@@ -4,6 +4,7 @@ from pixelrefer_fast.ops._registry import BACKENDS, BackendError, Op, check_back
 from pixelrefer_fast.ops.add_norm import add_norm
 from pixelrefer_fast.ops.best_token import best_token
 from pixelrefer_fast.ops.infuse import infuse
+from pixelrefer_fast.ops.norm_linear import norm_linear
 from pixelrefer_fast.ops.object_pool import object_pool
 from pixelrefer_fast.ops.pack_objects import pack_objects
 from pixelrefer_fast.ops.pack_views import pack_views
@@ -23,6 +24,7 @@ __all__ = [
     "check_backend",
     "gather_tokens",
     "infuse",
+    "norm_linear",
     "object_pool",
     "pack_objects",
     "pack_views",

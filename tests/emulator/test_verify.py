@@ -34,4 +34,4 @@ def test_a_recorded_case_holds(assets: Path, tmp_path: Path) -> None:
     assert found["ok"], found
     # all but infuse, which the Full kind has not
     encoding = {"add_norm", "object_pool", "rope2d", "varlen_attention", "view_patches"}
-    assert launched == encoding | {"best_token", "paged_attention", "swiglu"}
+    assert launched == encoding | {"best_token", "norm_linear", "paged_attention", "swiglu"}

@@ -53,6 +53,7 @@ def test_the_operations_are_registered() -> None:
         "add_norm",
         "best_token",
         "infuse",
+        "norm_linear",
         "object_pool",
         "pack_objects",
         "pack_views",

@@ -181,6 +181,15 @@ def swiglu(
     return normal((rows, width), 0, device, dtype), normal((width,), 1, device, dtype), 1e-6, weight
 
 
+def norm_linear(
+    device: torch.device, dtype: torch.dtype, *, rows: int = 1, width: int = LLM_WIDTH, made: int = 2048
+) -> Arguments:
+    """`rows` of a step, `made` the width of queries, keys and values together."""
+    weight = normal((made, width), 2, device, dtype) * width**-0.5
+    x, norm, bias = (normal(shape, n, device, dtype) for n, shape in enumerate(((rows, width), (width,), (made,))))
+    return x, norm, 1e-6, weight, bias
+
+
 def scatter_tokens(
     device: torch.device, dtype: torch.dtype, *, objects: int = 1, tokens: int = TOKENS, width: int = LLM_WIDTH
 ) -> Arguments:
@@ -262,6 +271,7 @@ MAKERS: dict[str, Callable[..., Arguments]] = {
         add_norm,
         best_token,
         infuse,
+        norm_linear,
         object_pool,
         pack_objects,
         pack_views,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from counted_steps import counted_step
 from plain_memory import plain_memory
 
 from pixelrefer_fast.bench.estimate import costs, gpus
@@ -29,6 +30,7 @@ from pixelrefer_fast.bench.run import loads, stages, workloads
 from pixelrefer_fast.bench.run.askers import Ours, as_measured, counting_stages
 from pixelrefer_fast.checkpoint.config import VisionConfig
 from pixelrefer_fast.checkpoint.embedded import embedded_folder
+from pixelrefer_fast.decoding import Generation
 from pixelrefer_fast.device.counters import counting
 from pixelrefer_fast.encoding.encoder import VisionEncoder
 from pixelrefer_fast.encoding.object_tokenizer import ObjectTokenizer, kmeans_starts
@@ -240,6 +242,26 @@ def test_a_gpu_s_region_stage_and_encoder(
     assert sum(kernels.values()) == sum(w.times for w in works if w.what in ("rope2d", "varlen_attention", "add_norm"))
 
 
+@pytest.mark.kernel
+@pytest.mark.parametrize("sequences", [1, 64])
+def test_a_step_of_kernels_is_the_one_that_is_counted(sequences: int) -> None:
+    """Of two layers of Lite-2B with few tokens: bytes and launches; kernels do not count the keys that they read."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = config_of("lite-2b")
+    config = dataclasses.replace(config, llm={**config.llm, "num_hidden_layers": 2, "vocab_size": 300})
+    llm = Qwen2ForCausalLM(Qwen2Config(**config.llm)).to(torch.bfloat16).requires_grad_(False)
+    counts = counted_step(llm, sequences, Generation(top_k=0, repetition_penalty=1.0))
+    machine = Machine("cuda", 2)
+    works = costs.step(config, sequences, 2, machine)
+    read = sequences * 2 * 64 * 2 * 2 * 256 * 2  # of two blocks of keys and values in two layers
+    assert sum(w.moved * w.times for w in works) - read == pytest.approx(counts.moved, rel=0.002)
+    assert sum(w.launches * w.times for w in works) == counts.launches.total()
+    # wider tables of blocks cost what is read of them, and nothing is copied
+    wider = costs.step(config, sequences, 3, machine)
+    assert sum((a.moved - b.moved) * a.times for a, b in zip(wider, works, strict=True)) == read // 2
+
+
 def test_the_paper_s_formula() -> None:
     """TFLOP of equation 9 with Qwen2.5's sizes and the paper's tokens, as worked out by hand before."""
     for name, vision, expected in (
@@ -320,7 +342,7 @@ def test_seconds_of_a_stage_are_its_roofline() -> None:
     by_hand = sum(w.times * max(w.flops, w.moved) for w in decode.works) / 1e12 + decode.launches
     assert decode.seconds == pytest.approx(by_hand)
     assert (decode.limit, found.step) == ("launches", pytest.approx(by_hand / 2))
-    busy = dataclasses.replace(slow, gap=0.0, issue=1.0)
+    busy = dataclasses.replace(slow, gap=0.0, issue=1.0, measured={"copy": 1e12, "bfloat16": 2e12})
     eager, captured = (
         estimate("lite-2b", gpu=busy, answer=3, graphs=graphs).stage("decode") for graphs in (False, True)
     )

@@ -22,6 +22,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "infuse": {"objects": 3, "rows": [4, 4, 6], "first": [0, 0, 4], "tokens": 2, "width": 16, "heads": 2},
     "object_pool": {"objects": 2, "patches": [5, 3], "tokens": 2, "width": 16, "corners": 4},
     "best_token": {"rows": 2, "vocabulary": 30, "said": 3},
+    "norm_linear": {"rows": 2, "width": 8, "made": 5},
     "pack_objects": {"objects": 2},
     "pack_views": {"objects": 2},
     "paged_attention": {"sequences": 2, "lengths": [3, 70], "heads": 4, "groups": 2, "head": 16},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from pixelrefer_fast.bench.estimate.costs.work import Machine, Sizes, Work, alike, repeated
 from pixelrefer_fast.checkpoint.config import ModelConfig
@@ -72,13 +73,20 @@ def decode_steps(sizes: Sizes, machine: Machine) -> Iterator[tuple[int, int]]:
         longest = max(tokens for tokens, _ in own)
         for done in range(1, sizes.answer):
             slots, blocks = len(own), -(-(longest + 1 + done) // size)
-            yield (_bucket(slots), _bucket(blocks)) if machine.graphs else (slots, blocks)
+            yield _bucket(slots) if machine.graphs else slots, blocks
 
 
 def step(config: ModelConfig, slots: int, blocks: int, machine: Machine) -> list[Work]:
     """One token of so many sequences over keys and values in blocks, read whole."""
     width, layers, item = config.hidden_size, layers_of(config), machine.item
     keys = slots * blocks * BLOCK[machine.kind]
+    if machine.kernels:
+        return [
+            machine.pointwise("embedding", slots * width, 2),
+            *_kernel_layers(config, slots, keys, machine),
+            machine.pointwise("norm", slots * width, 2),
+            *_head(config, slots, machine),
+        ]
     gathered = item * 4 * keys * keys_width_of(config)
     attention = item * 2 * (keys * keys_width_of(config) + slots * width)
     return [
@@ -105,10 +113,32 @@ def _llm_layers(config: ModelConfig, rows: int, machine: Machine) -> Iterator[Wo
     yield machine.linear("down", rows, inner, width, bias=False, times=layers)
 
 
+def _kernel_layers(config: ModelConfig, rows: int, keys: int, machine: Machine) -> Iterator[Work]:
+    """All layers of a step where kernels compute it: five launches each, blocks read where they lie."""
+    width, inner, layers = config.hidden_size, config.llm["intermediate_size"], layers_of(config)
+    own, item = keys_width_of(config), machine.item
+    qkv = width + 2 * own
+    turns = 2 * width // config.llm["num_attention_heads"]
+    product = machine.linear("norm_linear", rows, width, qkv)
+    yield replace(product, flops=product.flops + 4 * rows * width, moved=product.moved + item * width, times=layers)
+    # queries, keys and values, their turns, the new rows of the cache, what is attended to, and the result
+    moved = item * (rows * (qkv + turns + 2 * own + width) + 2 * keys * own)
+    yield Work("paged_attention", 4 * keys * width, moved, layers)
+    yield machine.linear("out", rows, width, width, bias=False, times=layers)
+    gated = item * (rows * width + width + 2 * inner * width + rows * inner)
+    yield Work("swiglu", 4 * rows * width * inner + 4 * rows * (width + inner), gated, layers)
+    yield machine.linear("down", rows, inner, width, bias=False, times=layers)
+    yield machine.pointwise("sums, read by the products that add to them", rows * width, 1, 0, 2 * layers)
+
+
 def _head(config: ModelConfig, rows: int, machine: Machine) -> Iterator[Work]:
     """Logits, and what chooses tokens from them."""
     vocabulary = config.llm["vocab_size"]
     yield machine.linear("lm_head", rows, config.hidden_size, vocabulary, bias=False)
+    if machine.kernels:
+        yield machine.pointwise("best_token", rows * vocabulary, 1)
+        yield Work("slots", 0, 0, 1, 28)
+        return
     if machine.item != 4:
         yield Work("logits, float32", 0, (4 + machine.item) * rows * vocabulary)
     yield Work("choice", 0, 4 * 5 * rows * vocabulary, 1, 34)

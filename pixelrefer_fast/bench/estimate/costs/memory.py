@@ -63,7 +63,8 @@ def memory(config: ModelConfig, sizes: Sizes, machine: Machine) -> dict[str, int
     ]
     slots = max((n for n, _ in decode_steps(sizes, machine)), default=0)
     blocks = max((n for _, n in decode_steps(sizes, machine)), default=0)
-    steps = item * 4 * slots * blocks * BLOCK[machine.kind] * keys + 2 * (4 + item) * slots * vocabulary
+    gathered = 0 if machine.kernels else item * 4 * slots * blocks * BLOCK[machine.kind] * keys
+    steps = gathered + 2 * (4 + item) * slots * vocabulary
     prompting = max(embeds + cache + max((0, *prompts)), embeds + grown)
     phases = {"encoding": max(encoding, projecting), "prefill": prompting, "decode": embeds + cache + steps}
     return {"weights": held, "cache": cache, **phases, "peak": held + max(phases.values())}

@@ -77,7 +77,7 @@ class Machine:
     Attributes:
         kind: "cuda" or "cpu".
         item: bytes of a number of the model.
-        graphs: whether decode steps are captured, in buckets of slots and of blocks.
+        graphs: whether decode steps are captured, for numbers of slots that are powers of two.
     """
 
     kind: str
