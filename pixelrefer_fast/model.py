@@ -15,13 +15,14 @@ from typing_extensions import Unpack
 
 from pixelrefer_fast.batching.asks import Answer, Ask, AskKeywords, BatchError
 from pixelrefer_fast.batching.calls import BatchCalls, text_of
-from pixelrefer_fast.batching.encoding import Prepared, embedded_prompt, encode_prepared
+from pixelrefer_fast.batching.encoding import Prepared, embedded_prompt
 from pixelrefer_fast.batching.preparing import DESCRIBE_IMAGE, DESCRIBE_VIDEO, Bound, MediaCache, prepare
 from pixelrefer_fast.checkpoint import save_checkpoint
 from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.checks.values import labelled
 from pixelrefer_fast.decoding import Decoder, Event, Generation
 from pixelrefer_fast.decoding.prompt import check_question
+from pixelrefer_fast.decoding.sequence import texts
 from pixelrefer_fast.encoding.objects import Objects
 from pixelrefer_fast.network import FullNetwork, LiteNetwork, Network
 from pixelrefer_fast.planning.options import EncodeKeywords, EncodeOptions, read_options, split_options
@@ -145,10 +146,9 @@ class _Model(BatchCalls, nn.Module):
             ValueError: naming the region or the input, what was expected and what came.
         """
         encode = read_options(options, EncodeOptions)
-        with self.requests.exclusive():
-            request = self._request(image_or_video, regions, encode)
-            prepared = Prepared("", Generation(), request=request, plan=self.network.plan(request), encode=encode)
-            return encode_prepared(self.network, [prepared])[0]
+        request = self._request(image_or_video, regions, encode)
+        prepared = Prepared("", Generation(), request=request, plan=self.network.plan(request), encode=encode)
+        return self.requests.encode(prepared)
 
     def prompt_embeds(
         self, image_or_video: Any, question: str, regions: Any = None, **options: Unpack[EncodeKeywords]
@@ -167,10 +167,10 @@ class _Model(BatchCalls, nn.Module):
             ValueError: naming the input, what was expected and what came.
         """
         read_options(options, EncodeOptions)
+        ask = _ask(image_or_video, question, regions, options)
+        prepared = prepare(self.network, ask, MediaCache(), MediaCache())
+        objects = self.requests.encode(prepared)
         with self.requests.exclusive():
-            ask = _ask(image_or_video, question, regions, options)
-            prepared = prepare(self.network, ask, MediaCache(), MediaCache())
-            (objects,) = encode_prepared(self.network, [prepared])
             return embedded_prompt(self.network, prepared.question, objects).embeds.cpu()
 
     @overload
@@ -262,14 +262,9 @@ class _Model(BatchCalls, nn.Module):
 
         With `events` it gives an `Event` for each token instead, and one for the end that tells how the answer ended.
         """
-        with self.requests.exclusive():
-            prepared = prepare(
-                self.network, _ask(image_or_video, question, regions, options), MediaCache(), MediaCache()
-            )
-            (objects,) = encode_prepared(self.network, [prepared])
-            prompt = embedded_prompt(self.network, prepared.question, objects)
-        give = self.decoder.events if events else self.decoder.stream
-        return give(prompt, prepared.generation)
+        ask = _ask(image_or_video, question, regions, options)
+        told = self._stream_one(prepare(self.network, ask, MediaCache(), MediaCache()))
+        return told if events else texts(told)
 
     def describe(
         self,

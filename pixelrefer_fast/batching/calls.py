@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, overload
 
 from typing_extensions import Unpack
 
 from pixelrefer_fast.batching.asks import Answer, Ask, AskKeywords, BatchError
+from pixelrefer_fast.batching.callers import Caller
+from pixelrefer_fast.batching.encoding import Prepared
 from pixelrefer_fast.batching.memory import MAX_REQUESTS
 from pixelrefer_fast.batching.progress import batch_progress
-from pixelrefer_fast.batching.queue import Caller, RequestQueue
+from pixelrefer_fast.batching.queue import RequestQueue
 from pixelrefer_fast.checks.values import is_integer, shown
 from pixelrefer_fast.decoding import Event
 from pixelrefer_fast.device.processes import PerProcess
@@ -247,8 +249,7 @@ class BatchCalls:
         """
         changed, notify = _wakes(asyncio.get_running_loop())
         queue = self.requests
-        caller = Caller(options, None, notify)
-        caller.streams = True
+        caller = Caller(options, None, notify, streams=True)
         queue.submit(caller, Ask(media, question, regions))
         answer = None
         try:
@@ -313,6 +314,24 @@ class BatchCalls:
                     await changed.wait()
         finally:
             feeder.cancel()
+            queue.cancel(caller)
+
+    def _stream_one(self, prepared: Prepared) -> Generator[Event, None, None]:
+        """Events of one request as they come; nothing of it runs before the first is asked for. Closing it cancels."""
+        queue = self.requests
+        caller = Caller(streams=True)
+        caller.tracebacks = True
+        queue.submit(caller, prepared)
+        answer = None
+        try:
+            while answer is None:
+                answer = queue.fetch(caller)
+                while caller.events:  # those before the answer are there by now
+                    yield caller.events.popleft()
+                if answer is None:
+                    queue.advance(caller)
+            text_of(answer)
+        finally:
             queue.cancel(caller)
 
     def _answer_one(self, value: object) -> Answer:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import torch
 
 from pixelrefer_fast.decoding import Generation, PromptEmbeds, prefix_boundaries
 from pixelrefer_fast.encoding.object_tokenizer import kmeans_starts
 from pixelrefer_fast.encoding.objects import Objects, SceneTokens
+from pixelrefer_fast.encoding.vision import result_of
 from pixelrefer_fast.network import Network
 from pixelrefer_fast.planning.merge import merge
 from pixelrefer_fast.planning.options import EncodeOptions
@@ -96,19 +97,31 @@ class SceneCache:
         return id(request.source), tuple(request.scene)
 
 
-def encode_prepared(network: Network, batch: Sequence[Prepared], scenes: SceneCache | None = None) -> list[Objects]:
+def encode_prepared(network: Network, batch: Sequence[Prepared]) -> list[Objects]:
     """The objects of each request of a batch, in one packed pass; those that are encoded already come as they are.
 
     Args:
         network: whose weights encode.
         batch: requests of any images and videos.
-        scenes: what is known of whole images and videos, and what is learnt.
 
     Raises:
         ValueError: a frame that cannot be read, a k-means start that does not fit.
     """
+    return result_of(encode_in_parts(network, batch, None, lambda: None))
+
+
+def encode_in_parts(
+    network: Network, batch: Sequence[Prepared], scenes: SceneCache | None, most: Callable[[], int | None]
+) -> Generator[None, None, list[Objects]]:
+    """As `encode_prepared`, with a pause after each part but the last.
+
+    Args:
+        network, batch: as there.
+        scenes: what is known of whole images and videos, and what is learnt.
+        most: patches of the next part, one view at least; None: all that are left.
+    """
     fresh = [p for p in batch if p.objects is None]
-    encoded = iter(_encode(network, fresh, scenes or SceneCache()) if fresh else ())
+    encoded = iter((yield from _encode(network, fresh, scenes or SceneCache(), most)) if fresh else ())
     return [next(encoded) if p.objects is None else p.objects for p in batch]
 
 
@@ -122,8 +135,9 @@ def embedded_prompt(network: Network, question: str, objects: Objects) -> Prompt
     return PromptEmbeds(network.embed_prompt(prompt, objects), prefix_boundaries(prompt, objects))
 
 
-@torch.inference_mode()
-def _encode(network: Network, batch: Sequence[Prepared], scenes: SceneCache) -> list[Objects]:
+def _encode(
+    network: Network, batch: Sequence[Prepared], scenes: SceneCache, most: Callable[[], int | None]
+) -> Generator[None, None, list[Objects]]:
     requests = [p.request for p in batch if p.request is not None]
     known = [scenes.get(r) if r.scene else None for r in requests]
     joint = merge(requests, [p.plan for p in batch if p.plan is not None], [scene is None for scene in known])
@@ -139,8 +153,8 @@ def _encode(network: Network, batch: Sequence[Prepared], scenes: SceneCache) -> 
             ]
         )
 
-    tokens, found = network.encode(
-        joint.plan, joint.source, starts, [part.scene for part in joint.parts], network.kept_features
+    tokens, found = yield from network.encode_in_parts(
+        joint.plan, joint.source, starts, [part.scene for part in joint.parts], network.kept_features, most
     )
     with torch.inference_mode(False):
         tokens = tokens.clone()  # tells whether it was written to, which `decoding.prefixes.content` wants to know

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -46,10 +47,11 @@ class Bound:
 
 
 class MediaCache:
-    """Images and videos that are asked about again; the least recently used are let go first."""
+    """Images and videos that are asked about again; the least recently used are let go first. For many threads."""
 
     def __init__(self) -> None:
         self._opened: OrderedDict[MediaKey, Opened] = OrderedDict()
+        self._lock = threading.Lock()  # not held while anything is opened
 
     def open(self, media: object) -> Opened:
         """What is behind `media`, opened once: files while they do not change, other things by identity.
@@ -57,21 +59,24 @@ class MediaCache:
         Raises:
             ValueError: as `media.open_media`.
         """
-        key = _key(media)
-        found = self._opened.get(key)
-        if found is not None:
-            self._opened.move_to_end(key)
-            return found
+        key = media_key(media)
+        with self._lock:
+            found = self._opened.get(key)
+            if found is not None:
+                self._opened.move_to_end(key)
+                return found
         opened = open_media(media)
         name = os.fspath(media) if isinstance(media, (str, os.PathLike)) else None
         found = Opened(media, opened, FrameSource.of(opened, None if name is None else str(name)))
-        self._opened[key] = found
-        while len(self._opened) > 1 and (len(self._opened) > KEPT_MEDIA or self._bytes() > KEPT_BYTES):
-            self._opened.popitem(last=False)
+        with self._lock:
+            self._opened[key] = found
+            while len(self._opened) > 1 and (len(self._opened) > KEPT_MEDIA or self._bytes() > KEPT_BYTES):
+                self._opened.popitem(last=False)
         return found
 
     def clear(self) -> None:
-        self._opened.clear()
+        with self._lock:
+            self._opened.clear()
 
     def _bytes(self) -> int:
         return sum(o.media.nbytes for o in self._opened.values() if isinstance(o.media, np.ndarray))
@@ -79,10 +84,11 @@ class MediaCache:
 
 def is_file(media: object) -> bool:
     """Whether `media` is the path of a regular file, which any caller may share."""
-    return isinstance(_key(media), tuple)
+    return isinstance(media_key(media), tuple)
 
 
-def _key(media: object) -> MediaKey:
+def media_key(media: object) -> MediaKey:
+    """Tells media apart: files by what tells that they changed, other things by identity."""
     if isinstance(media, (str, os.PathLike)):
         try:
             found = os.stat(media)

@@ -1,67 +1,48 @@
 """One queue of requests for a network: callers of any number of threads share its batches.
 
-No thread of its own runs it: whoever waits for an answer drives the next step, for everybody. A step admits requests
-(planned, encoded in one packed pass, turned into prompts) and lets all sequences that are being decoded go on.
+Whoever waits for an answer drives the next step, for everybody; threads of the queue's own only open media and prepare
+requests (`workers.py`). A step starts requests that are ready (encoded in one packed pass, or a part of it, and turned
+into prompts) and lets all sequences that are being decoded go on.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from pixelrefer_fast.batching.asks import Answer, as_ask
-from pixelrefer_fast.batching.encoding import Prepared, SceneCache, embedded_prompt, encode_prepared
+from pixelrefer_fast.batching.asks import Answer
+from pixelrefer_fast.batching.callers import Caller, Pending
+from pixelrefer_fast.batching.encoding import Prepared, SceneCache, embedded_prompt, encode_in_parts
 from pixelrefer_fast.batching.memory import Budget, give_back, out_of_memory
 from pixelrefer_fast.batching.planner import BatchBuilder
-from pixelrefer_fast.batching.preparing import Bound, MediaCache, prepare
+from pixelrefer_fast.batching.preparing import MediaCache
 from pixelrefer_fast.batching.session import Session
+from pixelrefer_fast.batching.workers import Workers
 from pixelrefer_fast.checks.printable import one_line
-from pixelrefer_fast.decoding import Event, PromptEmbeds, Sequence
+from pixelrefer_fast.decoding import Sequence
+from pixelrefer_fast.encoding.objects import Objects
 from pixelrefer_fast.network import Network
 
 PATIENCE = 1.0  # seconds after which a waiting thread looks whether the driving one is still there
 CALM = 8  # batches without running out of memory after which larger ones are tried again
+# Seconds that the first request that is ready waits for others to be encoded with: less than a batch of them takes.
+GATHER = {"cpu": 0.1, "cuda": 0.01}
+# Patches that are encoded between two steps of what is being decoded: of the released encoder 3 TFLOP, as much as a
+# chunk of prompts of a 2B model (`decoding.decoder.CHUNK_TOKENS`). A view is not cut: a larger one goes alone.
+CHUNK_PATCHES = 4096
 
 
-class Pending:
-    """One request on its way."""
+@dataclass
+class _Encoding:
+    """A batch that is being encoded, in parts where others are decoded meanwhile."""
 
-    __slots__ = ("answered", "caller", "index", "prepared", "prompt", "told", "value")
-
-    def __init__(self, caller: Caller, index: int, value: object) -> None:
-        self.caller = caller
-        self.index = index
-        self.value: object = value
-        self.prepared: Prepared | None = None
-        self.prompt: PromptEmbeds | None = None
-        self.answered = False
-        self.told = 0  # events that its caller has; an answer that is begun again tells them again
-
-
-class Caller:
-    """The requests of one caller, in order; `finished` fills as they are answered, `events` before if it streams."""
-
-    def __init__(
-        self,
-        defaults: Mapping[str, object] | None = None,
-        requests: int | None = None,
-        notify: Callable[[], None] | None = None,
-    ) -> None:
-        self.defaults = defaults
-        self.requests = requests  # at one time; None: as the queue thinks best
-        self.notify = notify  # called, from any thread, when something was answered
-        self.waiting: deque[Pending] = deque()
-        self.open: dict[int, Pending] = {}  # handed in and not answered
-        self.finished: deque[Answer] = deque()
-        self.cancelled = False
-        self.tracebacks = False  # whether errors keep theirs
-        self.streams = False
-        self.events: deque[Event] = deque()
-        self.media = MediaCache()
-        self.count = 0
+    batch: list[Pending]
+    fresh: list[Pending]
+    parts: Generator[None, None, list[Objects]]
 
 
 class RequestQueue:
@@ -78,8 +59,11 @@ class RequestQueue:
         self._changed = threading.Condition()
         self._driver: threading.Thread | None = None
         self._turns: deque[object] = deque()  # those who want the network for themselves
+        self._turn_taken = False  # since the last step
+        self._wait_to_drive = 0  # threads
         self._callers: deque[Caller] = deque()  # with open requests; the next one to be served first
         self._held: deque[Pending] = deque()  # taken from their callers, to be started (again) before any other
+        self._encoding: _Encoding | None = None
         self._active: dict[int, Pending] = {}  # by id
         self._session: Session[Pending] = Session(network.decoder)
         self._ceiling: int | None = None  # requests at one time after memory ran out
@@ -88,6 +72,7 @@ class RequestQueue:
         self._server: threading.Thread | None = None
         self._files = MediaCache()
         self._scenes = SceneCache()
+        self._workers = Workers(network, self._changed, self._callers, self._files, self._not_prepared)
 
     @property
     def budget(self) -> Budget:
@@ -98,7 +83,7 @@ class RequestQueue:
     # -- callers -----------------------------------------------------------------------------------------------------
 
     def submit(self, caller: Caller, value: object) -> int:
-        """Hand in a request (`as_ask` says what counts as one); its index in the caller. Never fails."""
+        """Hand in a request (`as_ask` says what counts as one, or `Prepared`); its index in the caller. Never fails."""
         with self._changed:
             pending = Pending(caller, caller.count, value)
             caller.count += 1
@@ -106,15 +91,21 @@ class RequestQueue:
             if caller.cancelled:
                 self._deliver(pending, _failure(pending, None))
                 return pending.index
-            caller.waiting.append(pending)
+            if isinstance(value, Prepared):
+                pending.stand, pending.prepared, pending.ready_at = "ready", value, time.monotonic()
+                caller.coming.append(pending)
+            else:
+                caller.waiting.append(pending)
             if caller not in self._callers:
                 self._callers.append(caller)
+            self._workers.wake(self._wanted())
+            self._changed.notify_all()
             if caller.notify is not None:
                 self._serve()
             return pending.index
 
     def advance(self, caller: Caller, whatever: bool = False) -> None:
-        """Drive a step, or wait while another thread does, unless something of the caller is finished.
+        """Drive a step, or wait while another thread does, unless something of the caller is finished or told.
 
         Args:
             caller: whose answers are wanted.
@@ -124,12 +115,17 @@ class RequestQueue:
         driving = False
         try:
             with self._changed:
-                while caller.open and (whatever or not caller.finished):
-                    if not self._turns and self._free(me):
+                while caller.open and (whatever or not (caller.finished or caller.events)):
+                    if self._free(me) and (self._turn_taken or not self._turns):
                         self._driver = me
+                        self._turn_taken = False
                         driving = True
                         break
-                    self._changed.wait(PATIENCE)
+                    self._wait_to_drive += 1
+                    try:
+                        self._changed.wait(PATIENCE)
+                    finally:
+                        self._wait_to_drive -= 1
             if driving:
                 self._step()
         except BaseException:
@@ -142,14 +138,16 @@ class RequestQueue:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """The network for the caller alone, in turn with others and between two steps."""
+        """The network for the caller alone, in turn with others and between two steps, of which none waits for two."""
         me, turn = threading.current_thread(), object()
         try:
             with self._changed:
                 self._turns.append(turn)
-                while self._turns[0] is not turn or not self._free(me):
+                self._changed.notify_all()  # a driver that waits for media lets it pass
+                while self._turns[0] is not turn or not self._free(me) or (self._turn_taken and self._wait_to_drive):
                     self._changed.wait(PATIENCE)
                 self._turns.popleft()
+                self._turn_taken = True
                 self._driver = me
             yield
         finally:
@@ -157,6 +155,21 @@ class RequestQueue:
                 if turn in self._turns:  # interrupted while waiting
                     self._turns.remove(turn)
             self._leave()
+
+    def encode(self, prepared: Prepared) -> Objects:
+        """A request's objects alone; in parts, each in a turn of its own, while others are being decoded.
+
+        Raises:
+            ValueError: a frame that cannot be read, a k-means start that does not fit.
+        """
+        parts = encode_in_parts(self.network, [prepared], None, self._chunk)
+        while True:
+            with self.exclusive():
+                try:
+                    next(parts)
+                except StopIteration as end:
+                    (objects,) = end.value
+                    return objects
 
     def fetch(self, caller: Caller) -> Answer | None:
         """The next answer of a caller, in the order in which they were finished; None while there is none."""
@@ -171,8 +184,7 @@ class RequestQueue:
         """Answer what is open of a caller as cancelled; what a thread is working on, when its step ends."""
         with self._changed:
             caller.cancelled = True
-            while caller.waiting:
-                pending = caller.waiting.popleft()
+            for pending in [*caller.coming, *caller.waiting]:
                 self._deliver(pending, _failure(pending, None))
             if self._driver is None:
                 self._drop_cancelled()
@@ -194,9 +206,15 @@ class RequestQueue:
     def _step(self) -> None:
         with self._changed:
             self._drop_cancelled()
-        self._admit()
+            self._workers.wake(self._wanted())
+        if self._encoding is None:
+            self._admit()
+        if self._encoding is not None:
+            self._encode()
         if self._active:
             self._decode()
+        elif self._encoding is None:
+            self._wait_for_media()
         with self._changed:
             if not self._callers:
                 self._files.clear()
@@ -205,42 +223,96 @@ class RequestQueue:
     def _drop_cancelled(self) -> None:
         """Let go of what was cancelled; where no other thread is within a step."""
         for caller in [caller for caller in self._callers if caller.cancelled]:
-            caller.waiting.clear()
             for pending in list(caller.open.values()):
                 self._session.cancel(pending)
                 self._active.pop(id(pending), None)
                 self._deliver(pending, _failure(pending, None))
         self._held = deque(pending for pending in self._held if not pending.answered)
 
-    def _admit(self) -> None:
-        with self._changed:
-            wanted = max((caller.requests or self.budget.requests for caller in self._callers), default=0)
-            waiting = len(self._held) + sum(len(caller.waiting) for caller in self._callers)
-        limit = 1 if self._one_by_one else min(wanted, self._ceiling or wanted)
+    def _chunk(self) -> int | None:
+        """Patches that go between two steps; None where nobody waits for one."""
+        return CHUNK_PATCHES if self._active else None
+
+    def _wanted(self) -> int:
+        """Requests that callers would have run at one time."""
+        return max((caller.requests or self.budget.requests for caller in self._callers), default=0)
+
+    def _limit(self) -> int:
+        """Requests that may run at one time."""
+        wanted = self._wanted()
+        return 1 if self._one_by_one else min(wanted, self._ceiling or wanted)
+
+    def _gathered(self) -> bool:
+        """Whether to start what is ready, with `_changed` held: all that could start together is, or waited enough."""
+        limit = self._limit()
         room = limit - len(self._active)
+        waiting = len(self._held) + sum(len(caller.waiting) + len(caller.coming) for caller in self._callers)
         # a few at a time are encoded much faster than one by one as others end
         if room < 1 or not waiting or (self._active and room < min(waiting, limit // 4)):
-            return
-        builder = BatchBuilder(self.budget, (t.prepared for t in self._active.values()))
+            return False
+        if self._held:
+            return True
+        since, ready, startable = self._ready()
+        complete = ready >= min(room, startable) or not self._workers.at_work
+        return ready > 0 and (complete or time.monotonic() >= since + self._patience)
+
+    def _ready(self) -> tuple[float, int, int]:
+        """Since when something is ready, how much is, and how much could start when all is that could be."""
+        since, ready, startable = [], 0, 0
+        for caller in self._callers:
+            left = (caller.requests or self.budget.requests) - caller.started
+            found = [pending.ready_at for pending in caller.coming if pending.stand == "ready"]
+            if left > 0:
+                since += found[:1]
+                ready += min(len(found), left)
+                startable += min(len(caller.coming) + len(caller.waiting), left)
+        return min(since, default=0.0), ready, startable
+
+    @property
+    def _patience(self) -> float:
+        return GATHER.get(self.network.device.type, GATHER["cuda"])
+
+    def _wait_for_media(self) -> None:
+        """Nothing can be done before a worker is done, somebody asks, or what is ready has waited long enough."""
+        with self._changed:
+            if not self._callers or self._turns or self._gathered():
+                return
+            since, ready, _ = self._ready()
+            left = since + self._patience - time.monotonic() if ready else PATIENCE
+            self._changed.wait(min(max(left, 0.0), PATIENCE))
+
+    def _admit(self) -> None:
+        """Choose what is encoded next, of what is ready."""
+        with self._changed:
+            if not self._gathered():
+                return
+            room = self._limit() - len(self._active)
+        budget = self.budget
+        chunk = self._chunk()
+        if chunk is not None:
+            budget = replace(budget, patches=min(budget.patches, chunk))
+        builder = BatchBuilder(budget, (t.prepared for t in self._active.values()))
         batch: list[Pending] = []
         again = bool(self._held)  # what is held is tried without others
         while len(batch) < room and (self._held or not again):
             pending = self._next()
             if pending is None:
                 break
-            if pending.prepared is None and not self._prepare(pending):
-                continue
             if not builder.add(pending.prepared):
-                self._held.appendleft(pending)
+                with self._changed:
+                    (self._held if again else pending.caller.coming).appendleft(pending)
                 break
             batch.append(pending)
         if batch:
-            self._start(batch)
+            fresh = [t for t in batch if t.prompt is None]
+            prepared = [t.prepared for t in fresh if t.prepared is not None]
+            parts = encode_in_parts(self.network, prepared, self._scenes, self._chunk)
+            self._encoding = _Encoding(batch, fresh, parts)
         if not self._held:
             self._one_by_one = False
 
     def _next(self) -> Pending | None:
-        """What was held, else one request of each caller in turn."""
+        """What was held, else one request of each caller in turn that is ready."""
         with self._changed:
             while self._held:
                 pending = self._held.popleft()
@@ -249,28 +321,35 @@ class RequestQueue:
             for _ in range(len(self._callers)):
                 caller = self._callers[0]
                 self._callers.rotate(-1)
-                running = len(caller.open) - len(caller.waiting)
-                if caller.waiting and running < (caller.requests or self.budget.requests):
-                    return caller.waiting.popleft()
+                if caller.started < (caller.requests or self.budget.requests):
+                    for pending in caller.coming:
+                        if pending.stand == "ready":
+                            caller.coming.remove(pending)
+                            return pending
         return None
 
-    def _prepare(self, pending: Pending) -> bool:
-        value, caller = pending.value, pending.caller
-        try:
-            if not isinstance(value, Bound):
-                value = as_ask(value, caller.defaults)
-            pending.prepared = prepare(self.network, value, self._files, caller.media)
-        except Exception as error:
-            self._deliver(pending, _failure(pending, error))
-            return False
-        return True
+    def _not_prepared(self, pending: Pending, error: BaseException) -> None:
+        self._deliver(pending, _failure(pending, error))
 
-    def _start(self, batch: list[Pending]) -> None:
-        """Encode a batch in one pass and hand its prompts to the decoder."""
+    def _encode(self) -> None:
+        """The next part of the batch that is being encoded; after the last its prompts go to the decoder."""
+        encoding = self._encoding
+        assert encoding is not None
+        batch = encoding.batch
         try:
-            fresh = [t for t in batch if t.prompt is None]
-            objects = encode_prepared(self.network, [t.prepared for t in fresh if t.prepared], self._scenes)
-            for pending, own in zip(fresh, objects, strict=True):
+            next(encoding.parts)
+            return
+        except StopIteration as end:
+            objects: list[Objects] = end.value
+        except Exception as error:
+            self._encoding = None
+            self._failed(batch, error)
+            return
+        self._encoding = None
+        try:
+            for pending, own in zip(encoding.fresh, objects, strict=True):
+                if pending.answered:  # cancelled meanwhile
+                    continue
                 assert pending.prepared is not None
                 try:
                     pending.prompt = embedded_prompt(self.network, pending.prepared.question, own)
@@ -281,6 +360,10 @@ class RequestQueue:
         except Exception as error:
             self._failed(batch, error)
             return
+        self._start(batch)
+
+    def _start(self, batch: list[Pending]) -> None:
+        """Hand prompts to the decoder."""
         self._session.widen(len(batch))
         for pending in batch:
             if not pending.answered:
@@ -341,6 +424,9 @@ class RequestQueue:
             caller.finished.append(answer)
             pending.answered = True
             pending.value = pending.prepared = pending.prompt = None
+            for line in (caller.coming, caller.waiting):
+                if pending in line:
+                    line.remove(pending)
             caller.open.pop(pending.index, None)
             if not caller.open:
                 caller.media.clear()
@@ -355,9 +441,10 @@ class RequestQueue:
             self._session.abandon()
             self._active.clear()
             self._held.clear()
+            self._encoding = None
             for caller in self._callers:
                 delivered = {answer.index for answer in caller.finished}
-                untouched = set(map(id, caller.waiting))
+                untouched = {*map(id, caller.waiting), *map(id, caller.coming)}
                 for pending in list(caller.open.values()):
                     if pending.index in delivered:  # interrupted while it was
                         pending.answered = True
@@ -386,7 +473,6 @@ class RequestQueue:
                 with self._changed:
                     for pending in list(caller.open.values()):
                         self._deliver(pending, _failure(pending, error))
-                    caller.waiting.clear()
 
 
 def _answer(pending: Pending, sequence: Sequence) -> Answer:

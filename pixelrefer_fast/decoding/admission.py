@@ -15,6 +15,8 @@ from pixelrefer_fast.decoding.sequence import Sequence
 from pixelrefer_fast.decoding.slots import Entry, Slots
 from pixelrefer_fast.device.transfers import upload
 
+Part = tuple[Sequence, int]  # a sequence, and how many of its tokens a pass computes
+
 
 class OutOfBlocks(Exception):
     """Not now: others hold the blocks."""
@@ -74,7 +76,7 @@ class Admission:
             raise
         whole = length // pool.size
         sequence.blocks = [*found[:whole], *own]
-        sequence.cached_tokens = length
+        sequence.cached_tokens = sequence.computed = length
         if found[whole:]:
             # the block that the prefix ends in goes on differently here
             rows = np.arange(length % pool.size)
@@ -112,51 +114,65 @@ class Admission:
         while blocks > self._pool.free:
             self._prefixes.give_up()
 
-    def prefill(self, sequences: abc.Sequence[Sequence], slots: Slots) -> None:
-        """One packed pass over what is new in these sequences' prompts, and their first tokens, in slots of theirs."""
-        parts = [self._embeds(sequence) for sequence in sequences]
-        starts = [sequence.cached_tokens for sequence in sequences]
-        ends = [start + len(part) for start, part in zip(starts, parts, strict=True)]
-        logits = self._model.prefill(torch.cat(parts), self._layout(sequences, starts, ends), self._pool)
-        slots.add([_entry(sequence, end) for sequence, end in zip(sequences, ends, strict=True)])
-        slots.begin(logits)
-        for sequence, row in zip(sequences, logits, strict=True):
+    def prefill(self, parts: abc.Sequence[Part], slots: Slots) -> list[Sequence]:
+        """One packed pass over parts of prompts; who is complete with it gets a slot and its first token there.
+
+        Args:
+            parts: a sequence that has blocks, and how many of its missing tokens to compute.
+            slots: where complete ones go on.
+
+        Returns:
+            Those that are complete.
+        """
+        found = [own.cached_tokens for own, _ in parts if own.computed == own.cached_tokens]
+        embeds = torch.cat([self._embeds(own, own.computed, own.computed + count) for own, count in parts])
+        complete = [own for own, count in parts if count == missing(own)]
+        logits = self._model.prefill(embeds, self._layout(parts), self._pool)
+        for sequence, count in parts:
+            sequence.computed += count
+            for boundary in self._boundaries(sequence):
+                if boundary.length <= sequence.computed:
+                    self._prefixes.keep(boundary, sequence.blocks)
+        if complete:
+            slots.add([_entry(sequence) for sequence in complete])
+            slots.begin(logits)
+        for sequence, row in zip(complete, logits, strict=True):
             sequence.launched = len(sequence.tokens) + 1
             if sequence.keep_logits:
                 sequence.logits.append(row.to(torch.float32, copy=True))
-            for boundary in self._boundaries(sequence):
-                self._prefixes.keep(boundary, sequence.blocks)
         self.counts["passes"] += 1
-        self.counts["prefill_tokens"] += sum(map(len, parts))
-        self.counts["cached_tokens"] += sum(starts)
-        self.counts["prefix_hits"] += sum(map(bool, starts))
+        self.counts["prefill_tokens"] += sum(count for _, count in parts)
+        self.counts["cached_tokens"] += sum(found)
+        self.counts["prefix_hits"] += sum(map(bool, found))
+        return complete
 
     def _boundaries(self, sequence: Sequence) -> list[Boundary]:
         assert sequence.prompt is not None
         return [b for b in sequence.prompt.boundaries if self._shared <= b.length < sequence.prompt_tokens]
 
-    def _embeds(self, sequence: Sequence) -> torch.Tensor:
-        """What of a sequence is not in the cache yet."""
+    def _embeds(self, sequence: Sequence, start: int, stop: int) -> torch.Tensor:
+        """Tokens of a sequence, those of its prompt and those that it has said."""
         assert sequence.prompt is not None
-        own = sequence.prompt.embeds[sequence.cached_tokens :].to(self._model.device, self._model.dtype)
-        if not sequence.tokens:
+        own = sequence.prompt.embeds[start:stop].to(self._model.device, self._model.dtype)
+        again = sequence.tokens[max(start - sequence.prompt_tokens, 0) : max(stop - sequence.prompt_tokens, 0)]
+        if not again:
             return own
-        (said,) = upload([torch.tensor(sequence.tokens)], self._model.device)
+        (said,) = upload([torch.tensor(again)], self._model.device)
         return torch.cat([own, self._model.embed(said)])
 
-    def _layout(
-        self, sequences: abc.Sequence[Sequence], starts: abc.Sequence[int], ends: abc.Sequence[int]
-    ) -> PrefillLayout:
-        spans = list(zip(sequences, starts, ends, strict=True))
-        queries = [end - start for start, end in zip(starts, ends, strict=True)]
+    def _layout(self, parts: abc.Sequence[Part]) -> PrefillLayout:
+        spans = [(own, own.computed, own.computed + count) for own, count in parts]
+        queries = [count for _, count in parts]
+        ends = [end for *_, end in spans]
+        lasts = [end - 1 for end, (own, count) in zip(accumulate(queries), parts, strict=True) if count == missing(own)]
         tables = [
             torch.from_numpy(np.concatenate([np.arange(start, end) for _, start, end in spans])),
             torch.from_numpy(np.concatenate([self._pool.rows(s.blocks, start, end) for s, start, end in spans])),
             torch.tensor([0, *accumulate(queries)], dtype=torch.int32),
             torch.tensor([0, *accumulate(ends)], dtype=torch.int32),
-            torch.tensor([*accumulate(queries)]) - 1,
+            torch.tensor(lasts, dtype=torch.int64),
         ]
-        if any(starts):
+        if any(start for _, start, _ in spans):
             tables.append(torch.from_numpy(np.concatenate([self._pool.rows(s.blocks, 0, end) for s, _, end in spans])))
         positions, rows, cu_queries, cu_keys, last, *keys = upload(tables, self._model.device)
         return PrefillLayout(
@@ -171,6 +187,11 @@ class Admission:
         )
 
 
+def missing(sequence: Sequence) -> int:
+    """Tokens of a sequence that begins, or begins again, whose keys and values are not in the cache yet."""
+    return sequence.prompt_tokens + len(sequence.tokens) - sequence.computed
+
+
 def _rows(sequence: Sequence, tokens: int) -> int:
     """Rows of the cache that a step needs which so many tokens precede.
 
@@ -179,9 +200,9 @@ def _rows(sequence: Sequence, tokens: int) -> int:
     return sequence.prompt_tokens + min(tokens + 1, sequence.limit)
 
 
-def _entry(sequence: Sequence, length: int) -> Entry:
+def _entry(sequence: Sequence) -> Entry:
     return Entry(
-        length=length,
+        length=sequence.computed,
         left=sequence.limit - len(sequence.tokens),
         blocks=sequence.blocks,
         said=sequence.tokens,

@@ -1,8 +1,9 @@
 """All prompts that are being decoded: who comes next, what runs together, who is done.
 
 Any number of threads submit; whichever of them waits for something drives the engine, one at a time, a round each. A
-round admits what waits as far as slots and cache go, first come first served, runs a few steps of everything that runs,
-and hands out what their output says. Sequences join and leave between rounds; none waits for another's end.
+round admits what waits as far as slots, cache and a number of tokens go, first come first served, runs a step of
+everything that runs, and hands out what its output says. Sequences join and leave between rounds; none waits for
+another's end.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pixelrefer_fast.decoding.admission import Admission, OutOfBlocks
+from pixelrefer_fast.decoding.admission import Admission, OutOfBlocks, Part, missing
 from pixelrefer_fast.decoding.cache import BlockPool
 from pixelrefer_fast.decoding.prefixes import PrefixCache
 from pixelrefer_fast.decoding.qwen import LanguageModel
@@ -38,7 +39,8 @@ class Schedule:
 
     Attributes:
         slots: sequences.
-        prefill_tokens: packed tokens of one pass over prompts; a longer prompt has a pass of its own.
+        prefill_tokens: of prompts that are computed in a round in which nothing runs.
+        chunk_tokens: of those that are computed between two steps of what runs.
         ahead: whether a step's output is read while the next one runs. A sequence that ends then computes one step for
             nothing; a device that waited for the host at every step would compute less.
         shared: shortest prefix that is worth sharing.
@@ -46,6 +48,7 @@ class Schedule:
 
     slots: int
     prefill_tokens: int
+    chunk_tokens: int
     ahead: bool
     shared: int
 
@@ -77,7 +80,7 @@ class Engine:
         self._admission = Admission(model, pool, prefixes, schedule.shared)
         self._lock = threading.RLock()
         self._waiting = WaitingLine()
-        self._starting: list[Sequence] = []  # neither waiting nor running
+        self._starting: list[Sequence] = []  # neither waiting nor running: between rounds, one whose prompt is cut
         self._running: list[Sequence] = []  # by slot
         self._readbacks = Readbacks()
         self._captured_version = -1  # of the slots' tensors that captured steps choose tokens in
@@ -91,7 +94,7 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        return bool(len(self._waiting) or self._running or len(self._readbacks))
+        return bool(len(self._waiting) or self._starting or self._running or len(self._readbacks))
 
     @property
     def place(self) -> tuple[torch.device, torch.dtype]:
@@ -108,6 +111,7 @@ class Engine:
         with self._lock:
             found = {
                 "running": len(self._running),
+                "starting": len(self._starting),
                 "waiting": len(self._waiting),
                 "most_running": self.most,
                 "readbacks": self._readbacks.read,
@@ -141,7 +145,8 @@ class Engine:
             try:
                 self._drop_cancelled()
                 self._read(1)
-                self._run(self._admit())
+                ran = bool(self._running)
+                self._run(self._admit(), ran)
                 self._recover()
             except BaseException:
                 self._restart()
@@ -161,59 +166,80 @@ class Engine:
     def _drop_cancelled(self) -> None:
         for sequence in self._waiting.leave():
             sequence.finish("cancelled")
-        leaving = [s for s in self._running if s.cancelled]
+        leaving = [s for s in (*self._starting, *self._running) if s.cancelled]
         for sequence in leaving:
             sequence.finish("cancelled")
         self._leave(leaving)
 
     def _admit(self) -> bool:
-        """Prompts whose turn it is, prefilled and in their slots; whether there were any."""
-        line, started = self._waiting, 0
+        """Prompts whose turn it is, as many of their tokens as go between two steps; whether any were completed.
+
+        Completed ones are in their slots; of the last one a part may be left for the next round.
+        """
+        line, completed = self._waiting, 0
         line.close_ranks()
-        while len(self._running) < self.most and line.peek() is not None:
-            tokens = 0
-            while len(self._running) + len(self._starting) < self.most and (head := line.peek()) is not None:
-                tokens += head.prompt_tokens + len(head.tokens)
-                if self._starting and tokens > self.schedule.prefill_tokens:
-                    break
-                self._starting.append(line.next())
+        room = self.schedule.chunk_tokens if self._running else self.schedule.prefill_tokens
+        while room:
+            self._gather(room)
+            if not self._starting:
+                break
+            before = len(self._running)
             try:
-                started += self._start()
+                room -= self._start(room)
             except torch.OutOfMemoryError as error:
                 self._retreat(error)
                 break
-        return bool(started)
+            completed += len(self._running) - before
+        unplaced = [s for s in self._starting if not s.blocks]
+        if unplaced:
+            line.rejoin(unplaced)
+            self._starting = [s for s in self._starting if s.blocks]
+        return bool(completed)
+
+    def _gather(self, tokens: int) -> None:
+        """Let start who is next, until slots or a number of tokens are used up."""
+        line = self._waiting
+        wanted = sum(map(missing, self._starting))
+        while wanted < tokens and len(self._running) + len(self._starting) < self.most and line.peek() is not None:
+            sequence = line.next()
+            wanted += missing(sequence)
+            self._starting.append(sequence)
 
     @stage("prefill")
-    def _start(self) -> int:
-        """Prefill those that start, as far as there are blocks; all leave `_starting`. How many were started.
+    def _start(self, room: int) -> int:
+        """Prefill those that start, as far as there are blocks and `room` for tokens; how many tokens that were.
 
         Who shares a prefix with another starts one pass later and finds it computed.
         """
-        started = 0
+        used = 0
         for last in (*[False] * SHARING_PASSES, True):
             now, later = (list(self._starting), []) if last else self._admission.split(self._starting)
-            placed: list[Sequence] = []
+            parts: list[Part] = []
             for sequence in now:
-                try:
-                    if not self._waiting.may_pass(sequence):
-                        raise OutOfBlocks
-                    self._admission.reserve(sequence, (*self._running, *placed))
-                except OutOfBlocks:
-                    self._starting.remove(sequence)
-                    self._waiting.step_aside(sequence)
-                else:
-                    self._waiting.started(sequence)
-                    placed.append(sequence)
-            self._starting = [*placed, *later]
-            if placed:
-                self._admission.prefill(placed, self._slots)
-            self._running += placed
-            self._starting = later
-            started += len(placed)
-            if not later:
+                if used < room and (sequence.blocks or self._place(sequence)):
+                    parts.append((sequence, min(missing(sequence), room - used)))
+                    used += parts[-1][1]
+            if parts:
+                completed = self._admission.prefill(parts, self._slots)
+                self._running += completed
+                self._starting = [s for s in self._starting if s not in completed]
+            if not later or used == room:
                 break
-        return started
+        return used
+
+    def _place(self, sequence: Sequence) -> bool:
+        """Give a sequence blocks; without enough of them it steps aside."""
+        holders = (*self._running, *(s for s in self._starting if s.blocks))
+        try:
+            if not self._waiting.may_pass(sequence):
+                raise OutOfBlocks
+            self._admission.reserve(sequence, holders)
+        except OutOfBlocks:
+            self._starting.remove(sequence)
+            self._waiting.step_aside(sequence)
+            return False
+        self._waiting.started(sequence)
+        return True
 
     def _retreat(self, error: torch.OutOfMemoryError) -> None:
         """Memory ran out: fewer at once from now on, and what failed all alone has failed."""
@@ -253,29 +279,33 @@ class Engine:
             if sequence.decoded is None or sequence.decoded.finish_reason == "cancelled":
                 self._pool.soil(blocks)  # nobody has read whether its numbers are finite
             self._pool.release(blocks)
+            sequence.computed = 0
             sequence.launched = len(sequence.tokens)
             sequence.logits.clear()
 
     def _leave(self, sequences: abc.Sequence[Sequence]) -> None:
-        """Free slots and blocks of running sequences."""
+        """Free slots and blocks of sequences that run or start."""
         if not sequences:
             return
         leaving = set(map(id, sequences))
         stay = [slot for slot, s in enumerate(self._running) if id(s) not in leaving]
         self._slots.keep(stay)
         self._running = [self._running[slot] for slot in stay]
+        self._starting = [s for s in self._starting if id(s) not in leaving]
         self._put_back(sequences)
 
     # Steps and what they found
 
     @stage("decode")
-    def _run(self, admitted: bool) -> None:
+    def _run(self, admitted: bool, ran: bool) -> None:
+        """A step, and what can be read; `ran`: whether anybody waited for one while prompts were computed."""
         ahead = self.schedule.ahead
         if admitted:
             self._readbacks.send(self._slots, self._running)
             if not ahead:
-                self._read(0)  # first tokens at once, next ones in the next round
-                return
+                self._read(0)
+                if not ran:
+                    return  # first tokens at once, next ones in the next round
         stepped = False
         try:
             self._extend()
@@ -310,11 +340,11 @@ class Engine:
             )
 
     def _displace(self) -> None:
-        """Free the blocks of those who have ended or, where none has, of who came last."""
+        """Free the blocks of those who have ended or, where none has, of who came last, a prompt in parts included."""
         before = len(self._running)
         self._read(0)
         if len(self._running) == before:
-            last = max(self._running, key=lambda s: s.arrival)
+            last = max((*self._starting, *self._running), key=lambda s: s.arrival)
             self._leave([last])
             self._waiting.rejoin([last])
             self._counts["displaced"] += 1
@@ -378,7 +408,10 @@ class Engine:
                 slots.reset()
 
     def _yield_slots(self, error: torch.OutOfMemoryError) -> None:
-        """A step has no memory: the later half begins again when there is room, from the tokens that it has."""
+        """A step has no memory: what starts and the later half begin again when there is room, with what they have."""
+        starting = list(self._starting)
+        self._leave(starting)
+        self._waiting.rejoin(starting)
         self._readbacks.send(self._slots, self._running)
         self._read(0)
         half = len(self._running) // 2

@@ -38,6 +38,7 @@ class Sequence:
         passed: how many that came later started while there was no room for it.
         cached_tokens: how many of them came from a kept prefix.
         blocks: of the cache, while it has some.
+        computed: how many of its tokens have keys and values in them, until the last of the prompt has.
         launched: tokens that are computed or being computed.
         logits: of launched tokens that the host has not read back, where they are kept.
         tokens: those that the host has read back.
@@ -73,6 +74,7 @@ class Sequence:
         self.passed = 0
         self.cached_tokens = 0
         self.blocks: list[int] = []
+        self.computed = 0
         self.launched = 0
         self.logits: deque[torch.Tensor] = deque()
         # by `take`, `finish` and `fail`

@@ -123,6 +123,8 @@ class KeptFeatures:
                 pixels = _held(source, place)
                 assert pixels is not None
                 images[place] = self._add(pixels)
+            if keys[number] in images[place].features:
+                continue  # by a pass that went between the parts of this one
             # a copy: what it is cut from lives on otherwise, or is written again by a captured pass
             own = features[rows[number] : rows[number + 1]].clone()
             images[place].features[keys[number]] = own

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from itertools import accumulate
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from pixelrefer_fast.planning.request import FrameSource
 from pixelrefer_fast.planning.selection import Selection, select_patches
 from pixelrefer_fast.planning.views import ViewPlan
 
+Result = TypeVar("Result")
 Starts = Callable[[Sequence[int]], torch.Tensor]
 """From the numbers of selected patches of a plan's marks to their first centroids, (M, n) int64 ranks."""
 
@@ -60,7 +63,6 @@ class VisionSide(nn.Module):
         selection = select_patches(plan, self.backend)
         return selection, starts(selection.counts)
 
-    @torch.inference_mode()
     def encode(
         self,
         plan: ViewPlan,
@@ -84,18 +86,47 @@ class VisionSide(nn.Module):
         Raises:
             ValueError: a frame that cannot be read, a k-means start that does not fit.
         """
+        return result_of(self.encode_in_parts(plan, source, starts, scenes, kept, lambda: None))
+
+    @torch.inference_mode()
+    def encode_in_parts(
+        self,
+        plan: ViewPlan,
+        source: FrameSource,
+        starts: Starts,
+        scenes: Sequence[tuple[int, ...]],
+        kept: KeptFeatures | None,
+        most: Callable[[], int | None],
+    ) -> Generator[None, None, tuple[torch.Tensor, list[SceneTokens | None]]]:
+        """As `encode`, with a pause after each part but the last: others may use the device, and encode, meanwhile.
+
+        Args:
+            plan, source, starts, scenes, kept: as there.
+            most: patches of the next part, one view at least; None: all that are left.
+        """
         plan, places = plan.context_first()
         scenes = [tuple(places[v] for v in scene) for scene in scenes]
         on_host, centroids = self.select(plan, starts)
         known = {} if kept is None else kept.find(plan, source, on_host, (self.backend, *self.encoder.state()))
         fresh = [v for v in range(len(plan.views)) if v not in known]
-        rest = plan.only(fresh)
-        packed, selection, centroids = self.views(rest, source, on_host, centroids)
-        features = self.features(packed, rest.grids, selection.reads_of(plan, fresh))
+        own = _part(plan, fresh, most())
+        packed, selection, centroids = self.views(plan.only(own), source, on_host, centroids)
+        parts: list[torch.Tensor] = []
+        patches: dict[int, torch.Tensor] = {}
+        done = 0
+        while True:
+            parts.append(self.features(packed, plan.only(own).grids, selection.reads_of(plan, own)))
+            patches |= zip(own, packed.split([plan.views[v].patches for v in own]), strict=True)
+            done += len(own)
+            if done == len(fresh):
+                break
+            yield
+            own = _part(plan, fresh[done:], most())
+            packed = self.further_views(plan.only(own), source)
+        features = parts[0] if len(parts) == 1 else torch.cat(parts)
         if kept is not None:
             features = kept.complete(plan, source, selection, features, known)
         tokens = self.object_tokens(features, selection, centroids)
-        patches = dict(zip(fresh, packed.split([plan.views[v].patches for v in fresh]), strict=True))
         return tokens, self.scene_tokens(plan, scenes, selection, patches, features)
 
     @stage("views")
@@ -106,6 +137,11 @@ class VisionSide(nn.Module):
         patches = pack_patches(plan, source, self.device, self.backend)
         (starts,) = upload([starts], self.device)
         return patches, selection.to(self.device), starts
+
+    @stage("views")
+    def further_views(self, plan: ViewPlan, source: FrameSource) -> torch.Tensor:
+        """Packed patches (P, 588) of a later part's views, on the device."""
+        return pack_patches(plan, source, self.device, self.backend)
 
     @stage("encoder")
     def features(
@@ -185,6 +221,24 @@ class VisionSide(nn.Module):
             sizes = [len(row) // merge**2 for row in rows]
             tokens |= zip(own, self.projector(torch.cat(rows), merge).split(sizes), strict=True)
         return [tokens[i] for i in range(len(frames))]
+
+
+def result_of(parts: Generator[None, None, Result]) -> Result:
+    """What comes of parts that are run one after the other."""
+    while True:
+        try:
+            next(parts)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+
+
+def _part(plan: ViewPlan, views: Sequence[int], most: int | None) -> list[int]:
+    """The first of some views, of at most so many patches together; one at least."""
+    if most is None:
+        return list(views)
+    ends = accumulate(plan.views[v].patches for v in views)
+    return [v for n, (v, end) in enumerate(zip(views, ends, strict=True)) if not n or end <= most]
 
 
 def places_of(mask: torch.Tensor) -> torch.Tensor:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 from pixelrefer_fast.checks.values import labelled
+from pixelrefer_fast.device.processes import PerProcess
 from pixelrefer_fast.media import Media, Video
 from pixelrefer_fast.regions import Region
 from pixelrefer_fast.regions.shapes import Clicks, Shape
 from pixelrefer_fast.segmenting.segmenter import OpenedMedia, Segmenter
+
+# Requests are prepared in several threads, and a segmenter has a state and often a device.
+_turn = PerProcess(threading.Lock)
 
 
 def marked_by(
@@ -27,11 +32,13 @@ def marked_by(
     """
     if not any(region.has_points for region in regions):
         return list(regions)
-    opened = segmenter.open(media)
     marked = []
-    for number, region in enumerate(regions):
-        with labelled(f"region {number}" if names is None else names[number]):
-            marked.append(Region(tuple((frame, _mask(opened, media, frame, shape)) for frame, shape in region.marks)))
+    with _turn.get():
+        opened = segmenter.open(media)
+        for number, region in enumerate(regions):
+            with labelled(f"region {number}" if names is None else names[number]):
+                masks = ((frame, _mask(opened, media, frame, shape)) for frame, shape in region.marks)
+                marked.append(Region(tuple(masks)))
     return marked
 
 

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from encoding_batches import look_at_batches
 
 import pixelrefer_fast as pf
 from pixelrefer_fast.batching import queue as queue_module
+from pixelrefer_fast.batching.callers import Caller
 from pixelrefer_fast.batching.memory import Budget
-from pixelrefer_fast.batching.queue import Caller
 
 BOX = [4, 4, 40, 40]
 WHAT = "What is <region>?"
@@ -174,31 +175,30 @@ def test_what_the_requests_raise_comes_last(model: Any, asks: list[pf.Ask], expe
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
-def _too_many(limit: int) -> Callable[..., BaseException | None]:
-    def fails(model: Any, batch: list[Any], scenes: Any) -> BaseException | None:
-        return torch.OutOfMemoryError("fake") if len(batch) > limit else None
-
-    return fails
-
-
 @pytest.mark.parametrize("limit", [1, 2, 5])
 def test_out_of_memory_halves_the_batch(
     model: Any, asks: list[pf.Ask], expected: list[str], limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode = Failing(queue_module.encode_prepared, _too_many(limit))
-    monkeypatch.setattr(queue_module, "encode_prepared", encode)
+    sizes: list[int] = []
+
+    def look(batch: list[Any]) -> None:
+        sizes.append(len(batch))
+        if len(batch) > limit:
+            raise torch.OutOfMemoryError("fake")
+
+    look_at_batches(monkeypatch, look)
     assert texts(model.ask_batch(asks)) == expected
-    assert encode.calls < 3 * len(asks)
+    assert len(sizes) < 3 * len(asks)
 
 
 def test_what_does_not_fit_alone_is_told(
     model: Any, asks: list[pf.Ask], expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(model: Any, batch: list[Any], scenes: Any) -> BaseException | None:
-        large = any(p.request.regions[0].marks[0][1].x1 == 27 for p in batch)
-        return RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 7 bytes") if large else None
+    def look(batch: list[Any]) -> None:
+        if any(p.request.regions[0].marks[0][1].x1 == 27 for p in batch):
+            raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 7 bytes")
 
-    monkeypatch.setattr(queue_module, "encode_prepared", Failing(queue_module.encode_prepared, fails))
+    look_at_batches(monkeypatch, look)
     answers = model.ask_batch(asks)
     assert [a.index for a in answers if not a.ok] == [7]
     assert "does not fit into memory, even alone" in (answers[7].error or "")
@@ -213,11 +213,12 @@ def test_larger_batches_are_tried_again_after_a_while(
     sizes: list[int] = []
     short = True
 
-    def fails(model: Any, batch: list[Any], scenes: Any) -> BaseException | None:
+    def look(batch: list[Any]) -> None:
         sizes.append(len(batch))
-        return torch.OutOfMemoryError("fake") if short and len(batch) > 2 else None
+        if short and len(batch) > 2:
+            raise torch.OutOfMemoryError("fake")
 
-    monkeypatch.setattr(queue_module, "encode_prepared", Failing(queue_module.encode_prepared, fails))
+    look_at_batches(monkeypatch, look)
     many = [pf.Ask(a.media, a.question, a.regions, max_new_tokens=1) for a in asks * 3]
     assert all(a.ok for a in model.ask_batch(many))
     assert sizes[0] == 32
@@ -231,11 +232,11 @@ def test_larger_batches_are_tried_again_after_a_while(
 def test_an_error_of_one_in_encoding_disturbs_no_other(
     model: Any, asks: list[pf.Ask], expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(model: Any, batch: list[Any], scenes: Any) -> BaseException | None:
-        bad = any(p.request.regions[0].marks[0][1].x1 in (23, 29) for p in batch)
-        return ValueError("frame 3: cannot be decoded") if bad else None
+    def look(batch: list[Any]) -> None:
+        if any(p.request.regions[0].marks[0][1].x1 in (23, 29) for p in batch):
+            raise ValueError("frame 3: cannot be decoded")
 
-    monkeypatch.setattr(queue_module, "encode_prepared", Failing(queue_module.encode_prepared, fails))
+    look_at_batches(monkeypatch, look)
     answers = model.ask_batch(asks)
     assert {a.index: a.error for a in answers if not a.ok} == dict.fromkeys((3, 9), "frame 3: cannot be decoded")
     assert [t for t in texts(answers) if t is not None] == [t for i, t in enumerate(expected) if i not in (3, 9)]
@@ -244,10 +245,7 @@ def test_an_error_of_one_in_encoding_disturbs_no_other(
 def test_budgets_make_batches(model: Any, asks: list[pf.Ask], expected: list[str], monkeypatch: Any) -> None:
     sizes: list[int] = []
 
-    def fails(model: Any, batch: list[Any], scenes: Any) -> None:
-        sizes.append(len(batch))
-
-    monkeypatch.setattr(queue_module, "encode_prepared", Failing(queue_module.encode_prepared, fails))
+    look_at_batches(monkeypatch, lambda batch: sizes.append(len(batch)))
     # four of the requests need the same views: they take no more patches than one
     for budget, most in ((Budget(5, 1 << 20, 1 << 20), 5), (Budget(99, 1, 1 << 20), 4), (Budget(99, 1 << 20, 60), 2)):
         monkeypatch.setattr(model.requests, "_budget", budget)
@@ -288,14 +286,13 @@ def test_an_abandoned_batch_stops(model: Any, asks: list[pf.Ask], expected: list
     assert not model.requests._active
 
 
-@pytest.mark.parametrize("stage", ["prepare", "encode", "prompt", "prefill", "step", "deliver"])
+@pytest.mark.parametrize("stage", ["encode", "prompt", "prefill", "step", "deliver"])
 def test_an_interrupt_leaves_the_model_usable(
     model: Any, asks: list[pf.Ask], expected: list[str], stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner: Any
     owner, name = {
-        "prepare": (queue_module, "prepare"),
-        "encode": (queue_module, "encode_prepared"),
+        "encode": (model.network, "features"),
         "prompt": (model.network, "embed_prompt"),
         "prefill": (model.decoder.language_model, "prefill"),
         "step": (model.decoder.language_model, "step"),
@@ -343,15 +340,13 @@ def test_an_interrupt_in_one_thread_delays_the_other_only(
     model: Any, asks: list[pf.Ask], expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupted = threading.Event()
-    encode = queue_module.encode_prepared
 
-    def interrupting(*args: Any) -> Any:
+    def interrupting(batch: list[Any]) -> None:
         if threading.current_thread() is threading.main_thread() and not interrupted.is_set():
             interrupted.set()
             raise KeyboardInterrupt
-        return encode(*args)
 
-    monkeypatch.setattr(queue_module, "encode_prepared", interrupting)
+    look_at_batches(monkeypatch, interrupting)
     results: list[list[str | None]] = []
     thread = threading.Thread(target=lambda: results.append(texts(model.ask_batch(asks * 3, batch_size=4))))
     thread.start()
@@ -374,10 +369,7 @@ def test_threads_share_batches_and_get_their_own_answers(
 ) -> None:
     sizes: list[int] = []
 
-    def fails(model: Any, batch: list[Any], scenes: Any) -> None:
-        sizes.append(len(batch))
-
-    monkeypatch.setattr(queue_module, "encode_prepared", Failing(queue_module.encode_prepared, fails))
+    look_at_batches(monkeypatch, lambda batch: sizes.append(len(batch)))
     barrier = threading.Barrier(6)
     found: dict[int, Any] = {}
 
@@ -496,10 +488,7 @@ def test_coroutines_share_batches(
 ) -> None:
     sizes: list[int] = []
 
-    def fails(model: Any, batch: list[Any], scenes: Any) -> None:
-        sizes.append(len(batch))
-
-    monkeypatch.setattr(queue_module, "encode_prepared", Failing(queue_module.encode_prepared, fails))
+    look_at_batches(monkeypatch, lambda batch: sizes.append(len(batch)))
 
     async def all_at_once() -> list[str]:
         return await asyncio.gather(*(model.ask_async(a.media, a.question, a.regions, **a.options) for a in asks))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from batch_files import BOX, Run, many, records, write
 from command_line import HEIGHT, WIDTH, mask_file, one_error_line
+from encoding_batches import look_at_batches
 
 from pixelrefer_fast.cli.batch import run as batch_module
 from pixelrefer_fast.cli.batch.lines import BadLine, parse_line, read_lines
@@ -174,16 +175,11 @@ def test_no_lines(start: Run) -> None:
 
 
 def test_out_of_memory_is_reported_by_line(start: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pixelrefer_fast.batching import queue as queue_module
-
-    encode = queue_module.encode_prepared
-
-    def short(model: Any, batch: list[Any], scenes: Any) -> Any:
+    def short(batch: list[Any]) -> None:
         if len(batch) > 2 or any(p.request.regions[0].marks[0][1].x1 == 26 for p in batch):
             raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes")
-        return encode(model, batch, scenes)
 
-    monkeypatch.setattr(queue_module, "encode_prepared", short)
+    look_at_batches(monkeypatch, short)
     write(many(14))
     result = start()
     assert result.code == 1
@@ -194,21 +190,17 @@ def test_out_of_memory_is_reported_by_line(start: Run, monkeypatch: pytest.Monke
 
 
 def test_a_broken_machine_ends_the_run_and_costs_nothing(start: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pixelrefer_fast.batching import queue as queue_module
-
-    encode = queue_module.encode_prepared
     calls = 0
 
-    def breaks(*arguments: Any) -> Any:
+    def breaks(batch: list[Any]) -> None:
         nonlocal calls
         calls += 1
         if calls > 2:
             raise RuntimeError("CUDA error: unspecified launch failure")
-        return encode(*arguments)
 
     write(many(120))
     with monkeypatch.context() as patch:
-        patch.setattr(queue_module, "encode_prepared", breaks)
+        look_at_batches(patch, breaks)
         result = start("--batch-size", "10")
     assert result.code == 1
     assert "failed: RuntimeError: CUDA error" in result.err
@@ -220,16 +212,16 @@ def test_a_broken_machine_ends_the_run_and_costs_nothing(start: Run, monkeypatch
 
 
 def test_a_few_defects_are_reported_by_line(start: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pixelrefer_fast.batching import queue as queue_module
+    from pixelrefer_fast.batching import workers as workers_module
 
-    prepare = queue_module.prepare
+    prepare = workers_module.prepare
 
     def odd(model: Any, ask: Any, *caches: Any) -> Any:
         if ask.media == "1.png":
             raise IndexError("a defect of ours")
         return prepare(model, ask, *caches)
 
-    monkeypatch.setattr(queue_module, "prepare", odd)
+    monkeypatch.setattr(workers_module, "prepare", odd)
     write(many(5))
     result = start()
     assert result.code == 1

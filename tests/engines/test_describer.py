@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from encoding_batches import look_at_batches
 
 import pixelrefer_fast as pf
-from pixelrefer_fast.batching import queue as queue_module
 from pixelrefer_fast.engines import ray as ray_module
 from pixelrefer_fast.engines.ray import Describer
 
@@ -48,13 +48,8 @@ def test_answers_are_those_of_ask(make: Make, lite: pf.PixelReferLite) -> None:
 
 
 def test_equal_images_are_encoded_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    encode, opened = queue_module.encode_prepared, []
-
-    def looking(network: Any, batch: Any, scenes: Any) -> Any:
-        opened.extend({id(one.request.source) for one in batch})
-        return encode(network, batch, scenes)
-
-    monkeypatch.setattr(queue_module, "encode_prepared", looking)
+    opened: set[int] = set()
+    look_at_batches(monkeypatch, lambda batch: opened.update(id(one.request.source) for one in batch))
     make(QUESTION)(table(6, images=2))
     assert len(opened) == 2
 
@@ -112,10 +107,10 @@ def test_no_rows(make: Make) -> None:
 
 def test_memory_fails_rows_and_a_broken_machine_the_run(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(message: str) -> None:
-        def encode(*_: object) -> None:
+        def look(batch: list[Any]) -> None:
             raise RuntimeError(message)
 
-        monkeypatch.setattr(queue_module, "encode_prepared", encode)
+        look_at_batches(monkeypatch, look)
 
     monkeypatch.setattr(ray_module, "DEFECTS", 3)
     describer = make(QUESTION)

@@ -1,0 +1,13 @@
+"""What the tests of batches share."""
+
+from __future__ import annotations
+
+import pytest
+
+from pixelrefer_fast.batching import queue as queue_module
+
+
+@pytest.fixture(autouse=True)
+def _batches_depend_on_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is ready waits for all that is being prepared, however long that takes on this machine."""
+    monkeypatch.setattr(queue_module, "GATHER", dict.fromkeys(queue_module.GATHER, 60.0))
