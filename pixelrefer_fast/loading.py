@@ -16,7 +16,7 @@ from pixelrefer_fast import ops
 from pixelrefer_fast.batching.engines import EngineLoader, EngineModel
 from pixelrefer_fast.checkpoint import Checkpoint, open_checkpoint
 from pixelrefer_fast.checkpoint.embedded import EMBEDDED_LITE, LIMITS, TITLES
-from pixelrefer_fast.checkpoint.folder import HEAD, shards, write_folder
+from pixelrefer_fast.checkpoint.folder import HEAD, opening_finite, shards, write_folder
 from pixelrefer_fast.checkpoint.new_folder import new_folder, vacant
 from pixelrefer_fast.checkpoint.quantization import check_kind, quantise
 from pixelrefer_fast.checkpoint.tokenizer import tokenizer_files
@@ -219,7 +219,7 @@ def convert(src: str | Path, dst: str | Path) -> dict[str, Any]:
     target = vacant(dst)
     checkpoint = open_checkpoint(src)
     empty_model(checkpoint)
-    parts = [(file.open, part) for file in checkpoint.files for part in shards(file.tensors)]
+    parts = [(opening_finite(file), part) for file in checkpoint.files for part in shards(file.tensors)]
     with new_folder(target) as new:
         for path in tokenizer_files(checkpoint.folder):
             shutil.copyfile(path, new / path.name)
@@ -257,7 +257,7 @@ def export_llm(src: str | Path, dst: str | Path) -> dict[str, Any]:
     network = empty_model(checkpoint).network
     wanted = set(network.checkpoint_slots()) - set(network.vision_slots())
     parts = [
-        (file.open, part)
+        (opening_finite(file), part)
         for file in checkpoint.files
         for part in shards({name: info for name, info in file.tensors.items() if name in wanted})
     ]

@@ -80,6 +80,11 @@ def digesting(path: Path, digests: dict[str, str]) -> Iterator[Callable[[str, to
 
 
 def _checked_digest(path: Path, name: str, tensor: torch.Tensor) -> str:
+    check_finite(path, name, tensor)
+    return tensor_digest(tensor)
+
+
+def check_finite(path: Path, name: str, tensor: torch.Tensor) -> None:
+    """ValueError where a value of a file's tensor is NaN or infinite; it names both."""
     if tensor.numel() and not all(bool(torch.isfinite(end)) for end in tensor.aminmax()):
         raise ValueError(f"{path}: tensor {name_of(name)}: expected finite values, got NaN or infinity")
-    return tensor_digest(tensor)

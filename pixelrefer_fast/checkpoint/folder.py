@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pixelrefer_fast.checkpoint.config import ModelConfig, check_generation, read_config, read_generation
-from pixelrefer_fast.checkpoint.digests import digesting
+from pixelrefer_fast.checkpoint.digests import check_finite, digesting
 from pixelrefer_fast.checkpoint.hub import checkpoint_folder
 from pixelrefer_fast.checkpoint.new_folder import new_folder, vacant
 from pixelrefer_fast.checkpoint.safetensors_file import Read, TensorInfo, tensor_info, write_safetensors
 from pixelrefer_fast.checkpoint.tokenizer import load_tokenizer
-from pixelrefer_fast.checkpoint.weight_files import INDEX, SINGLE, open_weights
+from pixelrefer_fast.checkpoint.weight_files import INDEX, SINGLE, WeightFile, open_weights
 from pixelrefer_fast.checks.safe_files import listed, name_of
 
 SHARD_BYTES = 5_000_000_000
 HEAD = "lm_head.weight"
+LOADED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""What a model's weights may be in a file."""
 
 
 def open_checkpoint(path_or_hub_id: str | Path, *, progress: bool | None = None) -> Checkpoint:
@@ -86,7 +88,7 @@ class Checkpoint:
         dtypes = [
             f"{name_of(name)}: expected floating-point values, got {tensors[name].dtype}"
             for name in shared
-            if tensors[name].dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+            if tensors[name].dtype not in LOADED
         ]
         groups = {"missing": missing, "unexpected": unexpected, "wrong shape": shapes, "wrong dtype": dtypes}
         found = [f"{group} ({len(names)}): {listed(names)}" for group, names in groups.items() if names]
@@ -200,6 +202,24 @@ def shards(tensors: Mapping[str, TensorInfo]) -> list[dict[str, TensorInfo]]:
 
 # where a part's tensors are read from, and the part: what one safetensors file is to hold
 Part = tuple[Callable[[], AbstractContextManager[Read]], Mapping[str, TensorInfo]]
+
+
+def opening_finite(file: WeightFile) -> Callable[[], AbstractContextManager[Read]]:
+    """Opens a file as its own `open` does; values that are not finite are an error, as in `load_into`."""
+
+    @contextmanager
+    def opened() -> Iterator[Read]:
+        with file.open() as read:
+
+            def checked(name: str) -> torch.Tensor:
+                tensor = read(name)
+                if tensor.dtype in LOADED:
+                    check_finite(file.path, name, tensor)
+                return tensor
+
+            yield checked
+
+    return opened
 
 
 def write_folder(folder: Path, config: Mapping[str, Any], generation: Mapping[str, Any], parts: Sequence[Part]) -> None:

@@ -16,7 +16,7 @@ from checkpoints import ASSETS, REFERENCE, loaded, same_bits, shard, slots_for
 from safetensors.torch import save_file
 
 from pixelrefer_fast.checkpoint import open_checkpoint
-from pixelrefer_fast.loading import convert
+from pixelrefer_fast.loading import convert, export_llm
 
 
 @pytest.mark.parametrize("kind", ["lite", "full"])
@@ -90,8 +90,14 @@ def test_values_that_are_not_finite_are_refused_by_name(folder, suffix, bad, dty
     tensors[name] = tensors[name].clone()
     tensors[name][-1, -1] = bad
     shard(folder, tensors, 2, suffix)
-    with pytest.raises(ValueError, match=rf"{suffix}: tensor {name}: expected finite values, got NaN or infinity"):
-        loaded(folder)
+    for use in (
+        lambda: loaded(folder),
+        lambda: convert(folder, folder.parent / "new"),
+        lambda: export_llm(folder, folder.parent / "new"),
+    ):
+        with pytest.raises(ValueError, match=rf"{suffix}: tensor {name}: expected finite values, got NaN or infinity"):
+            use()
+    assert not (folder.parent / "new").exists()
 
 
 def test_tensors_without_values(folder):

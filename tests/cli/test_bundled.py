@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from command_line import ASSETS, one_error_line
+from safetensors.torch import load_file, save_file
 
 
 def test_encode_then_ask_is_ask(run: Callable[..., SimpleNamespace], tmp_path: Path) -> None:
@@ -48,3 +50,15 @@ def test_convert_writes_a_checkpoint_that_answers_alike(run: Callable[..., Simpl
     one_error_line(run("convert", str(ASSETS / "lite"), str(tmp_path / "new")), "new")
     one_error_line(run("convert", str(tmp_path / "gone"), str(tmp_path / "other")), "gone")
     one_error_line(run(*arguments, str(tmp_path / "gone")), "gone")
+
+
+def test_weights_that_are_not_finite_are_an_error_line(run: Callable[..., SimpleNamespace], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(ASSETS / "lite", tmp_path / "nan"))
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    weights[name][2, 3] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    marks = (str(ASSETS / "cat.jpg"), "--box", "60,50,360,275")
+    for arguments in (("describe", *marks), ("ask", marks[0], "What is <region>?", *marks[1:])):
+        one_error_line(run(*arguments, "--model", str(folder)), f"tensor {name}: expected finite values")
+    one_error_line(run("convert", str(folder), str(tmp_path / "other")), f"tensor {name}: expected finite values")
