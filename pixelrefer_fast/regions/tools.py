@@ -23,11 +23,14 @@ MAX_LABELS = 2**14
 
 def is_tool_output(value: Any) -> bool:
     """Whether the value is the output of a tool for one image, with any number of objects."""
-    if isinstance(value, (list, tuple)):
-        return len(value) == 1 and is_ultralytics(value[0])
-    if isinstance(value, Mapping):
-        return ("boxes" in value and "masks" not in value) or "segments_info" in value or "annotations" in value
-    return is_ultralytics(value)
+    if isinstance(value, (list, tuple)):  # of a batch of one image
+        return len(value) == 1 and (is_ultralytics(value[0]) or _is_of_image(value[0]))
+    return is_ultralytics(value) or _is_of_image(value) or (isinstance(value, Mapping) and "annotations" in value)
+
+
+def _is_of_image(value: Any) -> bool:
+    """Boxes of one image without masks, or its segments."""
+    return isinstance(value, Mapping) and (("boxes" in value and "masks" not in value) or "segments_info" in value)
 
 
 def tool_shapes(value: Any) -> Iterator[Shape]:
@@ -54,16 +57,21 @@ def is_ultralytics(value: Any) -> bool:
 
 
 def ultralytics_shapes(results: Any) -> Iterator[Shape]:
-    """Outlines where there are masks: those are of the network's input size, outlines of the image's."""
+    """Masks of the image's size where there are some; outlines where masks are of the network's input size."""
     for name in ("boxes", "masks", "obb"):
         if not hasattr(results, name):
             raise ValueError(f"Results: expected the field {name!r}, got an object without it")
     if results.masks is not None:
         size = plain(results.orig_shape)
         boxes = None if results.boxes is None else results.boxes.xyxy
+        whole = _of_image_size(results.masks, size)
         for index, outline in enumerate(results.masks.xy):
             with labelled(f"region {index}"):
-                if len(outline) < 3 and boxes is not None:  # a mask too small for an outline
+                if whole is not None and whole[index].any():
+                    yield bitmap_of(
+                        whole[index]
+                    )  # an outline runs through the outermost pixels, and loses half of them
+                elif len(outline) < 3 and boxes is not None:  # a mask too small for an outline
                     yield next(iter(boxes_in("boxes", boxes[index : index + 1])))
                 else:
                     yield polygons_of([np.asarray(outline).reshape(-1).tolist()], size)
@@ -73,6 +81,14 @@ def ultralytics_shapes(results: Any) -> Iterator[Shape]:
                 yield polygons_of([corners.reshape(-1).tolist()])
     elif results.boxes is not None:
         yield from boxes_in("boxes", results.boxes.xyxy)
+
+
+def _of_image_size(masks: Any, size: Any) -> np.ndarray | None:
+    """Ultralytics' masks (N, H, W) bool; None where they are of another size than the image, as they are by default."""
+    data = getattr(masks, "data", None)
+    if not isinstance(data, (np.ndarray, torch.Tensor)) or (len(masks.xy), *data.shape[-2:]) != (len(data), *size):
+        return None
+    return numpy_of(data) > 0
 
 
 def boxes_in(name: str, boxes: Any) -> Iterator[Shape]:

@@ -71,6 +71,15 @@ OUTPUTS: dict[str, tuple[Any, int]] = {
         ),
         2,
     ),
+    "Ultralytics masks of the image's size": (
+        Results(
+            orig_shape=(HEIGHT, WIDTH),
+            boxes=_boxes,
+            masks=SimpleNamespace(xy=[OUTLINE, OUTLINE[:0]], data=torch.from_numpy(np.stack([MASK, OTHER & False]))),
+            obb=None,
+        ),
+        2,
+    ),
     "Ultralytics turned boxes": (
         Results(orig_shape=(9, 9), boxes=None, masks=None, obb=SimpleNamespace(xyxyxyxy=torch.tensor(OUTLINE)[None])),
         1,
@@ -83,16 +92,40 @@ OUTPUTS: dict[str, tuple[Any, int]] = {
         2,
     ),
 }
+OF_BATCHES = ("torchvision", "torchvision with masks", "instance segmentation", "boxes in lists")
+"""What comes in a list with an entry for each image of a batch."""
 
 
-@pytest.mark.parametrize("name", OUTPUTS)
-def test_outputs_are_read_as_they_are(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "listed"), [*((name, False) for name in OUTPUTS), *((name, True) for name in OF_BATCHES)]
+)
+def test_outputs_are_read_as_they_are(name: str, listed: bool) -> None:
     value, count = OUTPUTS[name]
+    value = [value] if listed else value
     regions = as_regions(value)
     assert len(regions) == count
     assert np.array_equal(regions[0].mask(HEIGHT, WIDTH), SQUARE)
     again = [Region.from_json(region.to_json()) for region in regions]
     assert [r.mask(HEIGHT, WIDTH).tolist() for r in again] == [r.mask(HEIGHT, WIDTH).tolist() for r in regions]
+
+
+def test_ultralytics_itself(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))  # an import of it writes settings
+    results = pytest.importorskip("ultralytics.engine.results").Results
+    picture, names = np.zeros((HEIGHT, WIDTH, 3), np.uint8), {0: "cat", 1: "dog"}
+    boxes = torch.tensor([[*BOX, 0.9, 0], [0, 0, 2, 1, 0.8, 1]])
+    masks = torch.from_numpy(np.stack([MASK, OTHER])).float()
+    turned = torch.tensor([[8.0, 5, 6, 4, 0, 0.9, 0]])
+    of_input = torch.nn.functional.interpolate(masks[None], scale_factor=16.0)[0]  # no letters: the shape is kept
+    for given in (
+        {"boxes": boxes},
+        {"boxes": boxes, "masks": masks},  # retina_masks=True
+        {"boxes": boxes, "masks": of_input},
+        {"obb": turned},
+    ):
+        regions = as_regions([results(picture, "a.jpg", names, **given)])
+        assert len(regions) == len(next(iter(given.values())))
+        assert np.array_equal(regions[0].mask(HEIGHT, WIDTH), SQUARE)
 
 
 def test_supervision_itself() -> None:
