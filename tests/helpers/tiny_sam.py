@@ -246,10 +246,15 @@ def save(kind: str, folder: Path) -> Path:
         torch.manual_seed(5)
         model = MODELS[kind]()
         _draw(model)
+    if kind == "sam3_video":
+        tokenizer(folder)
+    return write(model, folder)
+
+
+def write(model: PreTrainedModel, folder: Path) -> Path:
+    """Config and weights, under the model's own names, in a folder."""
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    if kind == "sam3_video":
-        tokenizer(folder)
     return folder

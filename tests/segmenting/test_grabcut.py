@@ -59,6 +59,32 @@ def test_a_box_without_an_object_is_taken_as_it_is():
     assert whole.region.mask(60, 80).all()
 
 
+@pytest.mark.parametrize(("height", "kept"), [(3, False), (4, True), (40, True)])
+def test_a_box_is_kept_where_a_tenth_of_it_is_left(monkeypatch, height, kept):
+    import cv2
+
+    def cut(picture, certain, *_):
+        certain[10 : 10 + height, 10:50] = cv2.GC_FGD
+        certain[10 + height :] = cv2.GC_BGD
+
+    monkeypatch.setattr(cv2, "grabCut", cut)
+    (found,) = segment(np.zeros((100, 100, 3), np.uint8), boxes=[10, 10, 50, 50])
+    assert found.rough != kept
+    assert found.region.mask(100, 100).sum() == 40 * (height if kept else 40)
+
+
+@pytest.mark.parametrize(("size", "cut"), [((90, 140), (90, 140)), ((600, 1100), (279, 512)), ((4000, 20), (512, 3))])
+def test_at_most_512_pixels_a_side_are_cut(monkeypatch, size, cut):
+    import cv2
+
+    seen = []
+    monkeypatch.setattr(cv2, "grabCut", lambda picture, *_: seen.append(picture.shape[:2]))
+    picture, _, point = disc(*size)
+    segment(picture, points=[point])
+    segment(picture, boxes=[0, 0, size[1], size[0] / 2])
+    assert seen == [cut, cut]
+
+
 def test_a_click_beside_the_object_takes_its_part_away():
     picture, _, _ = disc(90, 140)
     picture[60:80, 10:40] = picture[30:50, 80:110]  # a second red part

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 import tiny_sam
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 import pixelrefer_fast as pf
@@ -69,6 +73,58 @@ def test_objects_are_followed_as_transformers_own_processors_follow_them(kind, l
         for frame in segment.region.frames:
             expected = pf.Region.from_rle(masks[frame]).mask(*frames.shape[1:3])
             assert (segment.region.mask(*frames.shape[1:3], frame) != expected).mean() < 0.001
+
+
+@pytest.mark.parametrize(
+    ("whole", "part", "kind"),
+    [
+        ("sam2_video", "Sam2Model", "sam2"),
+        ("edgetam_video", "EdgeTamModel", "edgetam"),
+        ("sam3_video", "Sam3TrackerModel", "sam3_tracker"),
+        ("sam3_video", "Sam3TrackerVideoModel", "sam3_tracker_video"),
+    ],
+)
+def test_a_checkpoint_of_a_part_marks_as_the_whole_one(whole, part, kind, load, tmp_path):
+    own = getattr(transformers, part).from_pretrained(load(whole).name)
+    folder = tiny_sam.write(own, tmp_path / "part")
+    assert json.loads((folder / "config.json").read_text())["model_type"] == kind
+    picture = tiny_sam.picture(40, 70)
+    sam = pf.load_segmenter(folder)
+    (found,), (expected,) = (one.open(picture).masks([[20, 30]]) for one in (sam, load(whole)))
+    assert found.score == pytest.approx(expected.score, abs=1e-5)
+    assert (found.region.mask(40, 70) != expected.region.mask(40, 70)).mean() < 0.001
+    with pytest.raises(ValueError, match="which knows no words"):
+        sam.open(picture).masks(text="a cat")
+    video = pf.open_media(tiny_sam.frames())
+    if kind == "sam3_tracker_video":
+        (found,), (expected,) = (one.open(video).track([[20, 15]], frame=1) for one in (sam, load(whole)))
+        assert found.region.frames == expected.region.frames
+    else:
+        with pytest.raises(ValueError, match="expected a segmenter that follows objects"):
+            sam.open(video).track([[20, 15]], frame=1)
+
+
+HUB_SCRIPT = """
+import pixelrefer_fast as pf
+import tiny_sam
+sam = pf.load_segmenter("someone/a-sam")
+(found,) = sam.open(tiny_sam.picture(40, 70)).masks([[20, 30]])
+print(sam.name, found.region.mask(40, 70).sum())
+"""
+
+
+def test_a_hub_id_is_taken_from_the_cache(load, tmp_path):
+    snapshot = tmp_path / "models--someone--a-sam" / "snapshots" / ("0" * 40)
+    shutil.copytree(load("sam").name, snapshot)
+    (tmp_path / "models--someone--a-sam" / "refs").mkdir()
+    (tmp_path / "models--someone--a-sam" / "refs" / "main").write_text("0" * 40)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
+    environment["PYTHONPATH"] = str(Path(tiny_sam.__file__).parent)
+    ran = subprocess.run(
+        [sys.executable, "-c", HUB_SCRIPT], env=environment, capture_output=True, text=True, check=True, timeout=120
+    )
+    (found,) = load("sam").open(tiny_sam.picture(40, 70)).masks([[20, 30]])
+    assert ran.stdout.split() == ["someone/a-sam", str(found.region.mask(40, 70).sum())]
 
 
 class Dots:
