@@ -1,8 +1,9 @@
-"""The README is short, and what its first minute says comes out comes out."""
+"""The README is short, and its first minute can be read by the tool that types it for a newcomer."""
 
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -30,12 +31,20 @@ def test_it_is_read_in_two_minutes() -> None:
     assert "/home/" not in TEXT
 
 
-def test_what_it_says_comes_out_comes_out(readme: ModuleType, tmp_path: Path) -> None:
+def test_the_first_minute_has_a_program_and_commands(readme: ModuleType) -> None:
+    """What comes out of them: tests/docs/test_pages.py."""
     typed = [step for step in readme.steps(TEXT) if not step.installs]
     assert [step.python for step in typed].count(True) == 1
     assert len(typed) >= 3
-    for step in typed:
-        assert readme.run(step, tmp_path, Path(sys.executable).parent) == step.printed, step.typed
+    assert all(step.printed for step in typed)
+
+
+def test_a_step_is_run_where_it_is_told(readme: ModuleType, tmp_path: Path) -> None:
+    binaries = Path(sys.executable).parent
+    assert readme.run(readme.Step("import os; print(os.getcwd())", True, ""), tmp_path, binaries) == f"{tmp_path}\n"
+    assert readme.run(readme.Step("echo a | cat", False, ""), tmp_path, binaries) == "a\n"
+    with pytest.raises(subprocess.CalledProcessError):
+        readme.run(readme.Step("exit 3", False, ""), tmp_path, binaries)
 
 
 def test_the_installs_are_pips(readme: ModuleType) -> None:

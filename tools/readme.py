@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from pages import blocks, commands
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -52,16 +53,14 @@ def steps(text: str) -> Iterator[Step]:
     section = text.partition(f"\n{SECTION}\n")[2].partition("\n## ")[0]
     if not section:
         raise ValueError(f"README.md: expected a section {SECTION!r}, found none")
-    blocks = re.findall(r"^```(\w+)\n(.*?)^```", section, re.M | re.S)
-    for i, (language, body) in enumerate(blocks):
-        if language == "python":
-            if i + 1 == len(blocks) or blocks[i + 1][0] != "text":
+    for block in blocks(section):
+        if block.language == "python":
+            if block.printed is None:
                 raise ValueError("README.md: expected a block of text after each program, with what it prints")
-            yield Step(body, True, blocks[i + 1][1])
-        elif language == "console":
-            for part in re.split(r"^\$ ", body, flags=re.M)[1:]:
-                line, _, printed = part.partition("\n")
-                yield Step(line.partition("  #")[0].strip(), False, printed)
+            yield Step(block.body, True, block.printed)
+        elif block.language == "console":
+            for command in commands(block):
+                yield Step(command.typed, False, command.printed)
 
 
 def run(step: Step, folder: Path, binaries: Path) -> str:
