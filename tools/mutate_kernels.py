@@ -71,6 +71,10 @@ CALLS: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"lengths": 300, "heads": 16, "groups": 1, "head": 128}, "bfloat16"),
         ({"lengths": 300, "heads": 16, "groups": 1, "head": 128}, "float32"),
     ],
+    "norm_linear": [
+        ({"rows": 8, "width": 200, "made": 33}, "bfloat16"),
+        ({"rows": 20, "width": 72, "made": 17}, "float32"),
+    ],
     "swiglu": [
         ({"rows": 8, "width": 200, "inner": 33}, "bfloat16"),
         ({"rows": 20, "width": 72, "inner": 17}, "float32"),
