@@ -16,7 +16,7 @@ from typing_extensions import Unpack
 from pixelrefer_fast.batching.asks import Answer, Ask, AskKeywords, BatchError
 from pixelrefer_fast.batching.calls import BatchCalls, text_of
 from pixelrefer_fast.batching.encoding import Prepared, embedded_prompt
-from pixelrefer_fast.batching.preparing import DESCRIBE_IMAGE, DESCRIBE_VIDEO, Bound, MediaCache, prepare
+from pixelrefer_fast.batching.preparing import DESCRIBE_IMAGE, DESCRIBE_VIDEO, Bound, MediaCache, made_of, prepare
 from pixelrefer_fast.checkpoint import save_checkpoint
 from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.checks.values import labelled
@@ -147,7 +147,9 @@ class _Model(BatchCalls, nn.Module):
         """
         encode = read_options(options, EncodeOptions)
         request = self._request(image_or_video, regions, encode)
-        prepared = Prepared("", Generation(), request=request, plan=self.network.plan(request), encode=encode)
+        plan = self.network.plan(request)
+        made = made_of(self.network, request, plan, image_or_video)
+        prepared = Prepared("", Generation(), request=request, plan=plan, encode=encode, made_of=made)
         return self.requests.encode(prepared)
 
     def prompt_embeds(

@@ -7,7 +7,9 @@ from collections.abc import Callable, Generator, Sequence
 
 import torch
 
+from pixelrefer_fast.batching.made_of import MadeOf
 from pixelrefer_fast.decoding import Generation, PromptEmbeds, prefix_boundaries
+from pixelrefer_fast.decoding.prefixes import declare
 from pixelrefer_fast.encoding.object_tokenizer import kmeans_starts
 from pixelrefer_fast.encoding.objects import Objects, SceneTokens
 from pixelrefer_fast.encoding.vision import result_of
@@ -31,6 +33,7 @@ class Prepared:
         request: else the request, and
         plan: its own views,
         encode: how to encode.
+        made_of: what tells the tokens by what they are made of, where their numbers cannot be read.
 
     Attributes:
         tokens: at most so many tokens of context, the question's counted by its characters.
@@ -45,6 +48,7 @@ class Prepared:
         request: Request | None = None,
         plan: ViewPlan | None = None,
         encode: EncodeOptions | None = None,
+        made_of: MadeOf | None = None,
     ) -> None:
         self.question = question
         self.generation = generation
@@ -52,6 +56,7 @@ class Prepared:
         self.request = request
         self.plan = plan
         self.encode = encode or EncodeOptions()
+        self.made_of = made_of
         if objects is not None:
             seen = len(objects.tokens) + (0 if objects.scene is None else len(objects.scene.kept))
         else:
@@ -66,7 +71,7 @@ class Prepared:
 
     def encoded(self) -> None:
         """Let go of pixels and plan."""
-        self.objects = self.request = self.plan = None
+        self.objects = self.request = self.plan = self.made_of = None
 
 
 class SceneCache:
@@ -142,9 +147,11 @@ def _encode(
     known = [scenes.get(r) if r.scene else None for r in requests]
     joint = merge(requests, [p.plan for p in batch if p.plan is not None], [scene is None for scene in known])
 
+    drawn: list[torch.Tensor] = []
+
     def starts(counts: Sequence[int]) -> torch.Tensor:
         clusters = network.config.mask_num
-        return torch.cat(
+        own = torch.cat(
             [
                 kmeans_starts(
                     counts[part.marks.start : part.marks.stop], clusters, p.encode.kmeans_start, p.encode.kmeans_seed
@@ -152,6 +159,8 @@ def _encode(
                 for part, p in zip(joint.parts, batch, strict=True)
             ]
         )
+        drawn.append(own)
+        return own
 
     tokens, found = yield from network.encode_in_parts(
         joint.plan, joint.source, starts, [part.scene for part in joint.parts], network.kept_features, most
@@ -161,10 +170,23 @@ def _encode(
     objects = []
     row = 0
     fingerprint = network.fingerprint
-    for request, part, scene, own in zip(requests, joint.parts, found, known, strict=True):
+    for p, request, part, scene, own in zip(batch, requests, joint.parts, found, known, strict=True):
         counts = [joint.plan.marks[m].tokens for m in part.marks]
         if scene is not None:
             scenes.keep(request, scene)
         objects.append(network.objects_of(request, counts, tokens[row : row + sum(counts)], own or scene, fingerprint))
         row += sum(counts)
+        if p.made_of is not None:
+            _declare(objects[-1], p.made_of, drawn[0][part.marks.start : part.marks.stop], network)
     return objects
+
+
+def _declare(objects: Objects, made_of: MadeOf, starts: torch.Tensor, network: Network) -> None:
+    """Tell what tokens are made of, so that prompts find prefixes of others that are made of the same."""
+    maker = f"{network.fingerprint} {network.backend} ".encode()
+    given = [(objects.tokens, made_of.objects(starts))]
+    if objects.scene is not None:
+        given.append((objects.scene.tokens, made_of.scene()))
+    for tensor, content in given:
+        if content is not None:
+            declare(tensor, maker + content)

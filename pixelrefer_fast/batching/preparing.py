@@ -12,13 +12,16 @@ import numpy as np
 
 from pixelrefer_fast.batching.asks import Ask
 from pixelrefer_fast.batching.encoding import Prepared
+from pixelrefer_fast.batching.made_of import MadeOf
 from pixelrefer_fast.decoding import Generation
+from pixelrefer_fast.decoding.prefixes import READABLE
 from pixelrefer_fast.decoding.prompt import check_question, check_tags
 from pixelrefer_fast.encoding.objects import Objects
 from pixelrefer_fast.media import Media, open_media
 from pixelrefer_fast.network import Network
 from pixelrefer_fast.planning.options import EncodeOptions, split_options
 from pixelrefer_fast.planning.request import REGION_TAG, FrameSource, Request
+from pixelrefer_fast.planning.views import ViewPlan
 
 DESCRIBE_IMAGE = f"Please describe {REGION_TAG} in detail."
 DESCRIBE_VIDEO = f"Please describe in detail the marked object {REGION_TAG} in the video."
@@ -113,7 +116,8 @@ def prepare(network: Network, ask: Ask | Bound, files: MediaCache, others: Media
     """
     if isinstance(ask, Bound):
         plan = network.plan(ask.request)
-        return Prepared(ask.question, ask.generation, request=ask.request, plan=plan, encode=ask.encode)
+        made = made_of(network, ask.request, plan)
+        return Prepared(ask.question, ask.generation, request=ask.request, plan=plan, encode=ask.encode, made_of=made)
     encode, generation = split_options(ask.options, EncodeOptions, Generation)
     question = ask.question
     if question is not None:
@@ -135,7 +139,23 @@ def prepare(network: Network, ask: Ask | Bound, files: MediaCache, others: Media
     if question is None:
         question = _description(len(request.regions), request.source.video)
     check_tags(question, len(request.regions))
-    return Prepared(question, generation, request=request, plan=network.plan(request), encode=encode)
+    plan = network.plan(request)
+    made = made_of(network, request, plan, ask.media)
+    return Prepared(question, generation, request=request, plan=plan, encode=encode, made_of=made)
+
+
+def made_of(network: Network, request: Request, plan: ViewPlan, media: object = None) -> MadeOf | None:
+    """What a request's tokens are made of, where the host does not read them; looks at all pixels that lie in memory.
+
+    Args:
+        network: whose device decides.
+        request, plan: what is asked.
+        media: what was given; None: it is not known.
+    """
+    if network.device.type in READABLE:
+        return None
+    key = media_key(media)
+    return MadeOf(request, plan, key if isinstance(key, tuple) else None)
 
 
 def _description(regions: int, video: bool) -> str:

@@ -69,18 +69,19 @@ def prefix_boundaries(prompt: Prompt, objects: Objects) -> tuple[Boundary, ...]:
     return tuple(boundaries)
 
 
+READABLE = frozenset({"cpu"})  # devices whose memory the host reads without a wait
 _known: dict[int, tuple[weakref.ref[torch.Tensor], int, bytes]] = {}
 _serial = itertools.count()
 
 
 def content(tensor: torch.Tensor) -> bytes:
-    """What tells a tensor's content from others': its bytes on the CPU; on a device, without a wait, its identity.
+    """What tells a tensor's content from others': its bytes on the CPU; on a device, without a wait, what was declared.
 
-    On a device the same object tokens encoded twice are two contents, and what was written to is another; a tensor
-    made in inference mode does not tell whether it was, and is another content each time.
+    Of what nobody has told the making (`declare`) that is its identity. What was written to is another content; a
+    tensor made in inference mode does not tell whether it was, and is another content each time.
     """
     digest = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-    if tensor.device.type == "cpu":
+    if tensor.device.type in READABLE:
         # read each time: what is written through NumPy, say, shows nowhere else
         digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.digest()
@@ -89,10 +90,25 @@ def content(tensor: torch.Tensor) -> bytes:
     if version is not None and found is not None and found[0]() is tensor and found[1] == version:
         return found[2]
     digest.update(f"{tensor.device} {next(_serial)}".encode())
-    key = digest.digest()
-    if version is not None:
+    return _remembered(tensor, digest.digest())
+
+
+def declare(tensor: torch.Tensor, made_of: bytes) -> None:
+    """Have a tensor's content told by what it was made of, until it is written to.
+
+    Args:
+        tensor: on any device.
+        made_of: the same bytes for what is the same but for rounding, and for nothing else of that shape and dtype.
+    """
+    told = f"{tuple(tensor.shape)} {tensor.dtype} {tensor.device} made of "
+    _remembered(tensor, hashlib.sha256(told.encode() + made_of).digest())
+
+
+def _remembered(tensor: torch.Tensor, key: bytes) -> bytes:
+    """The key, which is the tensor's as long as nobody writes to it."""
+    if not tensor.is_inference():
         place = id(tensor)
-        _known[place] = (weakref.ref(tensor, lambda _: _known.pop(place, None)), version, key)
+        _known[place] = (weakref.ref(tensor, lambda _: _known.pop(place, None)), tensor._version, key)
     return key
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -39,6 +39,7 @@ class FrameSource:
         times: seconds of each frame of a video, None for images.
         read: frames by number, in the order asked, (H, W, 3) uint8 each.
         held: a frame by its number where it lies in memory as it is, else None.
+        digests: of frames' content, by number, as far as anybody has asked; None: it is not known.
     """
 
     name: str | None
@@ -46,6 +47,7 @@ class FrameSource:
     times: Sequence[float] | None
     read: Callable[[Sequence[int]], Iterator[np.ndarray]]
     held: Callable[[int], np.ndarray | None] = lambda number: None
+    digests: dict[int, bytes | None] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, media: np.ndarray | Video, name: str | None = None) -> FrameSource:
