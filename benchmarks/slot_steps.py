@@ -53,7 +53,7 @@ class Ending(LanguageModel):
         self.end = end
 
     def prefill(self, embeds: torch.Tensor, layout: PrefillLayout, pool: BlockPool) -> torch.Tensor:
-        return self._at(layout.cu_keys.diff())
+        return self._at(layout.positions.index_select(0, layout.last) + 1)
 
     def step(self, tokens: torch.Tensor, lengths: torch.Tensor, table: torch.Tensor, pool: BlockPool) -> torch.Tensor:
         return self._at(lengths + 1)
