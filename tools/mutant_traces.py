@@ -17,7 +17,7 @@ NOT_REACHED = "the calls do not reach it"
 COVERED = "the data of every copy is waited for before the same barrier as without the change"
 UNREAD = f"{COVERED}, but for copies that nobody reads"
 NOBODY_MEETS = "no two warps meet across it: a barrier before or after it orders all that it orders"
-WAITED_LATER = "before the next wait nobody but further products of the same shape uses its registers"
+WAITED_LATER = "a later wait covers it, before which only further products of the same shape use its registers"
 SAME_WAIT = "every product is waited for where it is without the change"
 FENCED_BEFORE = "between the fence before it and the next products nobody accesses their registers"
 SHOWN_BEFORE = "nothing is stored to shared memory between it and the fence before it"
@@ -103,9 +103,10 @@ class Trace:
                 return COVERED
             return UNREAD if all(before[i] == after[i] for i in self.read) else ""
         if what in ("wait for products removed", "end of a group of products removed"):
-            if self._products_waited(None) == self._products_waited(changed):
+            before, after = self._products_waited(None), self._products_waited(changed)
+            if before == after:
                 return SAME_WAIT
-            return WAITED_LATER if "wait" in what and self._used_by_products_only(changed) else ""
+            return WAITED_LATER if self._left_alone(before, after) else ""
         if what == "fence of registers removed":
             return FENCED_BEFORE if self._fenced_before(changed) else ""
         if what == "fence between proxies removed":
@@ -186,23 +187,23 @@ class Trace:
                 found.append(-1)
         return found
 
-    def _used_by_products_only(self, changed: Instruction) -> bool:
-        """Whether from a wait on to the next one nobody but a wgmma of their shape uses registers of those before."""
-        flying: list[Instruction] = []
-        waiting = False
-        for instruction in self.issued:
-            if _is_product(instruction):
-                if waiting and any(not _may_follow(instruction, other) for other in flying):
-                    return False
-                flying.append(instruction)
-            elif instruction is changed:
-                waiting = True
-            elif instruction.opcode == "wgmma":
-                if "wait_group" in instruction.modifiers and _pending(instruction) == 0:
-                    flying, waiting = [], False
-            elif waiting and any(_used(instruction) & _used(other) for other in flying):
+    def _left_alone(self, before: list[int], after: list[int]) -> bool:
+        """Whether each product that is waited for later has its registers left alone until then.
+
+        A wgmma may add to the same accumulator meanwhile.
+        """
+        for product, first, last in zip(filter(_is_product, self.issued), before, after, strict=True):
+            if first == last:
+                continue
+            if last < 0:
                 return False
-        return not waiting
+            for instruction in self.issued[first:last]:
+                if _is_product(instruction):
+                    if not _may_follow(instruction, product):
+                        return False
+                elif instruction.opcode != "wgmma" and _used(instruction) & _used(product):
+                    return False
+        return True
 
     def _fenced_before(self, changed: Instruction) -> bool:
         """Whether no register is accessed between the fence before this one and a product before the next fence."""
