@@ -9,14 +9,15 @@ WEB := .venv-web
 EVAL := .venv-eval
 VLLM := .venv-vllm
 DOCS := .venv-docs
+RELEASE := .venv-release
 export TOKENIZERS_PARALLELISM := false
 # two processes of one thread each; WORKERS=1 for one
 THREADS := OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1)
 QUICK_TESTS := -m "not slow and not gpu" -n $(or $(WORKERS),2) --dist loadfile
 
-.PHONY: demo test test-interpret test-slow test-oldest test-newest test-ray test-serve test-web test-eval test-vllm docs test-docs \
-	newcomer compile-check cuda-check counts emulate emulate-all extension lint format bench bench-ops bench-suite \
-	gpu-check mini mini-pages fuzz kills clean
+.PHONY: demo test test-interpret test-slow test-oldest test-newest test-ray test-serve test-web test-eval test-vllm \
+	docs test-docs newcomer dist release compile-check cuda-check counts emulate emulate-all extension lint format bench \
+	bench-ops bench-suite gpu-check mini mini-pages fuzz kills clean
 
 demo: $(VENV)/.ready
 	$(BIN)/pixelrefer-fast demo --out out/demo
@@ -37,6 +38,20 @@ test-slow: $(VENV)/.ready
 # torch than its line brings
 newcomer:
 	python3 tools/readme.py --fresh $(if $(TORCH),--torch $(TORCH))
+
+# a source archive and wheels into dist/, built once and checked (docs/releasing.md)
+dist: $(VENV)/.ready $(RELEASE)/.ready
+	$(RELEASE)/bin/python tools/release.py --once
+
+# the same built twice and compared, and the README's first minute from each wheel in an environment of every Python that
+# is here; PYTHONS="3.11 3.12" for some, TORCH=torch==2.13.0 for another torch than a CPU build
+release: $(VENV)/.ready $(RELEASE)/.ready
+	$(RELEASE)/bin/python tools/release.py $(PYTHONS:%=--python %) $(if $(TORCH),--torch $(TORCH))
+
+$(RELEASE)/.ready: tools/release.txt
+	python3 -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip --disable-pip-version-check -q install -r tools/release.txt
+	@touch $@
 
 # hostile inputs of a seed, for so many seconds each kind; counts of what became of them, which tools/fuzz_page.py adds up
 fuzz: $(VENV)/.ready
@@ -195,7 +210,8 @@ mini-pages: $(VENV)/.ready
 	$(BIN)/python training/model_card.py
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(RAY) $(SERVE) $(WEB) $(EVAL) $(VLLM) $(DOCS) build *.egg-info out pixelrefer_fast/*.so
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(RAY) $(SERVE) $(WEB) $(EVAL) $(VLLM) $(DOCS) $(RELEASE) build dist *.egg-info \
+		out pixelrefer_fast/*.so
 
 # the extension is part of it, so what it is built from counts
 $(VENV)/.ready: pyproject.toml setup.py tools/make_venv.sh $(shell find csrc -name '*.cpp' -o -name '*.cu*' -o -name '*.h')

@@ -8,6 +8,11 @@
 #error "PIXELREFER_FAST_SOURCES is the digest of csrc/; pixelrefer_fast/ops/extension/build.py defines it"
 #endif
 
+// libstdc++ asks the C library's variable of this name whether counts of references have to be atomic; it came with glibc
+// 2.32. Our own says yes always, so that one build runs wherever torch does (glibc 2.28).
+extern "C" __attribute__((visibility("hidden"))) char __libc_single_threaded;
+char __libc_single_threaded = 0;
+
 // Read from the file before it is loaded: a build from other sources may have other signatures.
 #define PIXELREFER_FAST_MARKER "pixelrefer_fast csrc " PIXELREFER_FAST_SOURCES
 

@@ -24,6 +24,7 @@ from pixelrefer_fast.checks.values import is_integer, shortened, shown
 from pixelrefer_fast.device.graphs import GraphCache
 from pixelrefer_fast.encoding.kept_features import KeptFeatures
 from pixelrefer_fast.model import PixelRefer, PixelReferLite
+from pixelrefer_fast.ops.extension import load as extension
 
 FEATURE_BYTES = 1 << 27  # of a 2B model: about fifteen images of 1080p
 ENGINES = "pixelrefer_fast.engines"
@@ -159,6 +160,8 @@ def load(
     model.network.kept_features = kept
     model.network.loaded(digests)
     if target.type == "cuda":
+        if backend in ("auto", "cuda"):
+            extension.build_for_cuda()
         model.decoder.warmup()
     return model
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+LIMIT = 20 * 2**20  # bytes of an archive; the embedded models are 15 MB of it
 
 
 def run(code: str, *, cwd: Path, path: Path | None = None, **environment: str) -> str:
@@ -46,9 +48,23 @@ def copied(target: Path) -> Path:
     return target
 
 
+def built(kind: str, source: Path, out: Path) -> Path:
+    """What setuptools builds of this folder without the extension, as build and pip ask it to."""
+    code = f"from setuptools import build_meta; print(build_meta.build_{kind}({str(out)!r}))"
+    environment = {**os.environ, "PIXELREFER_FAST_BUILD_CUDA": "0"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=source, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return out / done.stdout.splitlines()[-1]
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copied(tmp_path_factory.mktemp("source") / "copy")
+
+
+@pytest.fixture(scope="module")
+def archive(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built("sdist", source, tmp_path_factory.mktemp("archive"))
 
 
 @pytest.fixture(scope="module")
@@ -61,19 +77,34 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_source_archive_is_complete_and_holds_no_tests(source: Path, tmp_path: Path) -> None:
+def test_source_archive_is_complete_and_holds_no_tests(archive: Path) -> None:
     """What builds the wheel again, links followed; the tests are a checkout's, whole or not at all."""
-    code = f"from setuptools import build_meta; print(build_meta.build_sdist({str(tmp_path)!r}))"
-    environment = {**os.environ, "PIXELREFER_FAST_BUILD_CUDA": "0"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=source, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    with tarfile.open(tmp_path / done.stdout.splitlines()[-1]) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
+    with tarfile.open(archive) as opened:
+        names = {name.partition("/")[2] for name in opened.getnames()}
     package = {str(path.relative_to(ROOT)) for path in (ROOT / "pixelrefer_fast").rglob("*.py")}
     kernels = {f"pixelrefer_fast/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
     csrc = {f"pixelrefer_fast/{path.relative_to(ROOT)}" for path in (ROOT / "csrc").rglob("*.c*") if path.is_file()}
     assert package | kernels | csrc | {"pyproject.toml", "setup.py", "README.md", "LICENSE"} <= names
-    assert not {name for name in names if name.startswith(("tests", "training", "emulator", "benchmarks"))}
+    assert not {name for name in names if name.startswith(("tests", "training", "emulator", "benchmarks", "tools"))}
+    assert archive.stat().st_size < LIMIT
+
+
+def test_builds_of_one_source_are_the_same(source: Path, archive: Path, tmp_path: Path) -> None:
+    """From a checkout that was used, or from the source archive where umask, owner and date are others."""
+    used = copied(tmp_path / "used")
+    (used / "pixelrefer_fast" / "assets" / "__pycache__").mkdir()
+    (used / "pixelrefer_fast" / "assets" / "__pycache__" / "__init__.cpython-311.pyc").write_bytes(b"")
+    for path in used.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(0o600)
+            os.utime(path, (0, 2**30))
+    shutil.unpack_archive(archive, tmp_path, filter="data")
+    (unpacked,) = tmp_path.glob("pixelrefer_fast-*")
+    for folder in ("archive", "first", "second"):
+        (tmp_path / folder).mkdir()
+    assert built("sdist", used, tmp_path / "archive").read_bytes() == archive.read_bytes()
+    first, second = built("wheel", used, tmp_path / "first"), built("wheel", unpacked, tmp_path / "second")
+    assert first.read_bytes() == second.read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +128,9 @@ def test_wheel_is_complete(wheel: Path) -> None:
                 continue
         if name not in ("pixelrefer_fast/kernels", "pixelrefer_fast/csrc"):  # the links themselves
             assert name in names
-    assert not any(n.startswith(("kernels/", "tests/", "benchmarks/", "csrc/")) for n in names)
+    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"pixelrefer_fast"}
+    assert not [name for name in names if "__pycache__" in name]
+    assert wheel.stat().st_size < LIMIT
     assert any(n.endswith("licenses/LICENSE") for n in names)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +53,20 @@ def test_the_installs_are_pips(readme: ModuleType) -> None:
     installs = [step.typed for step in readme.steps(TEXT) if step.installs]
     assert installs[-1] == "pip install ."
     assert "cpu" in installs[0]
+
+
+def test_a_wheel_stands_in_for_the_clone(readme: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its installs are the README's, with the file where the checkout is named, and nothing may be compiled."""
+    ran: list[str] = []
+    monkeypatch.setattr(readme, "run", lambda step, folder, binaries: ran.append(step.typed) or "")
+    monkeypatch.setattr(readme.subprocess, "run", lambda command, check: ran.append(command[0]))
+    monkeypatch.setenv("PIP_ONLY_BINARY", "")
+    monkeypatch.setenv("PIP_CONSTRAINT", "")
+    options = argparse.Namespace(wheel=tmp_path / "a.whl", python="python3.12", torch="torch==2.13.0")
+    binaries = readme.install([step.typed for step in readme.steps(TEXT) if step.installs], tmp_path, options)
+    assert ran == ["python3.12", "pip install torch==2.13.0", f"pip install '{tmp_path / 'a.whl'}'"]
+    assert binaries == tmp_path / "venv" / "bin"
+    assert os.environ["PIP_ONLY_BINARY"] == ":all:"
 
 
 def test_steps_of_another_text(readme: ModuleType) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
+
+import pixelrefer_fast
 
 ROOT = Path(__file__).parents[1]
 FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
@@ -18,6 +21,16 @@ def test_the_citation_is_the_papers() -> None:
     paper = citation["preferred-citation"]
     assert paper["url"].endswith("2510.23603")
     assert len(paper["authors"]) == 9
+
+
+def test_one_version_everywhere() -> None:
+    """It is written in `_version.py`, where builds read it; who cites it and what changed in it say the same."""
+    version = pixelrefer_fast.__version__
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == version
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    released = re.findall(r"^## (\d\S*) \((\d{4}-\d\d-\d\d)\)$", changes, re.M)
+    assert released[0] == (version, str(citation["date-released"]))
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.stem)

@@ -4,6 +4,7 @@ python tools/readme.py                      # in this environment, in a folder o
 python tools/readme.py --update             # and the README gets what came out
 python tools/readme.py --fresh              # installs included: a clean clone, an environment of its own
 python tools/readme.py --fresh --torch torch==2.13.0   # another torch than the README's line brings
+python tools/readme.py --fresh --wheel FILE            # from this wheel: no clone, and nothing is compiled
 """
 
 from __future__ import annotations
@@ -85,18 +86,29 @@ def run(step: Step, folder: Path, binaries: Path) -> str:
     return done.stdout
 
 
-def install(commands: list[str], folder: Path, torch: str | None) -> Path:
-    """Type the README's installs in a clean clone, with a new environment; where its programs are."""
-    subprocess.run(["git", "clone", "-q", str(ROOT), str(folder / "clone")], check=True)
-    subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
+def install(commands: list[str], folder: Path, options: argparse.Namespace) -> Path:
+    """Type the README's installs in an environment of its own; where its programs are.
+
+    A clean clone stands where they are typed, or with a wheel nothing does, and all that it needs comes as wheels too.
+    """
+    source = folder / "source"
+    if options.wheel is None:
+        subprocess.run(["git", "clone", "-q", str(ROOT), str(source)], check=True)
+    else:
+        source.mkdir()
+        os.environ["PIP_ONLY_BINARY"] = ":all:"
+        commands = [line.replace("pip install .", f"pip install '{options.wheel.resolve()}'") for line in commands]
+    subprocess.run([options.python, "-m", "venv", str(folder / "venv")], check=True)
     binaries = folder / "venv" / "bin"
-    if torch is not None:
-        commands = [f"pip install {torch}" if line.startswith("pip install torch") else line for line in commands]
+    if options.torch is not None:
+        commands = [
+            f"pip install {options.torch}" if line.startswith("pip install torch") else line for line in commands
+        ]
         os.environ["PIP_CONSTRAINT"] = str(folder / "constraint.txt")
-        (folder / "constraint.txt").write_text(torch + "\n")
+        (folder / "constraint.txt").write_text(options.torch + "\n")
     for line in commands:
         print("$", line, flush=True)
-        run(Step(line, False, ""), folder / "clone", binaries)
+        run(Step(line, False, ""), source, binaries)
     return binaries
 
 
@@ -104,6 +116,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fresh", action="store_true", help="with the installs, in a clean clone and environment")
     parser.add_argument("--torch", metavar="REQUIREMENT", help="with --fresh: in place of the README's torch")
+    parser.add_argument("--wheel", metavar="FILE", type=Path, help="with --fresh: this file in place of a clone")
+    parser.add_argument("--python", default=sys.executable, help="with --fresh: whose environment it is")
+    parser.add_argument("--also", metavar="COMMAND", action="append", default=[], help="typed at the end; must succeed")
     parser.add_argument("--update", action="store_true", help="write what came out into the README")
     options = parser.parse_args()
     text = README.read_text(encoding="utf-8")
@@ -112,7 +127,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder, binaries = Path(name), Path(sys.executable).parent
         if options.fresh:
-            binaries = install([step.typed for step in found if step.installs], folder, options.torch)
+            binaries = install([step.typed for step in found if step.installs], folder, options)
         work = folder / "work"
         work.mkdir()
         for step in found:
@@ -126,6 +141,9 @@ def main() -> int:
                 print(f"the README says:\n{step.printed}", end="")
                 before = f"```text\n{step.printed}" if step.python else f"$ {step.typed}\n{step.printed}"
                 text = text.replace(before, before.removesuffix(step.printed) + printed, 1)
+        for command in options.also:
+            print("$", command, flush=True)
+            print(run(Step(command, False, ""), work, binaries), end="", flush=True)
     if options.update and wrong:
         README.write_text(text, encoding="utf-8")
     return int(wrong > 0 and not options.update)

@@ -101,10 +101,23 @@ def test_1_insists(source: Path) -> None:
     assert wheels == []
 
 
+@needs_compiler
+def test_cpu_insists_on_one_module(source: Path) -> None:
+    code, said, wheels = _wheel(source, "--no-build-isolation", PIXELREFER_FAST_BUILD_CUDA="cpu")
+    assert code == 0, said
+    assert "built _C.abi3.so; not built: _C_cuda (" in said
+    assert not _pure(wheels[0])
+    path = source / "csrc" / "cpu" / "pack_views.cpp"
+    path.write_text(path.read_text() + "int broken = ;\n")
+    code, said, _ = _wheel(source, "--no-build-isolation", PIXELREFER_FAST_BUILD_CUDA="cpu")
+    assert code != 0
+    assert "PIXELREFER_FAST_BUILD_CUDA=cpu, but pixelrefer_fast extension: not built: " in said
+
+
 def test_another_mode_is_refused(source: Path) -> None:
     code, said, _ = _wheel(source, "--no-build-isolation", PIXELREFER_FAST_BUILD_CUDA="yes")
     assert code != 0
-    assert "PIXELREFER_FAST_BUILD_CUDA: expected 0, 1 or nothing, got 'yes'" in said
+    assert "PIXELREFER_FAST_BUILD_CUDA: expected 0, 1, cpu or nothing, got 'yes'" in said
 
 
 @needs_compiler
@@ -232,6 +245,15 @@ def test_the_compiler_is_the_one_that_is_named(tmp_path: Path) -> None:
     assert plan(environment).compiler == (str(tmp_path / "c++"),)
     missing = plan(environment | {"CXX": "absent"}).missing
     assert missing["_C"].startswith("no C++ compiler was found")
+
+
+def test_a_plan_of_one_module_keeps_the_reasons_of_the_others(tmp_path: Path) -> None:
+    torch_with_cuda = build_extension.Torch(tmp_path, (2, 13), "13.0")
+    whole = build_extension.BuildPlan(torch_with_cuda, ("c++",), "nvcc", {})
+    assert build_extension.only(whole, "_C", "why").missing == {"_C_cuda": "why"}
+    assert build_extension.only(whole, "_C_cuda", "why").modules == ["_C_cuda"]
+    none = build_extension.BuildPlan(None, (), None, {"_C": "no compiler", "_C_cuda": "no nvcc"})
+    assert build_extension.only(none, "_C", "why").missing == none.missing
 
 
 def test_architectures() -> None:

@@ -8,12 +8,19 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 import pixelrefer_fast
+from pixelrefer_fast import load, loading
+from pixelrefer_fast.checkpoint import Checkpoint
+from pixelrefer_fast.decoding.decoder import Decoder
 from pixelrefer_fast.doctor import probes as doctor
+from pixelrefer_fast.network import Network
 from pixelrefer_fast.ops.extension import build as build_extension
 from pixelrefer_fast.ops.extension import load as extension
 
@@ -193,3 +200,91 @@ def test_doctor_build_without_a_compiler(copy: Path) -> None:
 def test_doctor_takes_one_of_its_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.main(["--build", "--json"]) == 2
     assert capsys.readouterr().err == "error: doctor takes --json or --build, got --build --json\n"
+
+
+class TestBuildForCuda:
+    """What the first load onto a CUDA device does where the module of such devices is missing; nvcc is stood in for."""
+
+    @pytest.fixture
+    def compilations(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """The modules that were compiled, in order; a build is a file with the marker of the sources."""
+        compiled: list[str] = []
+        torch_with_cuda = build_extension.Torch(tmp_path, (2, 13), "13.0")
+
+        def build(planned: build_extension.BuildPlan, target: Path, *rest: object) -> build_extension.Outcome:
+            time.sleep(0.2)  # others come by meanwhile
+            compiled.extend(planned.modules)
+            path = target / f"{planned.modules[0]}.abi3.so"
+            path.write_bytes(build_extension.marker())
+            return build_extension.Outcome([path], planned.missing)
+
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setattr(build_extension, "PACKAGE", tmp_path / "package")
+        monkeypatch.setattr(build_extension, "plan", lambda: build_extension.BuildPlan(torch_with_cuda, (), "nvcc", {}))
+        monkeypatch.setattr(build_extension, "build", build)
+        return compiled
+
+    def test_once_for_all_who_load(self, compilations: list[str], caplog: pytest.LogCaptureFixture) -> None:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: extension.build_for_cuda(), range(4)))
+        extension.build_for_cuda()
+        assert compilations == ["_C_cuda"]
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert caplog.messages[0].startswith(f"compiling _C_cuda into {build_extension.user_folder()}: once, about a ")
+        assert extension._found("_C_cuda") == build_extension.user_folder() / "_C_cuda.abi3.so"
+
+    def test_again_after_a_change_of_the_sources(self, compilations: list[str]) -> None:
+        build_extension.user_folder().mkdir(parents=True)
+        (build_extension.user_folder() / "_C_cuda.abi3.so").write_bytes(b"of other sources")
+        extension.build_for_cuda()
+        assert compilations == ["_C_cuda"]
+
+    def test_not_if_it_may_not(self, compilations: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PIXELREFER_FAST_BUILD_CUDA", "0")
+        extension.build_for_cuda()
+        assert compilations == []
+
+    def test_not_if_it_cannot(self, compilations: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        missing = {"_C_cuda": "no nvcc was found"}
+        monkeypatch.setattr(build_extension, "plan", lambda: build_extension.BuildPlan(None, (), None, missing))
+        extension.build_for_cuda()
+        assert compilations == []
+        assert not build_extension.user_folder().exists()
+
+    def test_a_failure_is_told_and_no_more(
+        self, compilations: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(
+            build_extension,
+            "build",
+            lambda *rest: build_extension.Outcome([], {"_C_cuda": "cuda/scan.cuh: nvcc fails"}),
+        )
+        extension.build_for_cuda()
+        assert caplog.messages[-1] == "_C_cuda is not compiled: cuda/scan.cuh: nvcc fails"
+
+    def test_a_cache_that_cannot_be_written_is_told(
+        self, compilations: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (tmp_path / "file").write_bytes(b"")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+        extension.build_for_cuda()
+        assert compilations == []
+        assert caplog.messages[-1].startswith("_C_cuda is not compiled: [Errno 20] Not a directory")
+
+    @pytest.mark.parametrize(("backend", "asked"), [("auto", 1), ("cuda", 1), ("torch", 0), ("triton", 0)])
+    def test_load_asks_for_it_on_a_device_alone(
+        self, monkeypatch: pytest.MonkeyPatch, backend: str, asked: int
+    ) -> None:
+        calls: list[int] = []
+        monkeypatch.setattr(extension, "build_for_cuda", lambda: calls.append(1))
+        load("embedded:lite", device="cpu", backend="torch")
+        assert calls == []
+        # nothing is put on a device that is not here
+        monkeypatch.setattr(loading, "auto_device", lambda device: torch.device("cuda"))
+        monkeypatch.setattr(torch.nn.Module, "to_empty", lambda self, device: self)
+        monkeypatch.setattr(loading, "restore_buffers", lambda model, device: None)
+        monkeypatch.setattr(Checkpoint, "load_into", lambda *rest: {})
+        monkeypatch.setattr(Network, "loaded", lambda *rest: None)
+        monkeypatch.setattr(Decoder, "warmup", lambda *rest: None)
+        load("embedded:lite", dtype="float32", backend=backend)
+        assert len(calls) == asked

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 # the folder of a checkout, or that of an installed package
@@ -116,6 +116,12 @@ def plan(environment: Mapping[str, str] = os.environ) -> BuildPlan:
         elif nvcc is None:
             missing["_C_cuda"] = "no nvcc was found: neither in CUDA_HOME/bin nor on the PATH"
     return BuildPlan(torch, compiler or (), nvcc, missing)
+
+
+def only(planned: BuildPlan, name: str, why: str) -> BuildPlan:
+    """The same plan less every other module, for this reason."""
+    others = {other: planned.missing.get(other, why) for other in SOURCES if other != name}
+    return replace(planned, missing={**planned.missing, **others})
 
 
 def build(
@@ -269,7 +275,9 @@ def _compile_command(planned: BuildPlan, source: str, to: Path, environment: Map
     if source == "bindings_cuda.cpp":  # by nvcc, which knows where its own headers are
         return [*_nvcc_command(planned), "-DUSE_CUDA", *shared, *hidden, *to_object]
     options = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden")
-    return [*planned.compiler, *options, *shared, *to_object]
+    # messages name files of csrc/ and torch/ wherever these are, so that two builds are the same
+    named = (f"-ffile-prefix-map={_csrc()}=csrc", f"-ffile-prefix-map={planned.torch.folder}=torch")
+    return [*planned.compiler, *options, *named, *shared, *to_object]
 
 
 def _link_command(planned: BuildPlan, name: str, objects: list[str], to: Path) -> list[str]:

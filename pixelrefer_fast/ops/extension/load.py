@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 import os
 import struct
 import threading
@@ -19,6 +20,8 @@ from pixelrefer_fast.ops.extension import build
 
 MODULES = {"cpu": "_C", "cuda": "_C_cuda"}
 ADVICE = "pixelrefer-fast doctor --build"
+VARIABLE = "PIXELREFER_FAST_BUILD_CUDA"
+log = logging.getLogger("pixelrefer_fast")
 _lock = threading.Lock()
 
 
@@ -57,6 +60,42 @@ def build_in_place(progress: Callable[[str], None]) -> None:
     if len(outcome.built) < len(planned.modules):
         raise build.BuildError(build.summary(outcome))
     progress(build.summary(outcome))
+
+
+def build_for_cuda() -> None:
+    """Compile `_C_cuda` into the user's cache if it is missing and can be compiled: once, with a warning.
+
+    No wheel brings it: it is compiled where torch, nvcc and the devices are those that it will run with. Other
+    processes wait for the one that compiles. Where nothing can be compiled, nothing is, and the definitions compute.
+    PIXELREFER_FAST_BUILD_CUDA=0 leaves it at that.
+    """
+    name = MODULES["cuda"]
+    if _is_there(name) or os.environ.get(VARIABLE) == "0":
+        return
+    planned = build.only(build.plan(), name, "not asked for")
+    if not planned.modules:
+        return
+    import fcntl  # the plan knows that this is Linux
+
+    folder = build.user_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if _is_there(name):
+                return
+            log.warning("compiling %s into %s: once, about a minute (%s=0 leaves it out)", name, folder, VARIABLE)
+            outcome = build.build(planned, folder, log.info)
+    except (OSError, build.BuildError) as error:
+        log.warning("%s is not compiled: %s", name, error)
+        return
+    if not outcome.built:
+        log.warning("%s is not compiled: %s", name, outcome.missing[name])
+
+
+def _is_there(name: str) -> bool:
+    path = _found(name)
+    return path is not None and _is_current(path)
 
 
 def _found(name: str) -> Path | None:
