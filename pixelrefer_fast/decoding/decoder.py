@@ -276,9 +276,12 @@ class Decoder:
             largest = max(tokens, default=0)
             if largest >= vocabulary:
                 raise ValueError(f"{name}: expected token ids below {vocabulary}, got {largest}")
+        most = self.context_length  # no answer is longer, and tensors hold no integer of any size
         return replace(
             options,
-            top_k=self.top_k if options.top_k is None else options.top_k,
+            max_new_tokens=min(options.max_new_tokens, most),
+            min_new_tokens=min(options.min_new_tokens, most),
+            top_k=min(self.top_k if options.top_k is None else options.top_k, vocabulary),
             repetition_penalty=(
                 self.repetition_penalty if options.repetition_penalty is None else options.repetition_penalty
             ),

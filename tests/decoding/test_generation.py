@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from typing import Any
 
 import pytest
 import torch
 from decoding import END, VOCABULARY, Saying, alone, answers, new_decoder, numbered, prompt, tokens_of
+from fuzzing import Hostile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pixelrefer_fast.decoding import Decoder, Generation
@@ -199,6 +201,29 @@ def test_only_who_samples_pays_and_nothing_is_sorted(lite: Any, options: dict[st
 def test_wrong_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         Generation(**options)
+
+
+@pytest.mark.parametrize("value", [10**400, *map(Hostile, range(3))], ids=["large", "unsaid", "endless", "escapes"])
+@pytest.mark.parametrize("name", [field.name for field in fields(Generation) if field.init])
+def test_values_that_no_message_can_show(name: str, value: object) -> None:
+    if name in ("max_new_tokens", "top_k") and value == 10**400:  # as many as there are
+        Generation(**{name: value})  # type: ignore[arg-type]
+        return
+    with pytest.raises(ValueError, match=rf"^{name}: expected") as told:
+        Generation(**{name: value})  # type: ignore[arg-type]
+    assert len(str(told.value)) <= 200
+
+
+@pytest.mark.parametrize("size", [2**31, 2**63, 10**400], ids=["32 bits", "64 bits", "more"])
+def test_numbers_beyond_any_answer_are_as_many_as_there_are(lite: Any, size: int) -> None:
+    long = {"max_new_tokens": 5, "temperature": 2.0, "seed": 1}
+    every = alone(lite, prompt(9), Generation(**long, top_k=lite.network.llm.config.vocab_size))
+    assert alone(lite, prompt(9), Generation(**long, top_k=size)) == every
+    whole = alone(lite, prompt(9), Generation(max_new_tokens=lite.decoder.context_length, min_new_tokens=0))
+    assert alone(lite, prompt(9), Generation(max_new_tokens=size)) == whole
+    least = lite.decoder.context_length
+    longest = alone(lite, prompt(9), Generation(max_new_tokens=least, min_new_tokens=least))
+    assert alone(lite, prompt(9), Generation(max_new_tokens=size, min_new_tokens=size)) == longest
 
 
 @pytest.mark.parametrize("name", ["logit_bias", "stop_token_ids"])
