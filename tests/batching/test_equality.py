@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,10 @@ from mixed_requests import CAT, mixed_requests
 from recorded import recorded_cases
 
 import pixelrefer_fast as pf
+from pixelrefer_fast.batching import queue as queue_module
 from pixelrefer_fast.batching.preparing import Bound
 from pixelrefer_fast.checkpoint.embedded import EMBEDDED_FULL, EMBEDDED_LITE, is_embedded
+from pixelrefer_fast.decoding import decoder as decoder_module
 from pixelrefer_fast.decoding.options import Generation
 from pixelrefer_fast.planning.options import EncodeOptions
 from pixelrefer_fast.planning.request import FrameSource, Request
@@ -63,9 +68,9 @@ def test_a_mixed_batch_answers_as_one_at_a_time(
     assert len(set(alone)) > len(asks) // 10  # they are not all alike
 
 
-@pytest.mark.slow
-def test_three_hundred_requests_of_every_kind(model: Any) -> None:
-    """Greedy ones, sampled ones and penalised ones side by side, at once and one at a time."""
+@pytest.fixture(scope="module")
+def three_hundred(model: Any) -> tuple[list[pf.Ask], list[tuple[int, ...]]]:
+    """Greedy, sampled and penalised requests side by side, and the tokens of each by itself."""
     drawn = random.Random(11)
     asks = []
     for i, ask in enumerate(mixed_requests(model.kind, 300, seed=5)):
@@ -78,10 +83,111 @@ def test_three_hundred_requests_of_every_kind(model: Any) -> None:
         ]
         ask.options |= drawn.choice(kinds)
         asks.append(ask)
-    alone = [model.ask_batch([ask])[0].tokens for ask in asks]
-    answers = model.ask_batch(asks, batch_size=64)
-    assert [a.error for a in answers] == [None] * len(asks)
-    assert [a.tokens for a in answers] == alone
+    return asks, [model.ask_batch([ask])[0].tokens for ask in asks]
+
+
+@pytest.fixture
+def decoder(model: Any) -> Iterator[Any]:
+    """The model's, with an engine of its own before and after."""
+    model.decoder.clear()
+    yield model.decoder
+    model.decoder.clear()
+
+
+def _tokens(answers: Iterable[pf.Answer]) -> list[tuple[int, ...]]:
+    given = sorted(answers, key=lambda answer: answer.index)
+    assert [a.error for a in given] == [None] * len(given)
+    return [a.tokens for a in given]
+
+
+@pytest.mark.slow
+def test_three_hundred_at_once(model: Any, three_hundred: Any, decoder: Any) -> None:
+    asks, alone = three_hundred
+    assert _tokens(model.ask_batch(asks, batch_size=64)) == alone
+
+
+@pytest.mark.slow
+def test_three_hundred_in_parts(model: Any, three_hundred: Any, decoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A view and a few tokens of prompts between two steps."""
+    monkeypatch.setattr(queue_module, "CHUNK_PATCHES", 1)
+    monkeypatch.setattr(decoder_module, "CHUNK_TOKENS", 24)
+    asks, alone = three_hundred
+    assert _tokens(model.ask_batch(asks, batch_size=12)) == alone
+    assert decoder.counts()["passes"] > len(asks)
+
+
+@pytest.mark.slow
+def test_three_hundred_streamed(model: Any, three_hundred: Any, decoder: Any) -> None:
+    """By eight threads that share the queue."""
+    asks, alone = three_hundred
+
+    def tokens(ask: pf.Ask) -> tuple[int, ...]:
+        events = model.stream(ask.media, ask.question, ask.regions, events=True, **ask.options)
+        return tuple(event.token for event in events if event.token is not None)
+
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(tokens, asks)) == alone
+
+
+@pytest.mark.slow
+def test_three_hundred_with_prefixes_of_each_other(model: Any, three_hundred: Any, decoder: Any) -> None:
+    asks, alone = three_hundred
+    twice = [ask for ask in asks for _ in range(2)]
+    assert _tokens(model.ask_batch(twice, batch_size=16)) == [tokens for tokens in alone for _ in range(2)]
+    assert decoder.counts()["prefix_hits"] > len(asks) // 2
+
+
+@pytest.mark.slow
+def test_three_hundred_interrupted(
+    model: Any, three_hundred: Any, decoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every so often within a pass over prompts, and within a step."""
+    asks, alone = three_hundred
+    language_model = decoder.language_model
+    calls = {"prefill": 0, "step": 0}
+    for name, every in (("prefill", 7), ("step", 31)):
+        function = getattr(language_model, name)
+
+        def interrupted(*args: Any, name: str = name, every: int = every, function: Any = function) -> Any:
+            calls[name] += 1
+            if calls[name] % every == 0:
+                raise KeyboardInterrupt
+            return function(*args)
+
+        monkeypatch.setattr(language_model, name, interrupted)
+    batch, answers, interrupts = model.ask_iter(asks, batch_size=24), [], 0
+    while len(answers) < len(asks):
+        try:
+            answers.append(next(batch))
+        except KeyboardInterrupt:
+            interrupts += 1
+    assert _tokens(answers) == alone
+    assert interrupts >= 5
+
+
+@pytest.mark.slow
+def test_three_hundred_resumed(model: Any, three_hundred: Any, decoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every few steps memory runs out: those that came last begin again from the tokens that they have."""
+    asks, alone = three_hundred
+    step, calls, again = decoder.language_model.step, itertools.count(1), []
+    prefill = decoder.language_model.prefill
+
+    def short(*args: Any) -> torch.Tensor:
+        if len(args[0]) > 1 and next(calls) % 5 == 0:  # who runs alone would have failed
+            raise torch.OutOfMemoryError("no more")
+        found: torch.Tensor = step(*args)
+        return found
+
+    def counting(embeds: torch.Tensor, *args: Any) -> torch.Tensor:
+        again.extend(s for s in decoder._engine._starting if s.tokens)
+        found: torch.Tensor = prefill(embeds, *args)
+        return found
+
+    monkeypatch.setattr(decoder.language_model, "step", short)
+    monkeypatch.setattr(decoder.language_model, "prefill", counting)
+    assert _tokens(model.ask_batch(asks, batch_size=64)) == alone
+    assert decoder.counts()["halved"] >= 3
+    assert again
 
 
 def test_neighbours_and_their_order_change_nothing(

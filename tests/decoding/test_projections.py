@@ -81,14 +81,21 @@ class Adapter(nn.Module):
         return self.base(x) + 1
 
 
+class Quantised(nn.Parameter):
+    """As torchao replaces a weight: a parameter of another class, whose rows cannot be laid behind others'."""
+
+
 def test_what_is_no_plain_layer_or_learns_is_computed_by_itself() -> None:
+    """With an adapter, with gradients, with a bias or not, quantised: nothing is moved, and nothing is held twice."""
     plain, x = _linears(), torch.randn(5, WIDTH)
     adapted: list[Any] = [plain[0], Adapter(plain[1]), plain[2]]
     learning = _linears()
     learning[0].requires_grad_(True)
     mixed = [*_linears()[:2], *_linears(False)[2:]]
     low = [*_linears()[:2], _linears()[2].double()]
-    for modules in (adapted, learning, mixed):
+    quantised = _linears()
+    quantised[1].weight = Quantised(quantised[1].weight, requires_grad=False)
+    for modules in (adapted, learning, mixed, quantised):
         before = [p.data_ptr() for m in modules for p in m.parameters()]
         found = Projection(modules)
         assert found.weight is None
