@@ -21,7 +21,7 @@ from pixelrefer_fast.checkpoint.new_folder import new_folder, vacant
 from pixelrefer_fast.checkpoint.quantization import check_kind, quantise
 from pixelrefer_fast.checkpoint.tokenizer import tokenizer_files
 from pixelrefer_fast.checks.values import is_integer, shortened, shown
-from pixelrefer_fast.device.graphs import GraphCache
+from pixelrefer_fast.device.graphs import cuda_capturer
 from pixelrefer_fast.encoding.kept_features import KeptFeatures
 from pixelrefer_fast.model import PixelRefer, PixelReferLite
 from pixelrefer_fast.ops.extension import load as extension
@@ -74,11 +74,12 @@ def load(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     backend: str = "auto",
-    graph_bytes: int = 0,
+    graph_bytes: int | None = None,
     quantization: str | None = None,
     feature_bytes: int = FEATURE_BYTES,
     engine: None = None,
     engine_options: None = None,
+    warmup: bool | None = None,
 ) -> PixelRefer | PixelReferLite: ...
 
 
@@ -97,11 +98,12 @@ def load(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     backend: str = "auto",
-    graph_bytes: int = 0,
+    graph_bytes: int | None = None,
     quantization: str | None = None,
     feature_bytes: int = FEATURE_BYTES,
     engine: str | None = None,
     engine_options: Mapping[str, object] | None = None,
+    warmup: bool | None = None,
 ) -> PixelRefer | PixelReferLite | EngineModel:
     """Load a checkpoint in the released layout, or one of the two small trained models inside this package.
 
@@ -112,9 +114,8 @@ def load(
         device: "auto" (a CUDA device if there is one, else the CPU) or a device.
         dtype: "auto" (bfloat16 if the device supports it, else float32) or a dtype.
         backend: what computes the operations: "auto", or one of `ops.BACKENDS`, which then never falls back.
-        graph_bytes: device memory for captured encoder passes (CUDA graphs, one for each bucket of lengths; the least
-            recently used is dropped first). 0 captures none. Decoding steps are captured on a CUDA device whatever this
-            is (`Decoder.graph_bytes`).
+        graph_bytes: device memory for captured passes from patches to object tokens (CUDA graphs), and as much for
+            those of prompts and decoding steps. None: 1 GiB on a CUDA device; 0 captures none.
         quantization: "int8", "fp8" or "int4": quantizes the weights of the LLM's linear layers by torchao. This changes
             answers; such a model can answer, but not be saved or trained.
         feature_bytes: memory for features of images that were asked about, and for copies of these images by which
@@ -123,6 +124,8 @@ def load(
         engine: "vllm": an engine of vLLM answers, which must be installed (docs/vllm.md); None: this package's own.
         engine_options: arguments of that engine (vLLM's `AsyncEngineArgs`), such as {"tensor_parallel_size": 2}. With
             an engine only `dtype` is taken of the others.
+        warmup: make, compile and capture what requests use before the first of them (`model.warmup`), which takes
+            seconds; None: on a CUDA device.
 
     Returns:
         PixelRefer or PixelReferLite, depending on the checkpoint; with `engine` a model of that engine, which answers
@@ -138,14 +141,14 @@ def load(
     target = auto_device(device)
     precision = auto_dtype(dtype, target)
     if engine is not None:
-        given = (device, backend, graph_bytes, quantization, feature_bytes)
-        if given != ("auto", "auto", 0, None, FEATURE_BYTES):
+        given = (device, backend, graph_bytes, quantization, feature_bytes, warmup)
+        if given != ("auto", "auto", None, None, FEATURE_BYTES, None):
             raise ValueError("engine: expected dtype and engine_options alone with it, got options of the own engine")
         return _engine(engine)(str(path_or_hub_id), precision, engine_options)
     if engine_options is not None:
         raise ValueError("engine_options: expected an engine with them, got none")
     ops.check_backend(backend)
-    graphs = _graphs(graph_bytes, target)
+    _check_graph_bytes(graph_bytes, target)
     kept = _kept_features(feature_bytes)
     check_kind(quantization)
     checkpoint = open_checkpoint(path_or_hub_id)
@@ -153,16 +156,15 @@ def load(
     model.to(precision).to_empty(device=target)
     restore_buffers(model, target)
     digests = checkpoint.load_into(model.network.checkpoint_slots(), _optional(model))
-    model.network.encoder.graphs = graphs
     if quantization is not None:
         quantise(model.network.llm, quantization)
         model.network.quantization = quantization
     model.network.kept_features = kept
     model.network.loaded(digests)
-    if target.type == "cuda":
-        if backend in ("auto", "cuda"):
-            extension.build_for_cuda()
-        model.decoder.warmup()
+    if target.type == "cuda" and backend in ("auto", "cuda"):
+        extension.build_for_cuda()
+    if warmup or (warmup is None and target.type == "cuda"):
+        model.warmup(graph_bytes)
     return model
 
 
@@ -283,15 +285,11 @@ def export_llm(src: str | Path, dst: str | Path) -> dict[str, Any]:
     }
 
 
-def _graphs(limit: int, device: torch.device) -> GraphCache | None:
-    if not is_integer(limit) or limit < 0:
+def _check_graph_bytes(limit: int | None, device: torch.device) -> None:
+    if limit is not None and (not is_integer(limit) or limit < 0):
         raise ValueError(f"graph_bytes: expected a number of bytes, 0 or more, got {shown(limit)}")
-    if limit == 0:
-        return None
-    graphs = GraphCache(int(limit))
-    if reason := graphs.unusable(device):
+    if limit and (reason := cuda_capturer().unusable(device)):
         raise ValueError(f"graph_bytes: expected 0 on {device}, got {limit}: {reason}")
-    return graphs
 
 
 def _kept_features(limit: int) -> KeptFeatures | None:

@@ -17,6 +17,7 @@ from pixelrefer_fast.batching.asks import Answer, Ask, AskKeywords, BatchError
 from pixelrefer_fast.batching.calls import BatchCalls, text_of
 from pixelrefer_fast.batching.encoding import Prepared, embedded_prompt
 from pixelrefer_fast.batching.preparing import DESCRIBE_IMAGE, DESCRIBE_VIDEO, Bound, MediaCache, made_of, prepare
+from pixelrefer_fast.batching.rehearsal import rehearsal
 from pixelrefer_fast.checkpoint import save_checkpoint
 from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.checks.values import labelled
@@ -119,6 +120,33 @@ class _Model(BatchCalls, nn.Module):
         dtype = str(self.dtype).removeprefix("torch.")
         changed = f", {self.quantization}" if self.quantization else ""
         return f"<{type(self).__name__}: {weights:,} weights in {dtype}{changed} on {self.device}>"
+
+    def warmup(self, graph_bytes: int | None = None) -> None:
+        """Make and compile what requests use before the first of them; on a CUDA device `load` calls it.
+
+        Some questions about a drawn picture go through the model, then the passes to object tokens, the prompts and the
+        decoder's steps are captured as CUDA graphs. Again after weights were written to: what was captured with others
+        is not used any more.
+
+        Args:
+            graph_bytes: of device memory that captures of passes to object tokens may keep, and as much that those of
+                prompts and steps may; 0: none is captured; None: 1 GiB on a CUDA device, 0 elsewhere.
+
+        Raises:
+            ValueError: there are no CUDA graphs where this model is.
+            RuntimeError: something is being decoded.
+        """
+        network = self.network
+        kept, network.kept_features, network.captured = network.kept_features, None, None
+        try:
+            for answer in self.ask_batch(rehearsal(), progress=False):
+                # a model of few tokens of context, or of weights that are no model's, answers not all of them
+                if answer.exception is not None and not isinstance(answer.exception, (ValueError, FloatingPointError)):
+                    raise answer.exception
+        finally:
+            network.kept_features = kept
+        network.decoder.clear()
+        network.capture(graph_bytes)
 
     def save(self, folder: str | Path) -> None:
         """Write one self-contained folder in the released layout that loads again bit-equal.

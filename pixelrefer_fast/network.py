@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import nn
 
 from pixelrefer_fast import ops
 from pixelrefer_fast._version import __version__
@@ -14,8 +14,11 @@ from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.checkpoint.digests import model_fingerprint, tensor_digest
 from pixelrefer_fast.decoding import Decoder
 from pixelrefer_fast.decoding.prompt import Prompt, build_prompt
+from pixelrefer_fast.device.graphs import GRAPH_BYTES
 from pixelrefer_fast.device.stages import stage
 from pixelrefer_fast.device.transfers import upload
+from pixelrefer_fast.device.weights import WatchedWeights, WeightsState
+from pixelrefer_fast.encoding.captured_passes import CapturedPasses
 from pixelrefer_fast.encoding.kept_features import KeptFeatures
 from pixelrefer_fast.encoding.objects import Objects, SceneTokens
 from pixelrefer_fast.encoding.vision import VisionSide, places_of
@@ -28,6 +31,9 @@ from pixelrefer_fast.segmenting import Segmenter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+log = logging.getLogger("pixelrefer_fast")
 
 
 class Network(VisionSide):
@@ -71,8 +77,8 @@ class Network(VisionSide):
         self.llm = Qwen2ForCausalLM(Qwen2Config(**config.llm))
         self.decoder = Decoder(self.llm, tokenizer, self.generation, backend)
         self._fingerprint: str | None = None
-        self._tree: list[tuple[nn.Module, list[nn.Module | None]]] = []
-        self._written: list[tuple[int, int]] = []
+        self._watched: WatchedWeights | None = None
+        self._written: WeightsState = ()
         self.eval().requires_grad_(False)
 
     def loaded(self, digests: Mapping[str, str]) -> None:
@@ -94,13 +100,37 @@ class Network(VisionSide):
         assert self._fingerprint is not None
         return self._fingerprint
 
-    def _writes(self) -> list[tuple[int, int]]:
-        """Which tensors the weights are, and how often each was written to."""
-        # asked for with every request about encoded objects, and `parameters()` takes a millisecond for a small model
-        if not self._tree or any(list(module._modules.values()) != own for module, own in self._tree):
-            self._tree = [(module, list(module._modules.values())) for module in self.modules()]
-        held = (p for module, _ in self._tree for p in module._parameters.values() if p is not None)
-        return [(id(p), 0 if p.is_inference() else p._version) for p in held]
+    def _writes(self) -> WeightsState:
+        """Where the weights are, and how often each was written to."""
+        if self._watched is None:
+            self._watched = WatchedWeights([self])
+        return self._watched.state()
+
+    def capture(self, graph_bytes: int | None = None) -> None:
+        """Capture passes from patches to object tokens, prompts and steps, anew where they were.
+
+        Args:
+            graph_bytes: of device memory that those to object tokens may keep, and as much that the others may; 0:
+                nothing is captured; None: 1 GiB where kernels compute on a CUDA device, 0 elsewhere.
+
+        Raises:
+            ValueError: there are no CUDA graphs where this model is.
+            RuntimeError: something is being decoded.
+        """
+        default = GRAPH_BYTES if ops.kernels_serve(self.device, self.backend) else 0
+        limit = default if graph_bytes is None else graph_bytes
+        self.captured = None
+        if limit:
+            captured = CapturedPasses(self.encoder, self.object_tokenizer, self.config, self.backend, limit)
+            if reason := captured.unusable(self.device):
+                raise ValueError(f"graph_bytes: expected 0 on {self.device}, got {limit}: {reason}")
+            self.captured = captured
+            try:
+                captured.warm_up()
+            except torch.OutOfMemoryError as error:
+                log.warning("encoder: no memory to capture further passes, which run as they are (%s)", error)
+        self.decoder.graph_bytes = graph_bytes
+        self.decoder.warmup()
 
     def checkpoint_slots(self) -> dict[str, torch.Tensor]:
         """Where each tensor of a released checkpoint goes, by checkpoint key; views of this model's own memory."""

@@ -37,7 +37,8 @@ class BenchPlan:
         model: its name.
         pair: names of the Lite and the Full that are set against each other, None where none are.
         reference: checkout of the reference, None where it is not compared with.
-        device, dtype, graph_bytes: how models are loaded.
+        device, dtype: how models are loaded.
+        graph_bytes: that captures may keep, as `model.warmup` takes it.
         quick: fewer points and calls.
         curves: whether time is measured against each size.
         seconds: that the run takes, about.
@@ -49,7 +50,7 @@ class BenchPlan:
     reference: Path | None
     device: Any
     dtype: Any
-    graph_bytes: int
+    graph_bytes: int | None
     quick: bool
     curves: bool
     seconds: float
@@ -62,7 +63,7 @@ def planned(
     reference: str | None,
     device: str,
     dtype: str,
-    graph_bytes: int,
+    graph_bytes: int | None,
     quick: bool,
     curves: bool,
     seconds: float | None,
@@ -74,7 +75,7 @@ def planned(
         ValueError: naming the option, what was expected and what came.
     """
     from pixelrefer_fast.bench.report import results
-    from pixelrefer_fast.device.graphs import GraphCache
+    from pixelrefer_fast.device.graphs import cuda_capturer
     from pixelrefer_fast.loading import auto_device, auto_dtype
 
     chosen = auto_device(device)
@@ -86,7 +87,7 @@ def planned(
         raise ValueError(f"--reference {reference}: expected a folder, a checkout of the reference")
     if seconds is not None and not seconds > 0:
         raise ValueError(f"--seconds: expected a number above 0, got {seconds:g}")
-    if graph_bytes and (reason := GraphCache(graph_bytes).unusable(chosen)):
+    if graph_bytes and (reason := cuda_capturer().unusable(chosen)):
         raise ValueError(f"--graph-bytes: expected 0 on {chosen}, got {graph_bytes}: {reason}")
     target = Path(folder)
     results.check_path(target / RESULTS)
@@ -178,14 +179,10 @@ def run_bench(plan: BenchPlan, told: Callable[[str], Any]) -> dict[str, Any]:
 @contextlib.contextmanager
 def _loaded(plan: BenchPlan, name: str) -> Iterator[Any]:
     from pixelrefer_fast.bench.run import workloads
-    from pixelrefer_fast.device.graphs import GraphCache
 
     model = workloads.load_model(name, plan.device, plan.dtype)
-    if plan.graph_bytes:
-        model.network.encoder.graphs = GraphCache(plan.graph_bytes)
-        model.decoder.clear()
-        model.decoder.graph_bytes = plan.graph_bytes
-        model.decoder.warmup()
+    if plan.device.type == "cuda":
+        model.warmup(plan.graph_bytes)
     try:
         yield model
     finally:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from pixelrefer_fast.decoding.cache import BlockPool
+from pixelrefer_fast.decoding.prefill_graphs import CapturedPrefills
 from pixelrefer_fast.decoding.prefixes import Boundary, PrefixCache
 from pixelrefer_fast.decoding.qwen import LanguageModel, PrefillLayout
 from pixelrefer_fast.decoding.sequence import Sequence
@@ -29,11 +30,20 @@ class Admission:
         model: runs the layers.
         pool, prefixes: keys and values, and the prefixes that are kept.
         shared: shortest prefix that is worth sharing.
+        captured: passes over prompts that are replayed; None: each runs as it is.
     """
 
-    def __init__(self, model: LanguageModel, pool: BlockPool, prefixes: PrefixCache, shared: int) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        pool: BlockPool,
+        prefixes: PrefixCache,
+        shared: int,
+        captured: CapturedPrefills | None = None,
+    ) -> None:
         self.counts = {"passes": 0, "prefill_tokens": 0, "cached_tokens": 0, "prefix_hits": 0}
         self._model, self._pool, self._prefixes, self._shared = model, pool, prefixes, shared
+        self._captured = captured
 
     def split(self, sequences: abc.Sequence[Sequence]) -> tuple[list[Sequence], list[Sequence]]:
         """Those to begin with, and those that share a prefix which one of the first will have computed."""
@@ -127,7 +137,7 @@ class Admission:
         found = [own.cached_tokens for own, _ in parts if own.computed == own.cached_tokens]
         embeds = torch.cat([self._embeds(own, own.computed, own.computed + count) for own, count in parts])
         complete = [own for own, count in parts if count == missing(own)]
-        logits = self._model.prefill(embeds, self._layout(parts), self._pool)
+        logits = self._logits(embeds, self._layout(parts))
         for sequence, count in parts:
             sequence.computed += count
             for boundary in self._boundaries(sequence):
@@ -146,6 +156,11 @@ class Admission:
         self.counts["prefix_hits"] += sum(map(bool, found))
         return complete
 
+    def _logits(self, embeds: torch.Tensor, layout: PrefillLayout) -> torch.Tensor:
+        """Of the last tokens of prompts; `embeds` is written over."""
+        logits = None if self._captured is None else self._captured.logits(embeds, layout)
+        return self._model.prefill(embeds, layout.to(self._model.device), self._pool) if logits is None else logits
+
     def _boundaries(self, sequence: Sequence) -> list[Boundary]:
         assert sequence.prompt is not None
         return [b for b in sequence.prompt.boundaries if self._shared <= b.length < sequence.prompt_tokens]
@@ -161,6 +176,7 @@ class Admission:
         return torch.cat([own, self._model.embed(said)])
 
     def _layout(self, parts: abc.Sequence[Part]) -> PrefillLayout:
+        """In host memory."""
         spans = [(own, own.computed, own.computed + count) for own, count in parts]
         queries = [count for _, count in parts]
         ends = [end for *_, end in spans]
@@ -174,7 +190,7 @@ class Admission:
         ]
         if any(start for _, start, _ in spans):
             tables.append(torch.from_numpy(np.concatenate([self._pool.rows(s.blocks, 0, end) for s, _, end in spans])))
-        positions, rows, cu_queries, cu_keys, last, *keys = upload(tables, self._model.device)
+        positions, rows, cu_queries, cu_keys, last, *keys = tables
         return PrefillLayout(
             positions=positions,
             rows=rows,

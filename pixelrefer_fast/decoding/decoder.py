@@ -14,15 +14,17 @@ from pixelrefer_fast.checks.values import is_integer, shown
 from pixelrefer_fast.decoding.cache import default_limit
 from pixelrefer_fast.decoding.engine import Engine, Schedule
 from pixelrefer_fast.decoding.options import Event, Generation, Step
+from pixelrefer_fast.decoding.prefill_graphs import CapturedPrefills
 from pixelrefer_fast.decoding.prefixes import Boundary, PrefixCache, PromptEmbeds
 from pixelrefer_fast.decoding.qwen import LanguageModel
 from pixelrefer_fast.decoding.sampling import signed
 from pixelrefer_fast.decoding.sequence import Sequence, texts
 from pixelrefer_fast.decoding.slots import Slots
-from pixelrefer_fast.decoding.step_graphs import StepGraphs
+from pixelrefer_fast.decoding.step_graphs import StepKey
 from pixelrefer_fast.decoding.text import Detokenizer
+from pixelrefer_fast.device.graphs import GRAPH_BYTES, GraphStore
 from pixelrefer_fast.device.processes import PerProcess
-from pixelrefer_fast.ops import triton_available
+from pixelrefer_fast.ops import kernels_serve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
@@ -34,7 +36,6 @@ PREFILL_TOKENS = 16384
 CHUNK_TOKENS = 1024
 SHARED = 16  # tokens: computing fewer costs less than finding them
 PREFIX_BYTES = 512 * 2**20
-GRAPH_BYTES = 2**30
 BLOCK = {"cuda": 64, "cpu": 32}  # tokens
 AHEAD = {"cuda": True, "cpu": False}  # whether a step's output is read while the next one runs; a CPU waits for none
 
@@ -70,11 +71,11 @@ class Decoder:
         cache_bytes: that keys and values may take; None: a share of what is free at the first use (80 % on a CUDA
             device, 25 % on a CPU). Memory is taken as it is needed.
         prefix_bytes: of them, what prefixes of prompts may hold when their prompts are done.
-        graph_bytes: device memory that captured steps may keep (CUDA graphs), which `warmup` captures; 0: none is
-            captured; None: 1 GiB on a CUDA device whose kernels read the cache in place, 0 elsewhere.
+        graph_bytes: device memory that captured prompts and steps may keep (CUDA graphs), which `warmup` captures; 0:
+            none is captured; None: 1 GiB on a CUDA device whose kernels read the cache in place, 0 elsewhere.
 
-    Another value counts from the next prompt or `warmup` on that comes while nothing is decoded; steps are captured
-    anew by `warmup` only.
+    Another value counts from the next prompt or `warmup` on that comes while nothing is decoded; what is captured is
+    captured anew by `warmup` only.
     """
 
     def __init__(
@@ -243,8 +244,8 @@ class Decoder:
             own.engine = None
 
     def warmup(self) -> None:
-        """Capture steps where they are to be (`graph_bytes`), so that no request waits for it; again after `clear` and
-        where settings have changed.
+        """Capture prompts and steps where they are to be (`graph_bytes`), so that no request waits for it; again after
+        `clear` and where settings have changed.
 
         The cache takes its memory now and keeps it: `cache_bytes`, or room for 2,048 tokens of each of `max_running`
         sequences where that is less.
@@ -311,8 +312,7 @@ class Decoder:
     def _default_graph_bytes(self) -> int:
         """None where the definition would read the whole table of blocks in each captured step."""
         model = self.language_model
-        in_place = model.backend in ("auto", "triton") and triton_available() is None
-        return GRAPH_BYTES if model.device.type == "cuda" and in_place else 0
+        return GRAPH_BYTES if kernels_serve(model.device, model.backend) else 0
 
     def _new_engine(self) -> Engine:
         graph_bytes = self._default_graph_bytes() if self.graph_bytes is None else self.graph_bytes
@@ -336,7 +336,7 @@ class Decoder:
             vocabulary=model.config.vocab_size,
             ends=sorted(self.end_ids),
         )
-        graphs = StepGraphs(graph_bytes) if graph_bytes else None
+        graphs: GraphStore[StepKey] | None = GraphStore(graph_bytes) if graph_bytes else None
         if graphs is not None and (reason := graphs.unusable(model.device)):
             raise ValueError(f"graph_bytes: expected 0 on {model.device}, got {graph_bytes}: {reason}")
         schedule = Schedule(
@@ -346,4 +346,5 @@ class Decoder:
             ahead=AHEAD[kind],
             shared=self.shared_tokens,
         )
-        return Engine(model, pool, PrefixCache(pool, self.prefix_bytes), slots, schedule, graphs)
+        prefills = None if graphs is None else CapturedPrefills(model, pool, graphs, graph_bytes)
+        return Engine(model, pool, PrefixCache(pool, self.prefix_bytes), slots, schedule, graphs, prefills)

@@ -18,13 +18,15 @@ import torch
 
 from pixelrefer_fast.decoding.admission import Admission, OutOfBlocks, Part, missing
 from pixelrefer_fast.decoding.cache import BlockPool
+from pixelrefer_fast.decoding.prefill_graphs import CapturedPrefills
 from pixelrefer_fast.decoding.prefixes import PrefixCache
 from pixelrefer_fast.decoding.qwen import LanguageModel
 from pixelrefer_fast.decoding.readbacks import Readbacks
 from pixelrefer_fast.decoding.sequence import Sequence
 from pixelrefer_fast.decoding.slots import CAPTURED, Slots
-from pixelrefer_fast.decoding.step_graphs import LAYERS, WHOLE, StepGraphs, StepKey, captured_sizes, keys_of
+from pixelrefer_fast.decoding.step_graphs import LAYERS, WHOLE, StepKey, captured_sizes, keys_of
 from pixelrefer_fast.decoding.waiting import WaitingLine
+from pixelrefer_fast.device.graphs import GraphStore
 from pixelrefer_fast.device.stages import stage
 
 FIXED_TOKENS = 2048  # of each slot, that a cache which does not move has room for together
@@ -62,6 +64,7 @@ class Engine:
         slots: state of what runs.
         schedule: how much runs at once, and when the host reads.
         graphs: captured steps, where they are wanted.
+        prefills: captured passes over prompts, likewise.
     """
 
     def __init__(
@@ -71,13 +74,14 @@ class Engine:
         prefixes: PrefixCache,
         slots: Slots,
         schedule: Schedule,
-        graphs: StepGraphs | None,
+        graphs: GraphStore[StepKey] | None,
+        prefills: CapturedPrefills | None,
     ) -> None:
         self.schedule = schedule
-        self.graphs = graphs
+        self.graphs, self.prefills = graphs, prefills
         self.most = schedule.slots  # slots that may be taken, less after memory ran out
         self._model, self._pool, self._prefixes, self._slots = model, pool, prefixes, slots
-        self._admission = Admission(model, pool, prefixes, schedule.shared)
+        self._admission = Admission(model, pool, prefixes, schedule.shared, prefills)
         self._lock = threading.RLock()
         self._waiting = WaitingLine()
         self._starting: list[Sequence] = []  # neither waiting nor running: between rounds, one whose prompt is cut
@@ -120,6 +124,8 @@ class Engine:
             }
             if self.graphs is not None:
                 found |= {f"graph_{name}": n for name, n in self.graphs.counts().items()}
+            if self.prefills is not None:
+                found |= {f"prefill_graph_{name}": n for name, n in self.prefills.store.counts().items()}
             return found
 
     def memory(self) -> dict[str, int]:
@@ -133,7 +139,7 @@ class Engine:
                 "prefix_bytes": self._prefixes.held_bytes,
                 "prefix_limit": self._prefixes.limit_bytes,
                 "prefix_evictions": self._prefixes.evictions,
-                "graph_bytes": 0 if self.graphs is None else self.graphs.held_bytes(),
+                "graph_bytes": sum(x.held_bytes() for x in (self.graphs, self.prefills) if x is not None),
             }
 
     @torch.inference_mode()
@@ -381,7 +387,8 @@ class Engine:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Capture all steps, the largest first; the cache takes its place in memory before, and stays there.
+        """Capture passes over prompts and all steps, the largest first; the cache takes its place in memory before, and
+        stays there.
 
         Raises:
             RuntimeError: something is being decoded.
@@ -389,18 +396,19 @@ class Engine:
         with self._lock:
             if self.busy:
                 raise RuntimeError("decoder: expected nothing to be decoded, got sequences that are not done")
-            if self.graphs is None:
+            if self.graphs is None or self.prefills is None:
                 return
             slots, pool = self._slots, self._pool
             try:
                 pool.fix(max(slots.size * pool.needed(FIXED_TOKENS), slots.width) + 1)
+                self.prefills.warm_up()
                 slots.prepare_capture()
                 for key in keys_of(slots.size):
                     steps = {
                         WHOLE: functools.partial(slots.step, key.slots, slots.width, CAPTURED),
                         LAYERS: functools.partial(slots.layers, key.slots, slots.width),
                     }
-                    self.graphs.capture(key, steps[key.kind], slots.views(key.slots))
+                    self.graphs.capture(key, steps[key.kind], slots.views(key.slots), pool.device)
                 self._captured_version = slots.version
             except torch.OutOfMemoryError as error:
                 log.warning("decoder: no memory to capture further steps, which run as they are (%s)", error)

@@ -8,7 +8,7 @@ waits for the device.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +16,7 @@ import torch
 from pixelrefer_fast import ops
 from pixelrefer_fast.decoding.cache import BlockPool
 from pixelrefer_fast.decoding.layers import Layer, Norm, Rotary
+from pixelrefer_fast.device.transfers import upload
 
 if TYPE_CHECKING:
     from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -45,6 +46,22 @@ class PrefillLayout:
     key_rows: torch.Tensor | None
     last: torch.Tensor
 
+    def to(self, device: torch.device) -> PrefillLayout:
+        """The tables on `device`, in one copy."""
+        tables = [self.positions, self.rows, self.cu_queries, self.cu_keys, self.last]
+        if self.key_rows is not None:
+            tables.append(self.key_rows)
+        positions, rows, cu_queries, cu_keys, last, *key_rows = upload(tables, device)
+        return replace(
+            self,
+            positions=positions,
+            rows=rows,
+            cu_queries=cu_queries,
+            cu_keys=cu_keys,
+            last=last,
+            key_rows=key_rows[0] if key_rows else None,
+        )
+
 
 class LanguageModel:
     """A Qwen2ForCausalLM of transformers, run by us.
@@ -60,10 +77,12 @@ class LanguageModel:
         self.backend = backend
         self._layers: list[Layer] = []
         self._rotary: Rotary | None = None
+        self._ends: tuple[object, object] = (None, None)  # what comes behind the layers
+        self._version = 0
 
     def __getstate__(self) -> dict[str, object]:
         """A copy has weights, and what is merged of them, of its own."""
-        return self.__dict__ | {"_layers": [], "_rotary": None}
+        return self.__dict__ | {"_layers": [], "_rotary": None, "_ends": (None, None)}
 
     @property
     def config(self) -> Qwen2Config:
@@ -158,16 +177,28 @@ class LanguageModel:
 
         return self._logits(self._hidden(self.embed(tokens), attend, few=True))
 
-    def look_up(self) -> None:
-        """Find modules and merge weights, where they are not those of the last time; which moves them once."""
+    def look_up(self) -> int:
+        """Find modules and merge weights, where they are not those of the last time, which moves them once.
+
+        Returns:
+            How often they were not: a number that changes with them.
+        """
         model = self.llm.model
         if len(self._layers) != len(model.layers):
             self._layers = [Layer(module) for module in model.layers]
+            self._version += 1
         for number, module in enumerate(model.layers):
             if not self._layers[number].fits(module):
                 self._layers[number] = Layer(module)
+                self._version += 1
         if self._rotary is None or not self._rotary.fits(model.rotary_emb, model.norm.weight):
             self._rotary = Rotary(model.rotary_emb, model.norm.weight)
+            self._version += 1
+        ends = model.norm, self.llm.lm_head
+        if any(own is not found for own, found in zip(self._ends, ends, strict=True)):
+            self._ends = ends
+            self._version += 1
+        return self._version
 
     @property
     def _groups(self) -> int:

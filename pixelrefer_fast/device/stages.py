@@ -49,6 +49,11 @@ def listen(listener: Listener) -> Iterator[None]:
         _listeners.remove(listener)
 
 
+def heard() -> bool:
+    """Whether anybody listens: stages that were captured together would not be heard one by one."""
+    return bool(_listeners)
+
+
 def stage(name: StageName) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Mark a function as (part of) a stage."""
 

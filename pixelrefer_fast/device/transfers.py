@@ -21,27 +21,29 @@ def upload(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.
     """
     if device.type != "cuda":
         return [t.to(device) for t in tensors]
-    return _views(_staged(tensors, pin=True).to(device, non_blocking=True), tensors)
+    return views_of(_staged(tensors, pin=True).to(device, non_blocking=True), tensors)
 
 
 def _staged(tensors: Sequence[torch.Tensor], pin: bool) -> torch.Tensor:
     """One buffer of bytes in host memory with all tensors in it, each at an aligned place."""
-    size = sum(_aligned(t) for t in tensors)
+    size = sum(aligned(t) for t in tensors)
     buffer = torch.zeros(size, dtype=torch.uint8, pin_memory=pin)
-    for view, tensor in zip(_views(buffer, tensors), tensors, strict=True):
+    for view, tensor in zip(views_of(buffer, tensors), tensors, strict=True):
         view.copy_(tensor)
     return buffer
 
 
-def _views(buffer: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def views_of(buffer: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Views of a buffer of bytes, shaped as these tensors are, each at an aligned place."""
     views, start = [], 0
     for tensor in tensors:
         stop = start + tensor.numel() * tensor.element_size()
         views.append(buffer[start:stop].view(tensor.dtype).view(tensor.shape))
-        start += _aligned(tensor)
+        start += aligned(tensor)
     return views
 
 
-def _aligned(tensor: torch.Tensor) -> int:
+def aligned(tensor: torch.Tensor) -> int:
+    """Bytes that a tensor takes in such a buffer."""
     size = tensor.numel() * tensor.element_size()
     return -(-size // ALIGNMENT) * ALIGNMENT

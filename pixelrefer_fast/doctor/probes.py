@@ -284,12 +284,12 @@ def _graphs() -> dict[str, Any]:
     graphs = importlib.import_module("pixelrefer_fast.device.graphs")
     trust = importlib.import_module("pixelrefer_fast.device.trust")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    cache = graphs.GraphCache(2**30)
-    reason = cache.unusable(device)
+    store = graphs.GraphStore(2**30)
+    reason = store.unusable(device)
     if reason is None:
         x = torch.ones(64, 64, device=device)
-        cache.run("doctor", lambda x: x @ x, {"x": x})
-        reason = next(iter(cache.refused.values()), None)
+        store.capture("doctor", lambda: x @ x, {}, device)
+        reason = next(iter(store.refused.values()), None)
     return {"works": reason is None, "reason": reason or "", **trust.counts()}
 
 

@@ -15,8 +15,8 @@ from torch import nn
 
 from pixelrefer_fast import ops
 from pixelrefer_fast.checkpoint.config import VisionConfig
-from pixelrefer_fast.device.graphs import GraphCache, bucket
 from pixelrefer_fast.device.transfers import upload
+from pixelrefer_fast.device.weights import WatchedWeights, WeightsState
 from pixelrefer_fast.ops.rope2d import rope2d_table
 
 Grid = tuple[int, int, int]  # rows, columns, merge
@@ -65,24 +65,6 @@ class PassLayout:
             max(cu_reads.diff().tolist(), default=0),
             max((side for h, w, _ in grids for side in (h, w)), default=1),
             int(cu_reads[-1]) < sum(sizes),
-        )
-
-    def padded(self) -> PassLayout:
-        """This layout in the lengths of its buckets (`graphs.bucket`), in host memory: the padding is in no view."""
-
-        def pad(table: torch.Tensor, value: int) -> torch.Tensor:
-            return F.pad(table, (0, bucket(len(table)) - len(table)), value=value)
-
-        return replace(
-            self,
-            row=pad(self.row, 0),
-            column=pad(self.column, 0),
-            cu_seqlens=pad(self.cu_seqlens, int(self.cu_seqlens[-1])),
-            read=pad(self.read, 0),
-            cu_reads=pad(self.cu_reads, int(self.cu_reads[-1])),
-            longest=bucket(self.longest),
-            most_reads=bucket(self.most_reads),
-            places=bucket(self.places),
         )
 
     def to(self, device: torch.device) -> PassLayout:
@@ -166,7 +148,7 @@ class VisionEncoder(nn.Module):
         self.patch_embedding = nn.Linear(3 * config.patch_size**2, config.hidden_size)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_layers))
         self.post_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.graphs: GraphCache | None = None  # captured passes, where they are wanted
+        self._watched: WatchedWeights | None = None
         self._tables: dict[tuple[int, torch.device], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def forward(
@@ -199,41 +181,12 @@ class VisionEncoder(nn.Module):
         for part in _passes(grids):
             stop = start + sum(h * w for h, w, _ in part)
             layout = PassLayout.of(part, None if reads is None else reads[start:stop], backend)
-            parts.append(self._pass(patches[start:stop], layout, backend))
+            parts.append(self.run(patches[start:stop], layout.to(patches.device), backend))
             start = stop
         if len(parts) == 1:
             return parts[0]
         empty = patches.new_empty(0, self.config.hidden_size, dtype=self.patch_embedding.weight.dtype)
         return torch.cat([empty, *parts])
-
-    def _pass(self, patches: torch.Tensor, layout: PassLayout, backend: str) -> torch.Tensor:
-        """One pass, replayed from the graph of its bucket where graphs are wanted."""
-        if self.graphs is None or torch.is_grad_enabled():
-            return self.run(patches, layout.to(patches.device), backend)
-        rows = len(layout.read) if layout.partial else len(patches)
-        padded = layout.padded().to(patches.device)
-        inputs = {
-            "patches": F.pad(patches, (0, 0, 0, len(padded.row) - len(patches))),
-            "row": padded.row,
-            "column": padded.column,
-            "cu_seqlens": padded.cu_seqlens,
-            "read": padded.read,
-            "cu_reads": padded.cu_reads,
-        }
-
-        def run(
-            patches: torch.Tensor,
-            row: torch.Tensor,
-            column: torch.Tensor,
-            cu_seqlens: torch.Tensor,
-            read: torch.Tensor,
-            cu_reads: torch.Tensor,
-        ) -> torch.Tensor:
-            own = replace(padded, row=row, column=column, cu_seqlens=cu_seqlens, read=read, cu_reads=cu_reads)
-            return self.run(patches, own, backend)
-
-        key = (backend, padded.longest, padded.most_reads, padded.places, padded.partial)
-        return self.graphs.run(key, run, inputs, rows)
 
     def run(self, patches: torch.Tensor, layout: PassLayout, backend: str = "auto") -> torch.Tensor:
         """One pass, all on the patches' device: no value of a tensor is looked at, so that it can be captured."""
@@ -255,9 +208,11 @@ class VisionEncoder(nn.Module):
                 self._tables[key] = rope2d_table(key[0], self.config.head_dim, device)
         return self._tables[key]
 
-    def state(self) -> tuple[tuple[int, int, torch.dtype], ...]:
+    def state(self) -> WeightsState:
         """What features depend on beside pixels: changes with every change of the weights."""
-        return tuple((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype) for p in self.parameters())
+        if self._watched is None:
+            self._watched = WatchedWeights([self])
+        return self._watched.state()
 
     def checkpoint_slots(self) -> dict[str, torch.Tensor]:
         """Where each tensor of a released checkpoint goes: views of the parameters by checkpoint key."""

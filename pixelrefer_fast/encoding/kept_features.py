@@ -81,30 +81,7 @@ class KeptFeatures:
                     found[number] = features
         return found
 
-    def complete(
-        self,
-        plan: ViewPlan,
-        source: FrameSource,
-        selection: Selection,
-        features: torch.Tensor,
-        known: Mapping[int, torch.Tensor],
-    ) -> torch.Tensor:
-        """The features (F, D) that `selection` reads of all views, in the plan's order; those that are new are kept.
-
-        Args:
-            plan, source, selection: as `find` had them.
-            features: of the views that it did not know, in order.
-            known: what it gave.
-        """
-        if known:
-            rows = selection.first_rows
-            new = [n for n in range(len(plan.views)) if n not in known]
-            made = dict(zip(new, features.split([rows[n + 1] - rows[n] for n in new]), strict=True))
-            features = torch.cat([known[n] if n in known else made[n] for n in range(len(plan.views))])
-        self._keep(plan, source, selection, features, known)
-        return features
-
-    def _keep(
+    def keep(
         self,
         plan: ViewPlan,
         source: FrameSource,
@@ -112,6 +89,13 @@ class KeptFeatures:
         features: torch.Tensor,
         known: Mapping[int, torch.Tensor],
     ) -> None:
+        """Keep what is new.
+
+        Args:
+            plan, source, selection: as `find` had them.
+            features: (F, D) that `selection` reads of all views, in the plan's order.
+            known: what `find` gave.
+        """
         fresh = [n for n, view in enumerate(plan.views) if n not in known and _held(source, view.image) is not None]
         if not fresh:
             return
@@ -157,6 +141,21 @@ class KeptFeatures:
         self.nbytes += pixels.nbytes
         self._by_glance.setdefault(_glance(pixels), []).append(self._count)
         return image
+
+
+def completed(selection: Selection, features: torch.Tensor, known: Mapping[int, torch.Tensor]) -> torch.Tensor:
+    """The features (F, D) that `selection` reads of all views, in the plan's order.
+
+    Args:
+        selection: of the plan.
+        features: of the views that are not known, in order.
+        known: what `KeptFeatures.find` gave.
+    """
+    if not known:
+        return features
+    sizes = [stop - start for start, stop in pairwise(selection.first_rows)]
+    made = iter(features.split([size for n, size in enumerate(sizes) if n not in known]))
+    return torch.cat([known[n] if n in known else next(made) for n in range(len(sizes))])
 
 
 def _held(source: FrameSource, image: int) -> np.ndarray | None:

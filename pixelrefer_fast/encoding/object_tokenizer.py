@@ -118,12 +118,14 @@ class ObjectTokenizer(nn.Module):
         """(M, n, D) tokens to (T, C), packed: those of marks with fewer patches than n are left out in Full."""
         if self.infusion is not None:
             return self.feat_linear(pooled.flatten(0, 1))
-        # made of what lies on the device: an upload could not be captured
-        clusters = pooled.shape[1]
+        # made of what lies on the device: an upload could not be captured. Of a padded selection there are fewer tokens
+        # than its counts say, and those behind them are anybody's
+        marks, clusters = pooled.shape[:2]
         own = selection.offsets.diff().clamp(max=clusters)  # tokens of each mark
-        total = sum(min(count, clusters) for count in selection.counts)
-        mark = torch.repeat_interleave(own, output_size=total)
-        rank = torch.arange(total, device=pooled.device) - (own.cumsum(0) - own)[mark]
+        ends = own.cumsum(0)
+        place = torch.arange(sum(min(count, clusters) for count in selection.counts), device=pooled.device)
+        mark = torch.searchsorted(ends, place, right=True).clamp(max=marks - 1)
+        rank = (place - (ends - own)[mark]).clamp(max=clusters - 1)
         return self.feat_linear(pooled[mark, rank])
 
     def checkpoint_slots(self) -> dict[str, torch.Tensor]:

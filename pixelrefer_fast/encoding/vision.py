@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from pixelrefer_fast.checkpoint.config import ModelConfig
-from pixelrefer_fast.device.stages import stage
+from pixelrefer_fast.device.stages import heard, stage
 from pixelrefer_fast.device.transfers import upload
+from pixelrefer_fast.encoding.captured_passes import CapturedPasses, PassInputs
 from pixelrefer_fast.encoding.encoder import VisionEncoder
-from pixelrefer_fast.encoding.kept_features import KeptFeatures
+from pixelrefer_fast.encoding.kept_features import KeptFeatures, completed
 from pixelrefer_fast.encoding.object_tokenizer import ObjectTokenizer
 from pixelrefer_fast.encoding.objects import SceneTokens
 from pixelrefer_fast.encoding.patches import pack_patches
@@ -34,6 +35,9 @@ class VisionSide(nn.Module):
     Args:
         config: the model's.
         backend: who computes the operations.
+
+    Attributes:
+        captured: passes from patches to object tokens that are replayed; None: each runs as it is.
     """
 
     def __init__(self, config: ModelConfig, backend: str = "auto") -> None:
@@ -43,6 +47,7 @@ class VisionSide(nn.Module):
         self.encoder = VisionEncoder(config.vision)
         self.object_tokenizer = ObjectTokenizer(config)
         self.projector = VisionProjector(config.vision.hidden_size, config.llm["hidden_size"])
+        self.captured: CapturedPasses | None = None
 
     @property
     def device(self) -> torch.device:
@@ -110,24 +115,33 @@ class VisionSide(nn.Module):
         known = {} if kept is None else kept.find(plan, source, on_host, (self.backend, *self.encoder.state()))
         fresh = [v for v in range(len(plan.views)) if v not in known]
         own = _part(plan, fresh, most())
-        packed, selection, centroids = self.views(plan.only(own), source, on_host, centroids)
-        parts: list[torch.Tensor] = []
-        patches: dict[int, torch.Tensor] = {}
-        done = 0
-        while True:
-            parts.append(self.features(packed, plan.only(own).grids, selection.reads_of(plan, own)))
-            patches |= zip(own, packed.split([plan.views[v].patches for v in own]), strict=True)
-            done += len(own)
-            if done == len(fresh):
-                break
-            yield
-            own = _part(plan, fresh[done:], most())
+        captured = None if heard() or len(own) < len(fresh) else self.captured
+        sizes = None if captured is None else captured.fitting(plan.only(own).views, on_host, centroids)
+        if captured is not None and sizes is not None:
+            reads = on_host.reads_of(plan, own)
             packed = self.further_views(plan.only(own), source)
-        features = parts[0] if len(parts) == 1 else torch.cat(parts)
+            patches = dict(zip(own, packed.split([plan.views[v].patches for v in own]), strict=True))
+            inputs = PassInputs.of(packed, plan.only(own).grids, reads, on_host, centroids, known, self.backend)
+            features, tokens = captured.run(sizes, inputs)
+        else:
+            packed, selection, centroids = self.views(plan.only(own), source, on_host, centroids)
+            parts: list[torch.Tensor] = []
+            patches = {}
+            done = 0
+            while True:
+                parts.append(self.features(packed, plan.only(own).grids, selection.reads_of(plan, own)))
+                patches |= zip(own, packed.split([plan.views[v].patches for v in own]), strict=True)
+                done += len(own)
+                if done == len(fresh):
+                    break
+                yield
+                own = _part(plan, fresh[done:], most())
+                packed = self.further_views(plan.only(own), source)
+            features = completed(selection, parts[0] if len(parts) == 1 else torch.cat(parts), known)
+            tokens = self.object_tokens(features, selection, centroids)
         if kept is not None:
-            features = kept.complete(plan, source, selection, features, known)
-        tokens = self.object_tokens(features, selection, centroids)
-        return tokens, self.scene_tokens(plan, scenes, selection, patches, features)
+            kept.keep(plan, source, on_host, features, known)
+        return tokens, self.scene_tokens(plan, scenes, on_host, patches, features)
 
     @stage("views")
     def views(
@@ -140,7 +154,7 @@ class VisionSide(nn.Module):
 
     @stage("views")
     def further_views(self, plan: ViewPlan, source: FrameSource) -> torch.Tensor:
-        """Packed patches (P, 588) of a later part's views, on the device."""
+        """Packed patches (P, 588) of views, on the device: of a later part, or where the tables go another way."""
         return pack_patches(plan, source, self.device, self.backend)
 
     @stage("encoder")

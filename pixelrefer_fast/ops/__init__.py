@@ -1,6 +1,6 @@
 """Operations between pixels and prompt embeddings, one file each, in the order of the data flow."""
 
-from pixelrefer_fast.ops._registry import BACKENDS, BackendError, Op, check_backend, registry, triton_available
+from pixelrefer_fast.ops._registry import BACKENDS, BackendError, Op, check_backend, kernels_serve, registry
 from pixelrefer_fast.ops.add_norm import add_norm
 from pixelrefer_fast.ops.best_token import best_token
 from pixelrefer_fast.ops.infuse import infuse
@@ -24,6 +24,7 @@ __all__ = [
     "check_backend",
     "gather_tokens",
     "infuse",
+    "kernels_serve",
     "norm_linear",
     "object_pool",
     "pack_objects",
@@ -33,7 +34,6 @@ __all__ = [
     "rope2d",
     "scatter_tokens",
     "swiglu",
-    "triton_available",
     "varlen_attention",
     "view_patches",
 ]

@@ -320,6 +320,11 @@ def triton_available() -> Reason:
     return "there is no CUDA device (TRITON_INTERPRET=1 runs kernels on the CPU, slowly)"
 
 
+def kernels_serve(device: torch.device, backend: str) -> bool:
+    """Whether kernels compute what lies on this device; definitions wait for it, and cannot be captured."""
+    return device.type == "cuda" and backend in ("auto", "triton") and triton_available() is None
+
+
 @functools.cache
 def _triton_installed() -> bool:
     try:

@@ -212,6 +212,7 @@ def infuse(
         features: (F, D) packed features of all views; rows of no group reach no result.
         order: (M,) int32, the objects sorted by group, as `plan_groups` gives it.
         groups: (G, 4) int32, for each group its first place in `order`, members, first feature row, feature rows.
+            One without rows is padding, as its members are, whose tokens may become anything.
         ln_weight, ln_bias: (D,) of the LayerNorm (eps 1e-5).
         in_weight: (3 D, D) for query, key, value, as in PyTorch's MultiheadAttention.
         query_bias: (D,).
@@ -232,6 +233,8 @@ def infuse(
     attend = _projected if projected else _folded
     mixed = torch.empty_like(tokens)
     for place, members, start, length in _checked_groups(groups, order, first_row, span, max_members, max_rows):
+        if not members * length:
+            continue
         own = order[place : place + members].long()
         per_head = queries[own].reshape(-1, heads, width // heads).transpose(0, 1)  # (H, members n, d)
         attended = attend(per_head, features[start : start + length], *in_weight[width:].chunk(2))
@@ -318,14 +321,15 @@ def _checked_groups(
     table: list[list[int]] = groups.tolist()
     next_place = 0
     for i, (place, members, start, length) in enumerate(table):
-        if place != next_place or not 1 <= members <= max_members:
+        if place != next_place or not 0 <= members <= max_members:
             raise ValueError(
-                f"infuse: group {i}: expected 1 to {max_members} members from place {next_place}, "
+                f"infuse: group {i}: expected 0 to {max_members} members from place {next_place}, "
                 f"got {members} from {place}"
             )
-        if not 1 <= length <= max_rows or start < first_row or start + length > first_row + span:
+        outside = start < first_row or start + length > first_row + span
+        if not 0 <= length <= max_rows or (length and outside):
             raise ValueError(
-                f"infuse: group {i}: expected 1 to {max_rows} rows within {span} from {first_row}, "
+                f"infuse: group {i}: expected 0 to {max_rows} rows within {span} from {first_row}, "
                 f"got {length} rows from {start}"
             )
         next_place += members

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixelrefer_fast.device.transfers import ALIGNMENT, _staged, _views, upload
+from pixelrefer_fast.device.transfers import ALIGNMENT, _staged, upload, views_of
 
 DTYPES = (torch.int32, torch.int64, torch.float32, torch.float16, torch.bool, torch.uint8)
 SHAPES = st.lists(st.integers(0, 5), max_size=3).map(tuple)
@@ -22,7 +22,7 @@ def _tensors(kinds: list[tuple[tuple[int, ...], torch.dtype]]) -> list[torch.Ten
 def test_what_goes_in_comes_out(kinds: list[tuple[tuple[int, ...], torch.dtype]]) -> None:
     tensors = _tensors(kinds)
     buffer = _staged(tensors, pin=False)
-    for view, tensor in zip(_views(buffer, tensors), tensors, strict=True):
+    for view, tensor in zip(views_of(buffer, tensors), tensors, strict=True):
         assert view.dtype == tensor.dtype
         assert torch.equal(view, tensor)
         if view.numel():
@@ -31,7 +31,7 @@ def test_what_goes_in_comes_out(kinds: list[tuple[tuple[int, ...], torch.dtype]]
 
 def test_strided_tensors() -> None:
     table = torch.arange(12).view(3, 4)
-    views = _views(_staged([table.T, table[:, 1]], pin=False), [table.T, table[:, 1]])
+    views = views_of(_staged([table.T, table[:, 1]], pin=False), [table.T, table[:, 1]])
     assert torch.equal(views[0], table.T)
     assert torch.equal(views[1], table[:, 1])
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 
 import pytest
 import torch
-from recorded_graphs import Recorded, Recorder
+from recorded_graphs import Recorder
 
 from pixelrefer_fast.device import trust
-from pixelrefer_fast.device.graphs import Function, GraphCache, Inputs
+from pixelrefer_fast.device.graphs import GraphStore
 
 
 @pytest.fixture(autouse=True)
@@ -83,45 +82,10 @@ def test_another_shape_or_dtype(replayed: dict[str, torch.Tensor], found: str) -
         trust.confirm({"logits": torch.ones(3)}, replayed)
 
 
-class _Forgetful(Recorder):
-    """What a capture that kept a freed address would be: it replays what was there, not what it is given."""
-
-    def capture(self, function: Function, inputs: Inputs) -> Recorded:
-        captured = super().capture(function, {name: x.clone().zero_() for name, x in inputs.items()})
-        return captured
-
-
-def test_a_capture_that_disagrees_is_dropped_and_the_eager_path_goes_on(caplog: pytest.LogCaptureFixture) -> None:
-    recorder = _Forgetful()
-    cache = GraphCache(10**6, recorder)
-    with caplog.at_level(logging.WARNING):
-        for value in (1.0, 2.0, 3.0):
-            out = cache.run("next", lambda x: x + 1, {"x": torch.full((3,), value)})
-            assert out.tolist() == [value + 1] * 3
-    reason = "its first replay is not what the eager run gave: result is off by 5.0e-01 of its largest value"
-    assert [r.message for r in caplog.records] == [f"graphs: not using one ({reason})"]
-    assert recorder.tries == 1
-    assert trust.counts() == {"bit_for_bit": 0, "within_bar": 0, "dropped": {reason: 1}}
-    assert (cache.counts()["graphs"], cache.counts()["replays"], cache.counts()["not_kept"]) == (0, 0, 2)
-
-
-def test_only_rows_that_are_wanted_are_judged() -> None:
-    """Padding may hold anything, another value in every run."""
-    runs = []
-
-    def padded(x: torch.Tensor) -> torch.Tensor:
-        runs.append(None)
-        return torch.cat([x[:2] * 3, torch.full((2,), float(len(runs)))])
-
-    cache = GraphCache(10**6, Recorder())
-    assert cache.run("padded", padded, {"x": torch.ones(4)}, rows=2).tolist() == [3, 3]
-    assert trust.counts() == {"bit_for_bit": 1, "within_bar": 0, "dropped": {}}
-
-
 def test_failed_captures_are_counted_by_reason() -> None:
     recorder = Recorder()
     recorder.error = RuntimeError("no")
-    cache = GraphCache(10**6, recorder)
-    for length in (1, 2):
-        cache.run("double", lambda x: 2 * x, {"x": torch.ones(length)})
+    store: GraphStore[int] = GraphStore(10**6, recorder)
+    for key in (1, 2):
+        store.capture(key, lambda: torch.ones(2), {}, torch.device("cpu"))
     assert trust.counts()["dropped"] == {"the capture failed: no": 2}

@@ -8,11 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from recorded_graphs import Recorder
 
 from pixelrefer_fast import ops
 from pixelrefer_fast.checkpoint.config import VisionConfig
-from pixelrefer_fast.device.graphs import GraphCache
 from pixelrefer_fast.encoding import encoder as module
 from pixelrefer_fast.encoding.encoder import Grid, PassLayout, VisionEncoder
 
@@ -156,53 +154,6 @@ def test_the_last_layer_leaves_out_what_nobody_reads(encoder: VisionEncoder, mon
 def test_wrong_reads(encoder: VisionEncoder, reads: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"^encoder: expected 15 bool reads, got \(1[45],\) of torch\."):
         encoder(torch.zeros(15, 588), [(3, 5, 1)], reads)
-
-
-@pytest.mark.parametrize("share", [None, 0.4], ids=["all", "some"])
-def test_padding_belongs_to_no_view(encoder: VisionEncoder, share: float | None) -> None:
-    """A longer packing than its views, as a captured graph has it, gives the same features."""
-    patches = _patches(GRIDS)
-    reads = None if share is None else torch.rand(len(patches), generator=torch.Generator().manual_seed(3)) < share
-    layout = PassLayout.of(GRIDS, reads).padded()
-    assert len(layout.row) > len(patches)
-    assert len(layout.cu_seqlens) == len(layout.cu_reads) == 64
-    assert layout.cu_seqlens[-1] == len(patches)
-    filled = torch.cat([patches, torch.full((len(layout.row) - len(patches), 588), torch.nan)])
-    expected = encoder(patches, GRIDS, reads)
-    torch.testing.assert_close(encoder.run(filled, layout)[: len(expected)], expected, rtol=0, atol=2e-5)
-
-
-@torch.no_grad()
-def test_passes_of_one_bucket_share_a_graph(encoder: VisionEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    recorder = Recorder()
-    graphs = GraphCache(10**9, recorder)
-    requests: list[tuple[list[Grid], float | None]] = [
-        (GRIDS, None),
-        (GRIDS[:3], None),
-        (GRIDS, 0.4),
-        (GRIDS[::-1], 0.3),
-        ([(30, 40, 1)], None),
-        (GRIDS[:4], 0.0),
-    ]
-    for grids, share in requests:
-        patches = _patches(grids)
-        reads = None if share is None else torch.rand(len(patches)) < share
-        expected = encoder(patches, grids, reads)
-        monkeypatch.setattr(encoder, "graphs", graphs)
-        torch.testing.assert_close(encoder(patches, grids, reads), expected, rtol=0, atol=2e-5)
-        monkeypatch.setattr(encoder, "graphs", None)
-    # by lengths: 83 and 40 patches, all read; 83 patches of which some are read, twice; 1,200; 64 of which none is
-    assert graphs.counts()["captures"] == 5
-    assert [c.replays for c in recorder.captured] == [2, 2, 3, 2, 2]  # each once more, compared with the eager pass
-
-
-def test_gradients_need_a_pass_that_is_not_captured(encoder: VisionEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    recorder = Recorder()
-    monkeypatch.setattr(encoder, "graphs", GraphCache(10**9, recorder))
-    patches = _patches(GRIDS).requires_grad_()
-    encoder(patches, GRIDS).sum().backward()
-    assert patches.grad is not None
-    assert recorder.captured == []
 
 
 def test_merged_order_is_raster_order_rearranged(encoder: VisionEncoder) -> None:

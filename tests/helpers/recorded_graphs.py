@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import torch
 
-from pixelrefer_fast.device.graphs import Function, Inputs
+from pixelrefer_fast.device.graphs import Run
 
-SIZE = 1000  # bytes that a stand-in's graph holds besides its inputs
+SIZE = 1000  # bytes that a stand-in's graph holds
 
 
 class Recorded:
-    """As a graph does: reads the buffers it was captured with, writes to one output, runs no Python of the caller."""
+    """As a graph does: reads the tensors it was captured with, writes to one output, runs no Python of the caller."""
 
-    def __init__(self, function: Function, inputs: Inputs, held: int) -> None:
-        self._function, self._inputs = function, inputs
-        self.output = torch.full_like(function(**inputs), torch.nan)
+    def __init__(self, run: Run, held: int) -> None:
+        self.run = run
+        self.output = torch.full_like(run(), torch.nan)
         self.held = held
         self.replays = 0
 
     def replay(self) -> None:
-        self.output.copy_(self._function(**self._inputs))
+        self.output.copy_(self.run())
         self.replays += 1
 
 
@@ -41,10 +41,10 @@ class Recorder:
     def unusable(self, device: torch.device) -> str | None:
         return None if device.type == "cpu" else "a stand-in for the CPU"
 
-    def capture(self, function: Function, inputs: Inputs) -> Recorded:
+    def capture(self, run: Run, device: torch.device) -> Recorded:
         self.tries += 1
         if self.error is not None:
-            function(**inputs)
+            run()
             raise self.error
-        self.captured.append(Recorded(function, inputs, self.held))
+        self.captured.append(Recorded(run, self.held))
         return self.captured[-1]

@@ -254,6 +254,29 @@ def test_share_of_the_reference() -> None:
     assert share(16) <= 0.2
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered in divide")  # a mean of no rows, which nobody reads
+@pytest.mark.parametrize("projected", [False, True])
+@pytest.mark.parametrize("backend", ["torch", pytest.param("triton", marks=pytest.mark.kernel)])
+def test_groups_without_rows_are_padding(projected: bool, backend: str, kernel_device: torch.device) -> None:
+    """So are their members: tokens of the others are theirs to the bit, whatever these and rows of nobody hold."""
+    case = infusion_case([(0, 9), (12, 5), (0, 9)], 4, 32, 2).to(kernel_device)
+    names = list(infuse.signature.parameters)
+
+    def called(case: Case, order: list[int], groups: list[tuple[int, int, int, int]], members: int) -> torch.Tensor:
+        arguments = dict(zip(names, case.arguments(projected), strict=True))
+        arguments |= {"max_members": members, "max_rows": 12, "first_row": 0, "span": len(case.features)}
+        for name, table in (("order", order), ("groups", groups)):
+            arguments[name] = torch.tensor(table, dtype=torch.int32, device=kernel_device)
+        return infuse(*arguments.values(), backend=backend)
+
+    expected = called(case, [0, 2, 1], [(0, 2, 0, 9), (2, 1, 12, 5)], 3)
+    nothing = torch.full_like(case.tokens[:2], torch.nan)
+    rows = torch.full((3, 32), torch.nan, dtype=case.features.dtype, device=kernel_device)
+    padded = replace(case, tokens=torch.cat([case.tokens, nothing]), features=torch.cat([case.features, rows]))
+    groups = [(0, 2, 0, 9), (2, 1, 12, 5), (3, 2, 0, 0), (5, 0, 0, 0)]
+    assert torch.equal(called(padded, [0, 2, 1, 3, 4], groups, 5)[:3], expected)
+
+
 # Errors
 
 
@@ -283,13 +306,14 @@ def test_errors(change: dict, message: str, backend: str, kernel_device: torch.d
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        ([(0, 2, 4, 9)], "group 0: expected 1 to 9 rows within 9 from 0, got 9 rows from 4"),
-        ([(0, 2, -1, 9)], "group 0: expected 1 to 9 rows within 9 from 0, got 9 rows from -1"),
-        ([(0, 2, 0, 0)], "group 0: expected 1 to 9 rows within 9 from 0, got 0 rows from 0"),
-        ([(0, 2, 0, 10)], "group 0: expected 1 to 9 rows within 9 from 0, got 10 rows from 0"),
-        ([(0, 3, 0, 9)], "group 0: expected 1 to 2 members from place 0, got 3 from 0"),
-        ([(1, 1, 0, 9)], "group 0: expected 1 to 2 members from place 0, got 1 from 1"),
-        ([(0, 1, 0, 9), (0, 1, 0, 9)], "group 1: expected 1 to 2 members from place 1, got 1 from 0"),
+        ([(0, 2, 4, 9)], "group 0: expected 0 to 9 rows within 9 from 0, got 9 rows from 4"),
+        ([(0, 2, -1, 9)], "group 0: expected 0 to 9 rows within 9 from 0, got 9 rows from -1"),
+        ([(0, 2, 0, -1)], "group 0: expected 0 to 9 rows within 9 from 0, got -1 rows from 0"),
+        ([(0, 2, 0, 10)], "group 0: expected 0 to 9 rows within 9 from 0, got 10 rows from 0"),
+        ([(0, 3, 0, 9)], "group 0: expected 0 to 2 members from place 0, got 3 from 0"),
+        ([(0, -1, 0, 9)], "group 0: expected 0 to 2 members from place 0, got -1 from 0"),
+        ([(1, 1, 0, 9)], "group 0: expected 0 to 2 members from place 0, got 1 from 1"),
+        ([(0, 1, 0, 9), (0, 1, 0, 9)], "group 1: expected 0 to 2 members from place 1, got 1 from 0"),
         ([(0, 1, 0, 9)], "expected groups and an order of all 2 objects, got 1 in groups"),
     ],
 )

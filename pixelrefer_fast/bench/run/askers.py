@@ -165,15 +165,15 @@ def object_tokens(model: Model, count: int) -> Iterator[None]:
 @contextmanager
 def definitions(model: Model) -> Iterator[None]:
     """Everything computed by the PyTorch definitions, nothing captured."""
-    network, language, encoder = model.network, model.decoder.language_model, model.network.encoder
-    backends, graphs = (network.backend, language.backend), encoder.graphs
+    network, language = model.network, model.decoder.language_model
+    backends, captured = (network.backend, language.backend), network.captured
     model.decoder.clear()
     network.backend = language.backend = "torch"
-    encoder.graphs = None
+    network.captured = None
     try:
         yield
     finally:
-        encoder.graphs = graphs
+        network.captured = captured
         model.decoder.clear()
         network.backend, language.backend = backends
 

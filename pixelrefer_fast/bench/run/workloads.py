@@ -71,7 +71,7 @@ def load_model(name: str, device: str | torch.device, dtype: torch.dtype) -> Any
     import pixelrefer_fast as pf
 
     if name not in NAMES:
-        return pf.load(name, device=device, dtype=dtype, feature_bytes=0)  # every call encodes
+        return pf.load(name, device=device, dtype=dtype, feature_bytes=0, warmup=False)  # every call encodes
     return random_model(model_config(name), device, dtype)
 
 

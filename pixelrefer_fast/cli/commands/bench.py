@@ -54,8 +54,11 @@ def bench(
         ),
     ] = None,
     graph_bytes: Annotated[
-        int, typer.Option("--graph-bytes", metavar="N", min=0, help="On a GPU: memory for CUDA graphs.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            "--graph-bytes", metavar="N", min=0, help="On a GPU: memory for CUDA graphs; 0 for none. Default: 1 GiB."
+        ),
+    ] = None,
     folder: Annotated[
         str, typer.Option("--out", metavar="DIR", help="Where results and pictures go; made if missing.")
     ] = "out/bench",
