@@ -126,7 +126,9 @@ def test_killed_at_random_moments(folder: Path, kind: str) -> None:
     files = ("in.jsonl", "killed.jsonl", "whole.jsonl")
     command = [sys.executable, str(helper), str(ASSETS / kind), *files, str(KILLS), str(SEED)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600 + 30 * KILLS, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=600 + 30 * KILLS, check=False
+    )
     assert done.returncode == 0, done.stderr
     *found, code, code_of_whole = json.loads(done.stdout.splitlines()[-1])
     assert (code, code_of_whole) == (2, 2)
