@@ -32,6 +32,9 @@ def test_every_page_is_built() -> None:
 def test_a_browser_loads_nothing_from_elsewhere() -> None:
     tags = re.compile(r"<(?:script|link|img|iframe|source|video)\b[^>]*\b(?:src|href)=\"?(?:https?:)?//[^>]*>")
     assert {str(page): found for page in PAGES if (found := tags.findall(page.read_text(encoding="utf-8")))} == {}
+    assert not [
+        page.name for page in PAGES if 'class="mermaid"' in page.read_text(encoding="utf-8")
+    ]  # a script draws these
     styles = [path.read_text(encoding="utf-8") for path in SITE.rglob("*.css")]
     assert styles
     assert not any(re.search(r"url\(\"?(?:https?:)?//", style) for style in styles)
