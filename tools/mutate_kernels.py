@@ -65,7 +65,7 @@ CALLS: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"keys": 48, "heads": 1, "head": 80}, "bfloat16"),
         ({"keys": 255, "heads": 1, "head": 80}, "bfloat16"),
         ({"keys": 80, "heads": 1, "head": 80}, "float32"),
-        ({"keys": 100, "heads": 1, "head": 80}, "float32"),
+        ({"keys": 127, "heads": 1, "head": 80}, "float32"),
     ],
     "paged_attention": [
         ({"lengths": 192, "heads": 16, "groups": 1, "head": 128}, "bfloat16"),
