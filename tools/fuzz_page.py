@@ -25,14 +25,16 @@ INPUTS = """# Hostile inputs and killed runs
 
 Made by `python tools/fuzz_page.py` from benchmarks/results/fuzzing.json; do not edit.
 
-`make fuzz` makes inputs by number from a seed, and hands each over: it is read, or refused by a `ValueError` of at most
-600 characters. Anything else fails: another exception, a signal, more than 30 s, a process that grows by 2 GiB, pixels
-or values other than those of the whole file where a check sum could tell. `make test` makes some of each kind.
+`make fuzz SECONDS=40 SEED=1` makes inputs by number from a seed, and hands each over: it is read, or refused by a
+`ValueError` of at most 600 characters (operations: by any error of Python's or PyTorch's). Anything else fails: another
+exception, a signal, more than 30 s, a process that grows by 2 GiB, pixels or values other than those of the whole file
+where a check sum could tell. A checkpoint has none: one that loads as another model has another fingerprint.
+`make test` makes some of each kind.
 """
 KILLS = """
-`make kills` ends `describe --batch` over 500 requests, two of them bad, by SIGKILL at moments drawn from a seed, and
-starts it again, until it is through. Its file then has every line once, in order, and the bytes of a run that nobody
-ended.
+`make kills KILLS=50` ends `describe --batch` over 500 requests, two of them bad, by SIGKILL at moments drawn from a
+seed, and starts it again, until it is through. Its file then has every line once, in order, and the bytes of a run that
+nobody ended.
 """
 
 

@@ -66,3 +66,10 @@ def test_kills_of_a_model_take_the_place_of_older_ones(tool: Any) -> None:
     for model, kills in (("full", 3), ("lite", 5), ("full", 50)):
         results = tool.added(results, {**WHERE, "model": model, "kills": kills, "seed": 7, "lines": []})
     assert [(one["model"], one["kills"]) for one in results["kills"]] == [("lite", 5), ("full", 50)]
+
+
+def test_the_page_is_that_of_the_result(tool: Any) -> None:
+    results = json.loads(tool.RESULT.read_text(encoding="utf-8"))
+    assert tool.PAGE.read_text(encoding="utf-8") == tool.page(results)
+    assert sum(sum(kinds.values()) for one in results["runs"] for kinds in one["inputs"].values()) >= 100_000
+    assert not any(one["failed"] for one in results["runs"])
