@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -169,6 +170,8 @@ def main() -> None:
     parser.add_argument("--python", action="append", choices=PYTHONS, help="default: all")
     parser.add_argument("--torch", metavar="REQUIREMENT", help="in the environments, in place of a CPU build")
     options = parser.parse_args()
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        raise Refused(f"expected Linux on x86-64, whose wheel is built, got {sys.platform} on {platform.machine()}")
     if ran(["git", "status", "--porcelain"], cwd=ROOT):
         print("what is not committed is not in it")
     commit, date = ran(["git", "log", "-1", "--format=%H %ct"], cwd=ROOT).split()

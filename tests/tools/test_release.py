@@ -86,6 +86,13 @@ def test_each_wheel_has_the_extension_or_has_it_not(
     )
 
 
+def test_another_system_is_told_so(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["release.py", "--once"])
+    monkeypatch.setattr(tool.platform, "machine", lambda: "riscv64")
+    with pytest.raises(tool.Refused, match=r"^expected Linux on x86-64, whose wheel is built, got \w+ on riscv64$"):
+        tool.main()
+
+
 def test_a_clone_is_of_the_commit_whatever_comes_after(
     tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
