@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fuzzing import Fuzzer, Hostile, damaged, odd_value
+from checkpoints import ASSETS
+from fuzzing import ODD_FLOATS, ODD_NUMBERS, Fuzzer, Hostile, damaged, odd_value
 
+import pixelrefer_fast as pf
 from pixelrefer_fast.batching.asks import as_ask
 from pixelrefer_fast.cli.batch.lines import KEYS, BadLine, parse_line
 from pixelrefer_fast.cli.batch.output import ResultFile
@@ -70,6 +72,35 @@ def test_options(fuzzer: Fuzzer) -> None:
         return "options"
 
     fuzzer.run("options", case, 1200)
+
+
+@pytest.fixture(scope="module")
+def lite() -> pf.PixelRefer | pf.PixelReferLite:
+    return pf.load(ASSETS / "lite", device="cpu")
+
+
+def test_options_in_use(fuzzer: Fuzzer, lite: pf.PixelRefer | pf.PixelReferLite) -> None:
+    """What is taken as an option is one that an answer can be written with."""
+    objects = lite.encode(np.zeros((28, 28, 3), np.uint8), [[2, 2, 20, 20]])
+    names = [name for name in Generation.__dataclass_fields__ if name != "max_new_tokens"]
+    kinds = [name for name, kind in Generation.__annotations__.items() if "int" in kind or "float" in kind]
+
+    def case(rng: np.random.Generator) -> str:
+        options = {}
+        for _ in range(int(rng.integers(1, 4))):
+            number = [*ODD_NUMBERS, *ODD_FLOATS][rng.integers(len(ODD_NUMBERS) + len(ODD_FLOATS))]
+            name = kinds[rng.integers(len(kinds))]
+            options[name] = number
+            if rng.random() < 0.3:
+                options[names[rng.integers(len(names))]] = odd_value(rng, 2)
+        options["max_new_tokens"] = int(rng.integers(1, 4))
+        if "n" in options:
+            options["n"] = int(rng.integers(1, 3))
+        answer = lite.ask(objects, "What is <region>?", details=True, **options)
+        assert len(answer.tokens) <= options["max_new_tokens"]
+        return str(answer.finish)
+
+    fuzzer.run("options in use", case, 150)
 
 
 RECORDS = [
