@@ -19,10 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from pixelrefer_fast.bench.report.tables import between
+
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "serving.json"
 PAGE = ROOT / "docs" / "serving.md"
-BEGIN, END = "<!-- load: made by `python benchmarks/serving.py --write` -->", "<!-- end of load -->"
+MARKS = "<!-- load: made by `python benchmarks/serving.py --write` -->", "<!-- end of load -->"
 SEED = 1000
 CALLERS = (1, 4, 16, 64)
 MASKS = (16, 64)
@@ -108,19 +110,6 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def written(page: str, made: str) -> str:
-    """The page with this table between its marks.
-
-    Raises:
-        ValueError: the page has no such place.
-    """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"page: expected {BEGIN} and {END}, got neither or one")
-    return f"{before}{begin}\n{made}\n{end}{after}"
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the result goes")
@@ -131,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.write:
         made = table(json.loads(RESULT.read_text(encoding="utf-8")))
-        PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), made), encoding="utf-8")
+        PAGE.write_text(between(PAGE.read_text(encoding="utf-8"), MARKS, made), encoding="utf-8")
         return
     found = measured(given.callers, given.masks, given.seconds)
     print(table(found))

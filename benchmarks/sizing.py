@@ -12,9 +12,10 @@ from pathlib import Path
 
 from pixelrefer_fast.bench.estimate.estimate import Workload, config_of, estimate
 from pixelrefer_fast.bench.estimate.gpus import find
+from pixelrefer_fast.bench.report.tables import between
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
-BEGIN, END = "<!-- sizing: made by `python benchmarks/sizing.py --write` -->", "<!-- end of sizing -->"
+MARKS = "<!-- sizing: made by `python benchmarks/sizing.py --write` -->", "<!-- end of sizing -->"
 MODELS = ("lite-2b", "lite-7b", "full-2b", "full-7b")
 GPUS = ("H200", "H100", "A100", "L40S", "RTX-4090", "L4")
 MASKS_AN_HOUR = 1_000_000
@@ -40,25 +41,12 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def written(page: str, made: str) -> str:
-    """The page with this table between its marks.
-
-    Raises:
-        ValueError: the page has no such place.
-    """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"page: expected {BEGIN} and {END}, got neither or one")
-    return f"{before}{begin}\n{made}\n{end}{after}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="into docs/scaling.md instead of to the terminal")
     made = table()
     if parser.parse_args().write:
-        PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), made), encoding="utf-8")
+        PAGE.write_text(between(PAGE.read_text(encoding="utf-8"), MARKS, made), encoding="utf-8")
     else:
         print(made)
 

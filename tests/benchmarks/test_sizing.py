@@ -40,15 +40,8 @@ def test_a_model_that_does_not_fit_has_no_numbers(monkeypatch: pytest.MonkeyPatc
     assert sizing.table().splitlines()[-1].endswith("| - |")
 
 
-def test_the_table_goes_between_its_marks() -> None:
-    page = f"before\n{sizing.BEGIN}\nold\n{sizing.END}\nafter\n"
-    assert sizing.written(page, "| new |") == f"before\n{sizing.BEGIN}\n| new |\n{sizing.END}\nafter\n"
-    with pytest.raises(ValueError, match="page: expected"):
-        sizing.written("nothing", "| new |")
-
-
 def test_the_page_has_one() -> None:
     page = sizing.PAGE.read_text(encoding="utf-8")
-    made = page.partition(sizing.BEGIN)[2].partition(sizing.END)[0]
+    made = page.partition(sizing.MARKS[0])[2].partition(sizing.MARKS[1])[0]
     assert all(find(name).title in made for name in sizing.GPUS)
     assert "predicted" in page

@@ -26,6 +26,19 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (headings, rules, *rows)) + "\n"
 
 
+def between(page: str, marks: tuple[str, str], made: str) -> str:
+    """A page with this text between its two marks, each on a line of its own.
+
+    Raises:
+        ValueError: the page has no such place.
+    """
+    before, begin, rest = page.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
+    if not begin or not end:
+        raise ValueError(f"page: expected {marks[0]} and {marks[1]}, got neither or one")
+    return f"{before}{begin}\n{made}\n{end}{after}"
+
+
 def terminal(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], file: TextIO | None = None) -> None:
     """The same table on the terminal (standard output, or `file`)."""
     from rich.console import Console

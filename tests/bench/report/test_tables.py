@@ -16,6 +16,16 @@ def line(table: tables.Table, name: str) -> dict[str, str]:
     return next(dict(zip(headings, cells, strict=True)) for cells in lines if cells[0] == name)
 
 
+def test_a_text_goes_between_its_marks() -> None:
+    marks = "<!-- a -->", "<!-- b -->"
+    assert tables.between("1\n<!-- a -->\nold\n<!-- b -->\n2\n", marks, "| new |") == (
+        "1\n<!-- a -->\n| new |\n<!-- b -->\n2\n"
+    )
+    for page in ("nothing", "<!-- a -->", "<!-- b --> <!-- a -->"):
+        with pytest.raises(ValueError, match="page: expected <!-- a --> and <!-- b -->, got"):
+            tables.between(page, marks, "| new |")
+
+
 def test_a_whole_case() -> None:
     table = tables.whole_table(document([whole_row(joules=8.0, extra={"joules_per_object": 8.0})]))
     cells = line(table, "one object")
