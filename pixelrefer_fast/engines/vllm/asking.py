@@ -33,6 +33,7 @@ from pixelrefer_fast.media import Video
 from pixelrefer_fast.regions import as_regions
 
 if TYPE_CHECKING:
+    from vllm import RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
 
 OPEN_REQUESTS = 256
@@ -301,18 +302,22 @@ class VllmModel:
         try:
             ask = as_ask(value, defaults)
             prompt, generation, own = await self._loop.run_in_executor(self._reader, self._prepare, ask, cache)
-            name, lora = self._name(), writing.lora_of(own)
-            (rendered,) = await self._engine.renderer.render_cmpl_async([prompt])
-            if own.num_beams > 1:
-                found = await outputs.beam_search(self._engine, rendered, name, writing.beams(generation, own), lora)
-            else:
-                params = writing.sampling(generation, own, self._penalty, self._top_k)
-                found = await outputs.last_of(self._engine.generate(rendered, params, name, lora_request=lora))
+            with outputs.refusals():
+                found = await self._found(prompt, generation, own)
             return outputs.answer_of(index, found, generation)
         except Exception as error:  # by the number of the request: the others go on
             return Answer(index, error=outputs.reason(error), exception=error)
         finally:
             self._open -= 1
+
+    async def _found(self, prompt: dict[str, object], generation: Generation, own: VllmOptions) -> RequestOutput:
+        """What vLLM gives for a whole answer."""
+        name, lora = self._name(), writing.lora_of(own)
+        (rendered,) = await self._engine.renderer.render_cmpl_async([prompt])
+        if own.num_beams > 1:
+            return await outputs.beam_search(self._engine, rendered, name, writing.beams(generation, own), lora)
+        params = writing.sampling(generation, own, self._penalty, self._top_k)
+        return await outputs.last_of(self._engine.generate(rendered, params, name, lora_request=lora))
 
     async def _events(self, ask: Ask) -> AsyncGenerator[Event, None]:
         prompt, generation, own = await self._loop.run_in_executor(self._reader, self._prepare, ask, MediaCache())
@@ -320,19 +325,20 @@ class VllmModel:
             raise ValueError("stream: expected one answer and no beams, which are known at the end")
         params = writing.sampling(generation, own, self._penalty, self._top_k, streamed=True)
         text = TextStream(self._detokenizer, generation.stop)
-        (rendered,) = await self._engine.renderer.render_cmpl_async([prompt])
-        generated = self._engine.generate(rendered, params, self._name(), lora_request=writing.lora_of(own))
         tokens = 0
         self._open += 1
         try:
-            async for output in generated:
-                (new,) = output.outputs
-                for event in outputs.events_of(new, text, generation, tokens):
-                    tokens += 1
-                    yield event
-                if output.finished:
-                    usage = Usage(len(output.prompt_token_ids), output.num_cached_tokens or 0, tokens)
-                    yield Event(text.finish(), finish_reason=outputs.finish_of(new), usage=usage)
+            with outputs.refusals():
+                (rendered,) = await self._engine.renderer.render_cmpl_async([prompt])
+                lora = writing.lora_of(own)
+                async for output in self._engine.generate(rendered, params, self._name(), lora_request=lora):
+                    (new,) = output.outputs
+                    for event in outputs.events_of(new, text, generation, tokens):
+                        tokens += 1
+                        yield event
+                    if output.finished:
+                        usage = Usage(len(output.prompt_token_ids), output.num_cached_tokens or 0, tokens)
+                        yield Event(text.finish(), finish_reason=outputs.finish_of(new), usage=usage)
         finally:
             self._open -= 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pixelrefer_fast.batching.asks import Answer
@@ -23,6 +24,17 @@ if TYPE_CHECKING:
 def reason(error: BaseException) -> str:
     """One line."""
     return shortened(str(error).splitlines()[0]) if str(error) else type(error).__name__
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """What vLLM refuses for what a request says becomes a ValueError, as all bad input is here."""
+    from vllm.exceptions import VLLMClientError
+
+    try:
+        yield
+    except VLLMClientError as error:
+        raise ValueError(shortened(f"vLLM: {reason(error)}")) from None
 
 
 def finish_of(output: CompletionOutput) -> FinishReason:
