@@ -91,6 +91,14 @@ def test_targets_are_there() -> None:
         assert target == "test-slow" or f"tests/docs -k {target}" in recipe[1]
 
 
+def test_every_page_is_on_the_site() -> None:
+    there = {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*") if path.suffix in (".md", ".ipynb")
+    }
+    assert {name for name in shown() if name.startswith("docs/")} == there
+    assert all((ROOT / name).is_file() for name in shown())
+
+
 def test_commands_are_written_in_one_way() -> None:
     assert {name: found for name, text in PAGES.items() if (found := written_otherwise(text))} == {}
 
