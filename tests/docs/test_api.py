@@ -13,7 +13,7 @@ import pixelrefer_fast as pf
 FOLDER = Path(__file__).parents[2] / "docs" / "api"
 NAMED = [name for page in sorted(FOLDER.glob("*.md")) for name in re.findall(r"^::: (\S+)$", page.read_text(), re.M)]
 MODULES = {"ops", "verify", "__version__"}
-SMALL = {"BACKENDS", "check_backend", "triton_available"}  # of ops: for providers and tests
+SMALL = {"BACKENDS", "check_backend", "kernels_serve"}  # of ops: for providers and tests
 
 
 def test_every_public_name_is_there() -> None:
