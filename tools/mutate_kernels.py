@@ -40,7 +40,8 @@ MOVED = 4  # operands of each kind that are moved, in a kernel
 # Calls of each operation: sizes of `pixelrefer_fast/bench/run/arguments.py`. The first of a type fills blocks, so that
 # what is moved counts, and goes round every loop often enough for its pipeline to be full; with the others survivors
 # are tried again: they end elsewhere, and reach what the first does not. `infinite` is a place in the first argument,
-# `sample` stands for one of the operation's own samples.
+# `sample` stands for one of the operation's own samples, and `mixed` draws the first argument from this seed: of patches
+# that lie in no heaps any change of a distance may change labels.
 CALLS: dict[str, list[tuple[dict[str, Any], str]]] = {
     "add_norm": [({"rows": 2, "width": 1024}, dtype) for dtype in ("bfloat16", "float32")],
     "best_token": [
@@ -50,10 +51,10 @@ CALLS: dict[str, list[tuple[dict[str, Any], str]]] = {
     ],
     "rope2d": [({"patches": 16, "heads": 2}, dtype) for dtype in ("bfloat16", "float32")],
     "object_pool": [
-        ({"patches": 128, "width": 128, "iterations": 2}, "bfloat16"),
-        ({"patches": 32, "width": 128, "iterations": 2}, "bfloat16"),
-        ({"patches": 100, "width": 128, "iterations": 2}, "bfloat16"),
-        ({"patches": 32, "width": 64, "iterations": 2}, "float32"),
+        ({"patches": 128, "width": 128, "iterations": 2, "mixed": 1}, "bfloat16"),
+        ({"patches": 100, "width": 128, "iterations": 2, "tokens": 16, "mixed": 1}, "bfloat16"),
+        ({"patches": 30, "width": 128, "iterations": 2, "tokens": 16, "mixed": 1}, "bfloat16"),  # in a tile
+        ({"patches": 30, "width": 64, "iterations": 2, "tokens": 16, "mixed": 1}, "float32"),
     ],
     "infuse": [
         ({"rows": 320, "width": 512, "heads": 2, "tokens": 64}, "bfloat16"),  # projected
@@ -113,11 +114,13 @@ def try_calls(op: str, dtype: str, arch: int) -> list[Result]:
         for sizes, of in CALLS[op]:
             if of != dtype:
                 continue
-            own = {name: size for name, size in sizes.items() if name not in ("infinite", "sample")}
+            own = {name: size for name, size in sizes.items() if name not in ("infinite", "mixed", "sample")}
             if "sample" in sizes:
                 given = list(operation.samples(torch.Generator().manual_seed(0), kind))[sizes["sample"]]
             else:
                 given = arguments.make(op, torch.device("cpu"), kind, own)
+            if "mixed" in sizes:
+                given[0].normal_(generator=torch.Generator().manual_seed(sizes["mixed"]))
             if "infinite" in sizes:
                 given[0].view(-1)[sizes["infinite"]] = float("inf")
             operation(*given, backend="triton")
