@@ -40,8 +40,8 @@ MOVED = 4  # operands of each kind that are moved, in a kernel
 # Calls of each operation: sizes of `pixelrefer_fast/bench/run/arguments.py`. The first of a type fills blocks, so that
 # what is moved counts, and goes round every loop often enough for its pipeline to be full; with the others survivors
 # are tried again: they end elsewhere, and reach what the first does not. `infinite` is a place in the first argument,
-# `sample` stands for one of the operation's own samples, and `mixed` draws the first argument from this seed: of patches
-# that lie in no heaps any change of a distance may change labels.
+# `sample` stands for one of the operation's own samples, and `mixed` is a seed that the first argument is drawn from:
+# of patches that lie in no heaps any change of a distance may change labels.
 CALLS: dict[str, list[tuple[dict[str, Any], str]]] = {
     "add_norm": [({"rows": 2, "width": 1024}, dtype) for dtype in ("bfloat16", "float32")],
     "best_token": [
