@@ -133,8 +133,8 @@ docs: $(DOCS)/.ready
 # the site as it is built, and its notebooks, run; UPDATE=1 keeps what comes out of them
 test-docs: docs
 	timeout 120 $(DOCS)/bin/pytest tests/docs/test_site.py
-	timeout 300 $(DOCS)/bin/pytest tests/docs -k test-docs
-	timeout 400 $(DOCS)/bin/python tools/notebooks.py $(if $(UPDATE),--update)
+	timeout 600 $(DOCS)/bin/pytest tests/docs -k test-docs
+	timeout 600 $(DOCS)/bin/python tools/notebooks.py $(if $(UPDATE),--update)
 
 $(DOCS)/.ready: pyproject.toml tools/make_venv.sh
 	EXTRAS=docs PIXELREFER_FAST_BUILD_CUDA=0 tools/make_venv.sh $(DOCS) "pytest>=8.3"
