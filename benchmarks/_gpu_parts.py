@@ -19,7 +19,7 @@ BUILD = (
     "import sys; from pixelrefer_fast.doctor import probes; from pixelrefer_fast.ops.extension import load; "
     "sys.exit(probes.main(['--build']) or load.reason('cpu') or load.reason('cuda'))"
 )
-EXTENSION = ("pack_objects", "pack_views", "scatter_tokens")
+EXTENSION = ("mask_grids", "pack_masks", "pack_objects", "pack_views", "place_patches", "scatter_tokens")
 KERNELS = (
     "add_norm",
     "best_token",

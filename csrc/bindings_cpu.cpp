@@ -46,6 +46,37 @@ void pack_views_out(const Tensor& grids, const Tensor& row, const Tensor& column
                   check.data<int32_t>("longest", longest, {1}, ScalarType::Int));
 }
 
+void pack_masks_out(const Tensor& masks, const Tensor& cuts, const Tensor& bits, const Tensor& extents) {
+  const MaskStack stack(Arguments("pack_masks_out", masks), masks, cuts, bits, extents);
+  cpu::pack_masks(stack.data, stack.type, stack.strides, stack.count, stack.height, stack.width, stack.cuts, stack.bits,
+                  stack.extents);
+}
+
+void mask_grids_out(const Tensor& bits, const Tensor& table, const Tensor& cells) {
+  const Arguments check("mask_grids_out", bits);
+  const auto* bit_data = check.data<const uint8_t>("bits", bits, {kAny}, ScalarType::Byte);
+  const auto* rows = check.data<const int64_t>("table", table, {kAny, kMaskColumns}, ScalarType::Long);
+  auto* cell_data = check.data<float>("cells", cells, {kAny}, ScalarType::Float);
+  const int64_t bytes = bits.size(0), masks = table.size(0), count = cells.size(0);
+  const int64_t bad = cpu::first_bad_mask(rows, masks, bytes, count);
+  if (bad == masks) fail(check.op(), ": expected as many cells as the grids have, got ", count);
+  if (bad >= 0) fail(check.op(), ": expected masks within the bits and the cells, got mask ", bad, " outside");
+  cpu::mask_grids(bit_data, bytes, rows, masks, cell_data);
+}
+
+void place_patches_out(const Tensor& row, const Tensor& column, const Tensor& offsets, const Tensor& table,
+                       int64_t nowhere, const Tensor& index, const Tensor& weights, const Tensor& positions) {
+  const Arguments check("place_patches_out", row);
+  const PlacedPatches at(check, row, column, offsets, table, index, weights, positions);
+  for (int64_t m = 0; m <= at.marks; ++m) {
+    if (at.offsets[m] < (m == 0 ? 0 : at.offsets[m - 1]) || (m == 0 && at.offsets[0] != 0)) {
+      fail(check.op(), ": expected offsets from 0 that never fall, got ", at.offsets[m], " for mark ", m);
+    }
+  }
+  cpu::place_patches(at.row, at.column, at.offsets, at.table, at.marks, at.slots, at.corners, nowhere, at.index,
+                     at.weights, at.positions);
+}
+
 TokenRows checked_rows(const char* op, const Tensor& embeds, const Tensor& tokens, const Tensor& slots) {
   const TokenRows rows(Arguments(op, embeds), embeds, tokens, slots);
   const int64_t bad = cpu::first_bad_slot(rows.slots, rows.tokens, rows.length);
@@ -76,6 +107,9 @@ void gather_tokens_out(const Tensor& embeds, const Tensor& slots, const Tensor& 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(pixelrefer_fast, CPU, library) {
+  library.impl("pack_masks_out", TORCH_BOX(&pack_masks_out));
+  library.impl("mask_grids_out", TORCH_BOX(&mask_grids_out));
+  library.impl("place_patches_out", TORCH_BOX(&place_patches_out));
   library.impl("pack_objects_out", TORCH_BOX(&pack_objects_out));
   library.impl("pack_views_out", TORCH_BOX(&pack_views_out));
   library.impl("scatter_tokens_", TORCH_BOX(&scatter_tokens_));

@@ -71,6 +71,33 @@ void pack_views_out(const Tensor& grids, const Tensor& row, const Tensor& column
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
+void pack_masks_out(const Tensor& masks, const Tensor& cuts, const Tensor& bits, const Tensor& extents) {
+  const MaskStack stack(Arguments("pack_masks_out", masks), masks, cuts, bits, extents);
+  const Launch launch(masks);
+  cuda::pack_masks(stack.data, stack.type, stack.strides[0], stack.strides[1], stack.strides[2], stack.count,
+                   stack.height, stack.width, stack.cuts, stack.bits, stack.extents, launch.stream());
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+void mask_grids_out(const Tensor& bits, const Tensor& table, const Tensor& cells) {
+  const Arguments check("mask_grids_out", bits);
+  const auto* bit_data = check.data<const uint8_t>("bits", bits, {kAny}, ScalarType::Byte);
+  const auto* rows = check.data<const int64_t>("table", table, {kAny, kMaskColumns}, ScalarType::Long);
+  auto* cell_data = check.data<float>("cells", cells, {kAny}, ScalarType::Float);
+  const Launch launch(bits);
+  cuda::mask_grids(bit_data, bits.size(0), rows, table.size(0), cells.size(0), cell_data, launch.stream());
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+void place_patches_out(const Tensor& row, const Tensor& column, const Tensor& offsets, const Tensor& table,
+                       int64_t nowhere, const Tensor& index, const Tensor& weights, const Tensor& positions) {
+  const PlacedPatches at(Arguments("place_patches_out", row), row, column, offsets, table, index, weights, positions);
+  const Launch launch(row);
+  cuda::place_patches(at.row, at.column, at.offsets, at.table, at.marks, at.slots, at.corners, nowhere, at.index,
+                      at.weights, at.positions, launch.stream());
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
 void scatter_tokens_(const Tensor& embeds, const Tensor& tokens, const Tensor& slots) {
   const TokenRows rows(Arguments("scatter_tokens_", embeds), embeds, tokens, slots);
   const Launch launch(embeds);
@@ -92,6 +119,9 @@ void gather_tokens_out(const Tensor& embeds, const Tensor& slots, const Tensor& 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(pixelrefer_fast, CUDA, library) {
+  library.impl("pack_masks_out", TORCH_BOX(&pack_masks_out));
+  library.impl("mask_grids_out", TORCH_BOX(&mask_grids_out));
+  library.impl("place_patches_out", TORCH_BOX(&place_patches_out));
   library.impl("pack_objects_out", TORCH_BOX(&pack_objects_out));
   library.impl("pack_views_out", TORCH_BOX(&pack_views_out));
   library.impl("scatter_tokens_", TORCH_BOX(&scatter_tokens_));

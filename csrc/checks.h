@@ -12,6 +12,10 @@
 #include <string>
 #include <type_traits>
 
+#include "bilinear.h"
+#include "mask_values.h"
+#include "places.h"
+
 namespace pixelrefer_fast {
 
 using torch::headeronly::ScalarType;
@@ -33,6 +37,8 @@ inline const char* name_of(ScalarType dtype) {
     case ScalarType::BFloat16: return "bfloat16";
     case ScalarType::Int: return "int32";
     case ScalarType::Long: return "int64";
+    case ScalarType::Byte: return "uint8";
+    case ScalarType::Bool: return "bool";
     default: return "another dtype";
   }
 }
@@ -109,6 +115,68 @@ class Arguments {
   const char* op_;
   bool cuda_;
   int32_t index_;
+};
+
+// pack_masks_out's masks, which may be strided; outputs and cuts are of their number and size.
+struct MaskStack {
+  MaskType type = MaskType::kByte;
+  int64_t count, height, width;
+  int64_t strides[3];
+  const void* data;
+  const float* cuts;
+  uint8_t* bits;
+  int64_t* extents;
+
+  MaskStack(const Arguments& check, const Tensor& masks, const Tensor& cuts_, const Tensor& bits_,
+            const Tensor& extents_) {
+    check.shape("masks", masks, {kAny, kAny, kAny});
+    switch (masks.scalar_type()) {
+      case ScalarType::Bool:
+      case ScalarType::Byte: break;
+      case ScalarType::Int: type = MaskType::kInt; break;
+      case ScalarType::Long: type = MaskType::kLong; break;
+      case ScalarType::Float: type = MaskType::kFloat; break;
+      case ScalarType::Half: type = MaskType::kHalf; break;
+      case ScalarType::BFloat16: type = MaskType::kBfloat16; break;
+      default:
+        fail(check.op(), ": expected masks of bool, uint8, int32, int64, float32, float16 or bfloat16, got ",
+             name_of(masks.scalar_type()));
+    }
+    count = masks.size(0);
+    height = masks.size(1);
+    width = masks.size(2);
+    if (width > 2147483647) fail(check.op(), ": expected masks at most 2147483647 wide, got ", width);
+    std::copy_n(masks.strides().begin(), 3, strides);
+    data = masks.const_data_ptr();
+    cuts = check.data<const float>("cuts", cuts_, {count}, ScalarType::Float);
+    bits = check.data<uint8_t>("bits", bits_, {count, height, (width + 7) / 8}, ScalarType::Byte);
+    extents = check.data<int64_t>("extents", extents_, {count, kExtents}, ScalarType::Long);
+  }
+};
+
+// place_patches_out's arguments.
+struct PlacedPatches {
+  int64_t marks, slots, corners;
+  const int32_t *row, *column;
+  const int64_t *offsets, *table;
+  int64_t* index;
+  float *weights, *positions;
+
+  PlacedPatches(const Arguments& check, const Tensor& row_, const Tensor& column_, const Tensor& offsets_,
+                const Tensor& table_, const Tensor& index_, const Tensor& weights_, const Tensor& positions_) {
+    row = check.data<const int32_t>("row", row_, {kAny}, ScalarType::Int);
+    slots = row_.size(0);
+    column = check.data<const int32_t>("column", column_, {slots}, ScalarType::Int);
+    table = check.data<const int64_t>("table", table_, {kAny, kMarkColumns}, ScalarType::Long);
+    marks = table_.size(0);
+    offsets = check.data<const int64_t>("offsets", offsets_, {marks + 1}, ScalarType::Long);
+    check.shape("patch", index_, {slots, kAny});
+    corners = index_.size(1);
+    if (corners != 1 && corners != 4) fail(check.op(), ": expected patch with 1 or 4 columns, got ", corners);
+    index = check.data<int64_t>("patch", index_, {slots, corners}, ScalarType::Long);
+    weights = check.data<float>("weights", weights_, {slots, corners}, ScalarType::Float);
+    positions = check.data<float>("positions", positions_, {slots, 2}, ScalarType::Float);
+  }
 };
 
 // scatter_tokens_ and gather_tokens_out check alike.

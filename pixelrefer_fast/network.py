@@ -196,7 +196,7 @@ class Network(VisionSide):
                 "height": source.sizes[0][0],
                 "width": source.sizes[0][1],
                 "video": source.video,
-                "regions": [r.to_json() for r in request.regions],
+                "regions": [r.written() for r in request.regions],
             },
         )
 

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "../mask_values.h"
+
 namespace pixelrefer_fast::cpu {
 
 // Cells of all grids; -1 if a side is not from 0 to 2^31 - 1. Stops at 2^62 rather than overflow.
@@ -39,6 +41,50 @@ void pack_views(
     int32_t* sequence,    // (patches,)
     int32_t* cu_seqlens,  // (views + 1,)
     int32_t* longest      // (1,)
+);
+
+void pack_masks(
+    const void* masks,       // (count, height, width) of `type`
+    MaskType type,
+    const int64_t* strides,  // (3,), in elements
+    int64_t count,
+    int64_t height,
+    int64_t width,
+    const float* cuts,  // (count,)
+    uint8_t* bits,      // (count, height, (width + 7) / 8)
+    int64_t* extents    // (count, kExtents)
+);
+
+// First mask whose row of the table is none, or whose bits or cells are not there; `masks` if cells are left; -1 if all
+// are good.
+int64_t first_bad_mask(
+    const int64_t* table,  // (masks, kMaskColumns)
+    int64_t masks,
+    int64_t bytes,
+    int64_t cells);
+
+// Needs good masks.
+void mask_grids(
+    const uint8_t* bits,   // (bytes,)
+    int64_t bytes,
+    const int64_t* table,  // (masks, kMaskColumns)
+    int64_t masks,
+    float* cells  // of all grids
+);
+
+// Needs offsets from 0 that never fall. Slots that no mark has get `nowhere`.
+void place_patches(
+    const int32_t* row,      // (slots,)
+    const int32_t* column,   // (slots,)
+    const int64_t* offsets,  // (marks + 1,)
+    const int64_t* table,    // (marks, kMarkColumns)
+    int64_t marks,
+    int64_t slots,
+    int64_t corners,
+    int64_t nowhere,
+    int64_t* index,   // (slots, corners)
+    float* weights,   // (slots, corners)
+    float* positions  // (slots, 2)
 );
 
 // First token whose slot is not from -1 to length - 1; -1 if all are good.

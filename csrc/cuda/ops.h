@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "../mask_values.h"
+
 namespace pixelrefer_fast::cuda {
 
 // 64-bit words of scratch that a call needs; their content does not matter.
@@ -37,6 +39,44 @@ void pack_views(
     int32_t* cu_seqlens,  // (views + 1,)
     int32_t* longest,     // (1,)
     int64_t* scratch,     // (pack_views_scratch(...),)
+    cudaStream_t stream);
+
+void pack_masks(
+    const void* masks,  // (count, height, width) of `type`
+    MaskType type,
+    int64_t mask_stride,  // in elements, as the others
+    int64_t row_stride,
+    int64_t column_stride,
+    int64_t count,
+    int64_t height,
+    int64_t width,      // at most 2^31 - 1
+    const float* cuts,  // (count,)
+    uint8_t* bits,      // (count, height, (width + 7) / 8)
+    int64_t* extents,   // (count, kExtents)
+    cudaStream_t stream);
+
+// Bits outside the buffer are 0.
+void mask_grids(
+    const uint8_t* bits,  // (bytes,)
+    int64_t bytes,
+    const int64_t* table,  // (masks, kMaskColumns)
+    int64_t masks,
+    int64_t count,
+    float* cells,  // (count,)
+    cudaStream_t stream);
+
+void place_patches(
+    const int32_t* row,      // (slots,)
+    const int32_t* column,   // (slots,)
+    const int64_t* offsets,  // (marks + 1,)
+    const int64_t* table,    // (marks, kMarkColumns)
+    int64_t marks,
+    int64_t slots,
+    int64_t corners,
+    int64_t nowhere,
+    int64_t* index,    // (slots, corners)
+    float* weights,    // (slots, corners)
+    float* positions,  // (slots, 2)
     cudaStream_t stream);
 
 // Strides and row_bytes in bytes; `element` is that of the dtype, which pointers and strides are multiples of.

@@ -30,8 +30,9 @@ class MadeOf:
         """Of the object tokens of all marks, which begin their clustering with `starts` (M, n); None: not known."""
         marks = self._plan.marks
         views = [self._plan.views[v] for mark in marks for v in _views_of(mark)]
-        parts = [part for mark in marks for part in (_layout(mark), np.ascontiguousarray(mark.mask_grid).tobytes())]
-        return self._of(views, [*parts, starts.contiguous().numpy().tobytes()])
+        grids = [mark.mask_grid.flatten() for mark in marks]
+        cells = torch.cat(grids).cpu().numpy().tobytes() if grids else b""
+        return self._of(views, [*map(_layout, marks), cells, starts.contiguous().numpy().tobytes()])
 
     def scene(self) -> bytes | None:
         """Of the vision tokens of the whole images or frames."""
@@ -56,7 +57,7 @@ def _views_of(mark: MarkPlan) -> list[int]:
 def _layout(mark: MarkPlan) -> bytes:
     """All of a mark that its tokens depend on besides pixels and mask, and where its mask ends."""
     views = mark.local_view is not None, mark.global_view is not None
-    return repr((mark.box, mark.image_size, mark.mask_grid.shape, mark.mask_grid.dtype.str, views)).encode()
+    return repr((mark.box, mark.image_size, tuple(mark.mask_grid.shape), views)).encode()
 
 
 def _pixels(source: FrameSource, image: int, file: object) -> bytes | None:

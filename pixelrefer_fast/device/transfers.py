@@ -13,15 +13,22 @@ def upload(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.
     """The tensors on `device`, in order.
 
     To a CUDA device they travel as one copy from pinned memory that the host does not wait for; the results are views
-    of one buffer. Elsewhere each is moved by itself, which on the CPU is no copy.
+    of one buffer. Elsewhere each is moved by itself, which on the CPU is no copy. What is there already stays.
 
     Args:
-        tensors: in host memory, any shapes and dtypes.
+        tensors: any shapes and dtypes.
         device: where they are needed.
     """
     if device.type != "cuda":
         return [t.to(device) for t in tensors]
-    return views_of(_staged(tensors, pin=True).to(device, non_blocking=True), tensors)
+    travelling = [t for t in tensors if not _is_there(t, device)]
+    moved = iter(views_of(_staged(travelling, pin=True).to(device, non_blocking=True), travelling))
+    return [t if _is_there(t, device) else next(moved) for t in tensors]
+
+
+def _is_there(tensor: torch.Tensor, device: torch.device) -> bool:
+    """`device` may be any CUDA device, without a number."""
+    return tensor.device == device or (device.index is None and tensor.device.type == device.type)
 
 
 def _staged(tensors: Sequence[torch.Tensor], pin: bool) -> torch.Tensor:

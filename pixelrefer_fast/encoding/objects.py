@@ -88,7 +88,7 @@ class Objects:
             "scene_counts": None if self.scene is None else self.scene.counts,
             "provenance": self.provenance,
         }
-        text = json.dumps(header)
+        text = json.dumps(header, default=_plain)
         metadata = {"format": FORMAT, "version": __version__, "objects": text, "checksum": checksum(text, tensors)}
         try:
             with new_file(path) as part:
@@ -161,6 +161,13 @@ class Objects:
             if times is not None and len(times) != len(counts):
                 raise ValueError(f"expected a time for each of {len(counts)} frames, got {len(times)}")
         return cls(kind, tokens, objects, times, scene, dict(header["provenance"]))
+
+
+def _plain(value: object) -> dict[str, Any]:
+    """Of a mapping what JSON knows: a region's may be made only when it is written (`Region.written`)."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
 def checksum(header: str, tensors: Mapping[str, torch.Tensor]) -> str:

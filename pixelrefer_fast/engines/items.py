@@ -57,8 +57,7 @@ class VisionItem:
             "views": self.plan.table(),
             "scene": torch.tensor(self.plan.scene, dtype=torch.int64),
             "marks": torch.tensor(marks, dtype=torch.int64).reshape(-1, MARK_COLUMNS),
-            # an empty one of NumPy's has no stride, which vLLM's messages want
-            "cells": torch.from_numpy(np.concatenate(cells)) if cells else torch.zeros(0),
+            "cells": torch.cat(cells).cpu() if cells else torch.zeros(0),
             "start": self.start,
             "kept": self.kept,
             "images": torch.from_numpy(np.concatenate([np.array(sizes, np.int64).reshape(-1, 2), keys], axis=1)),
@@ -72,7 +71,7 @@ class VisionItem:
         """What `to_tensors` gave."""
         own = {name: tensor.numpy() for name, tensor in tensors.items()}
         views = [View(*row) for row in own["views"].tolist()]
-        marks = [_mark_of(row, own["cells"]) for row in own["marks"].tolist()]
+        marks = [_mark_of(row, tensors["cells"]) for row in own["marks"].tolist()]
         images, first = [], 0
         for height, width in own["images"][:, :2].tolist():
             last = first + 3 * height * width
@@ -245,7 +244,7 @@ def _mark_row(mark: MarkPlan) -> list[int]:
     ]  # fmt: skip
 
 
-def _mark_of(row: Sequence[int], cells: np.ndarray) -> MarkPlan:
+def _mark_of(row: Sequence[int], cells: torch.Tensor) -> MarkPlan:
     image, crop, global_view, local_view, rows, columns, top, left, bottom, right, height, width, tokens = row
     return MarkPlan(
         name="region",

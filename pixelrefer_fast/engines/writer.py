@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.encoding.object_tokenizer import kmeans_starts
 from pixelrefer_fast.engines.items import VisionItem, items_of
@@ -57,7 +55,7 @@ class PromptWriter:
         source = FrameSource.of(media)
         request = bind_request(config.kind, self.segmenter, media, source, regions, encode, first_region)
         plan = plan_within(config, request, self.context)
-        selected = [int(np.count_nonzero(mark.mask_grid > 0)) for mark in plan.marks]
+        selected = [int(mark.mask_grid.count_nonzero()) for mark in plan.marks]
         starts = kmeans_starts(selected, config.mask_num, encode.kmeans_start, encode.kmeans_seed)
         items = items_of(request, plan, starts, "auto")
         vision = vision_of(request, plan, items, isinstance(media, Video))

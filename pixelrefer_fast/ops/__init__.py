@@ -4,11 +4,14 @@ from pixelrefer_fast.ops._registry import BACKENDS, BackendError, Op, check_back
 from pixelrefer_fast.ops.add_norm import add_norm
 from pixelrefer_fast.ops.best_token import best_token
 from pixelrefer_fast.ops.infuse import infuse
+from pixelrefer_fast.ops.mask_grids import mask_grids
 from pixelrefer_fast.ops.norm_linear import norm_linear
 from pixelrefer_fast.ops.object_pool import object_pool
+from pixelrefer_fast.ops.pack_masks import pack_masks
 from pixelrefer_fast.ops.pack_objects import pack_objects
 from pixelrefer_fast.ops.pack_views import pack_views
 from pixelrefer_fast.ops.paged_attention import paged_attention
+from pixelrefer_fast.ops.place_patches import place_patches
 from pixelrefer_fast.ops.rope2d import rope2d
 from pixelrefer_fast.ops.scatter_tokens import gather_tokens, scatter_tokens
 from pixelrefer_fast.ops.swiglu import swiglu
@@ -25,11 +28,14 @@ __all__ = [
     "gather_tokens",
     "infuse",
     "kernels_serve",
+    "mask_grids",
     "norm_linear",
     "object_pool",
+    "pack_masks",
     "pack_objects",
     "pack_views",
     "paged_attention",
+    "place_patches",
     "registry",
     "rope2d",
     "scatter_tokens",

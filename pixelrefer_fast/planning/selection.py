@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from pixelrefer_fast import ops
 from pixelrefer_fast.device.transfers import upload
 from pixelrefer_fast.ops.infuse import Groups, plan_groups
-from pixelrefer_fast.planning.views import MarkPlan, View, ViewPlan
+from pixelrefer_fast.ops.place_patches import COLUMNS
+from pixelrefer_fast.planning.views import ViewPlan
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Selection:
         return torch.cat([self.reads[:0], *(by_view[v] for v in views)])
 
     def to(self, device: torch.device) -> Selection:
-        """The tables on `device`, in one copy; `reads` stays."""
+        """The tables on `device`, those that are not there in one copy; `reads` stays."""
         local_groups, global_groups = self.local_groups, self.global_groups
         index, weights, positions, offsets, *groups = upload(
             [
@@ -63,84 +65,69 @@ class Selection:
 
 
 def select_patches(plan: ViewPlan, backend: str = "auto") -> Selection:
-    """Find each mark's patches among the features of a plan's views; all of it in host memory, where the plan is.
+    """Find each mark's patches among the features of a plan's views, on the device where the masks were drawn.
 
-    Where the pixel budget has made a crop's grid coarser than its mask's, a patch reads four feature rows (bilinear,
-    half-pixel centres, as torch's interpolate weighs them), else one.
+    The host gets one small copy: how many patches each mark has, and which of the packed ones are read.
     """
     first = plan.first_rows
-    first_row = torch.tensor(first, dtype=torch.int64)
-    marks = plan.marks
-    shapes = torch.tensor([m.mask_grid.shape for m in marks], dtype=torch.int64).reshape(-1, 2)
-    grids = [torch.from_numpy(m.mask_grid).flatten() for m in marks]
-    cells = torch.cat(grids) if grids else torch.zeros(0)
-    packed = ops.pack_objects(cells, shapes, int((cells > 0).sum()), backend=backend)
-
+    marks, patches = plan.marks, first[-1]
+    grids = [m.mask_grid for m in marks]
+    device = next((g.device for g in grids if g.device.type != "cpu"), torch.device("cpu"))
     crops = [plan.views[m.crop] for m in marks]
-    feature_shapes = torch.tensor([v.grid for v in crops], dtype=torch.int64).reshape(-1, 2)
-    owner = torch.repeat_interleave(torch.arange(len(marks)), packed.counts)
-    start = first_row[torch.tensor([m.crop for m in marks], dtype=torch.int64)][owner]
-    columns = feature_shapes[owner, 1]
-    if torch.equal(shapes, feature_shapes):
-        index = (start + packed.row * columns + packed.column)[:, None]
-        weights = torch.ones(len(index), 1)
-        positions = _positions(packed.row, packed.column, owner, marks, crops)
-    else:
-        low_row, high_row, row_weight = _neighbours(packed.row, shapes[owner, 0], feature_shapes[owner, 0])
-        low_col, high_col, col_weight = _neighbours(packed.column, shapes[owner, 1], columns)
-        corners = [(low_row, low_col), (low_row, high_col), (high_row, low_col), (high_row, high_col)]
-        by_row, by_col = (1 - row_weight, row_weight), (1 - col_weight, col_weight)
-        index = torch.stack([start + r * columns + c for r, c in corners], dim=1)
-        weights = torch.stack([r * c for r in by_row for c in by_col], dim=1)
-        corner_positions = torch.stack([_positions(r, c, owner, marks, crops) for r, c in corners], dim=1)
-        positions = (corner_positions * weights[:, :, None]).sum(1)
-
-    reads = torch.zeros(first[-1], dtype=torch.bool)
-    reads[index.flatten()] = True
+    table = [
+        (first[m.crop], *v.grid, *m.mask_grid.shape, *m.box, *m.image_size) for m, v in zip(marks, crops, strict=True)
+    ]
     local_views = [m.local_view for m in marks if m.local_view is not None]
     global_views = [m.global_view for m in marks if m.global_view is not None]
+    # the patches of views that are read whole; one more stands for those that slots without a patch read
+    whole = np.zeros(patches + 1, bool)
     for view in {*plan.scene, *local_views, *global_views}:
-        reads[first[view] : first[view + 1]] = True
-    before = torch.cat([torch.zeros(1, dtype=torch.int64), reads.cumsum(0)])  # rows that are read before each patch
-    first_rows = before[first_row].tolist()
+        whole[first[view] : first[view + 1]] = True
+
+    on_host = [g.flatten() for g in grids if g.device != device]
+    rows, shapes, reads, *moved = upload(
+        [
+            torch.tensor(table, dtype=torch.int64).reshape(-1, COLUMNS),
+            torch.tensor([g.shape for g in grids], dtype=torch.int64).reshape(-1, 2),
+            torch.from_numpy(whole),
+            *on_host,
+        ],
+        device,
+    )
+    uploaded = iter(moved)
+    own = [next(uploaded) if g.device != device else g.flatten() for g in grids]
+    cells = torch.cat(own) if own else torch.zeros(0, device=device)
+    packed = ops.pack_objects(cells, shapes, len(cells), backend=backend)
+    corners = 1 if all(m.mask_grid.shape == v.grid for m, v in zip(marks, crops, strict=True)) else 4
+    placed = ops.place_patches(packed.row, packed.column, packed.offsets, rows, corners, patches, backend=backend)
+    reads.index_fill_(0, placed.patch.flatten(), True)
+    reads[patches] = False
+    ranks = reads.cumsum(0) - 1  # of each patch that is read, its row among the features
+
+    counts, on_host_reads = _brought(packed.counts, reads)
+    before = np.concatenate([[0], np.cumsum(on_host_reads.numpy())])
+    first_rows = before[first].tolist()
+    selected = sum(counts)
 
     def groups(views: Sequence[int]) -> Groups:
-        rows = [(first_rows[v], plan.views[v].patches) for v in views]
-        return plan_groups(torch.tensor(rows, dtype=torch.int64).reshape(-1, 2))
+        places = [(first_rows[v], plan.views[v].patches) for v in views]
+        return plan_groups(torch.tensor(places, dtype=torch.int64).reshape(-1, 2))
 
     return Selection(
-        reads,
+        on_host_reads,
         tuple(first_rows),
-        before[index],
-        weights,
-        positions,
+        ranks[placed.patch[:selected]],
+        placed.weights[:selected],
+        placed.positions[:selected],
         packed.offsets,
-        tuple(packed.counts.tolist()),
+        tuple(counts),
         groups(local_views),
         groups(global_views),
     )
 
 
-def _neighbours(place: torch.Tensor, size: torch.Tensor, source: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Lower and upper source place and the upper one's weight, for half-pixel centres."""
-    scale = source.float() / size.float()
-    at = (scale * (place.float() + 0.5) - 0.5).clamp(min=0)
-    low = at.long()
-    high = torch.minimum(low + 1, source - 1)
-    return low, high, at - low
-
-
-def _positions(
-    row: torch.Tensor, column: torch.Tensor, owner: torch.Tensor, marks: Sequence[MarkPlan], crops: Sequence[View]
-) -> torch.Tensor:
-    """(S, 2) float32 (x, y) of patches, relative to the whole image (paper equation 4).
-
-    As trained, the box's rows lie on the x axis and its columns on the y axis. A side of one pixel has no extent: its
-    divisor, which the reference leaves at zero, is one.
-    """
-    table = [(*m.box, *m.image_size, *v.grid) for m, v in zip(marks, crops, strict=True)]
-    values = torch.tensor(table, dtype=torch.float32).reshape(-1, 8)[owner]
-    box0, box1, box2, box3, height, width, rows, columns = values.unbind(1)
-    x = (column / columns * (box2 - box0) + box0) / (width - 1).clamp(min=1)
-    y = (row / rows * (box3 - box1) + box1) / (height - 1).clamp(min=1)
-    return torch.stack([x, y], dim=1)
+def _brought(counts: torch.Tensor, reads: torch.Tensor) -> tuple[list[int], torch.Tensor]:
+    """Counts (M,) and which patches are read (P,), in host memory: in one copy."""
+    together = torch.cat([counts.view(torch.uint8), reads.view(torch.uint8)]).cpu()
+    size = counts.nbytes
+    return together[:size].view(torch.int64).tolist(), together[size:-1].view(torch.bool)

@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from pixelrefer_fast import ops
 from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.checks.values import labelled
+from pixelrefer_fast.device.transfers import upload
+from pixelrefer_fast.ops.mask_grids import weight_bits
 from pixelrefer_fast.ops.view_patches import AREA, BLACK, LINEAR, PATCH, PLAN_COLUMNS
-from pixelrefer_fast.regions.boxed_mask import BoxedMask
+from pixelrefer_fast.regions.packed_mask import PackedMask, joined
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right
 EMPTY: Box = (0, 0, 0, 0)  # of a mask without a marked pixel
@@ -26,7 +29,6 @@ EMPTY: Box = (0, 0, 0, 0)  # of a mask without a marked pixel
 PAD = 2 * PATCH  # pixels of context around an object's bounding box
 CELL = PATCH * PATCH
 MAX_CELLS = {"lite": 50, "full": 100}  # an object of more cells of 14x14 pixels is scaled down to that many
-DRAWN_WHOLE = 2**15  # pixels of a bounding box up to which it is quicker not to look for the rows that are read
 MIN_PIXELS = 56 * 56
 MAX_ASPECT = 200
 MAX_CROP_PIXELS = 2**27  # a few scattered pixels can ask for a crop of any size; this one takes 400 MB
@@ -37,7 +39,7 @@ class Mark:
     """One mask of one object: `image` says in which of the request's images or frames it lies."""
 
     image: int
-    mask: BoxedMask  # of the image's size
+    mask: PackedMask  # of the image's size
     name: str  # how errors call it
 
 
@@ -74,7 +76,8 @@ class MarkPlan:
     name: str
     image: int
     crop: int
-    mask_grid: np.ndarray  # (rows, columns) float32, the mask at patch resolution; may be finer than the crop's grid
+    # (rows, columns) float32, the mask at patch resolution, where it was drawn; may be finer than the crop's grid
+    mask_grid: torch.Tensor
     box: Box  # as the position term takes it: top, left, bottom, right
     image_size: tuple[int, int]  # height, width
     tokens: int  # placeholders in the prompt
@@ -188,17 +191,19 @@ def plan_views(
     scene: Sequence[int] = (),
     scene_merge: int = 1,
     into: ViewPlan | None = None,
+    backend: str = "auto",
 ) -> ViewPlan:
     """Plan one request.
 
     Args:
         config: the model's; its kind decides between the two models' rules.
         sizes: (height, width) of the request's images or frames.
-        marks: the masks, in the order of their tokens; looked at one by one, so that a generator keeps few in memory.
+        marks: the masks, in the order of their tokens.
         num_marks: how many there are, which the pixel budget depends on.
         scene: Full only: which images or frames the LLM sees whole, in order.
         scene_merge: 2 for the frames of a Full video, else 1.
         into: a plan to add to, so that requests about the same images share their views.
+        backend: who draws the masks at patch resolution: on the device where any of them lies, else in host memory.
 
     Raises:
         ValueError: naming the mark (or the image) that cannot be planned, with what was expected and given.
@@ -212,30 +217,84 @@ def plan_views(
 
     budget = pixel_budget(config, max(num_marks, 1))
     context: dict[int, tuple[int, ...]] = {}
+    places: list[_Place] = []
     for mark in marks:
         if mark.mask.shape != tuple(sizes[mark.image]):
             raise ValueError(f"{mark.name}: expected a mask of {sizes[mark.image]}, got {mark.mask.shape}")
         box, crop = _crop_lite(mark) if config.kind == "lite" else _crop_full(mark)
-        size, mask_grid = _scale(mark, crop, config)
+        size = _scale(mark, crop, config)
         if config.kind == "lite" and mark.image not in context:
             # made once per image, on its first object: every later one gets the first one's local view
             context[mark.image] = tuple(plan.add(view) for view in _context(mark, crop, config, budget))
         global_view, local_view = context.get(mark.image, (None, None))
-        view = _crop_view(mark, crop, size, config.kind, budget)
+        view = plan.add(_crop_view(mark, crop, size, config.kind, budget))
+        places.append(_Place(mark, view, crop, box, (size[0] // PATCH, size[1] // PATCH), global_view, local_view))
+    grids = _mask_grids(places, config.kind == "full", backend)
+    tokens = [config.mask_num] * len(places) if config.kind == "lite" else _selected(grids, config.mask_num, backend)
+    for place, grid, count in zip(places, grids, tokens, strict=True):
+        mark = place.mark
         plan.marks.append(
             MarkPlan(
                 name=mark.name,
                 image=mark.image,
-                crop=plan.add(view),
-                mask_grid=mask_grid,
-                box=box,
+                crop=place.view,
+                mask_grid=grid,
+                box=place.box,
                 image_size=mark.mask.shape,
-                tokens=config.mask_num if config.kind == "lite" else min(config.mask_num, int(mask_grid.sum())),
-                global_view=global_view,
-                local_view=local_view,
+                tokens=count,
+                global_view=place.global_view,
+                local_view=place.local_view,
             )
         )
     return plan
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What is known of a mark before its mask is drawn."""
+
+    mark: Mark
+    view: int
+    crop: Box
+    box: Box
+    grid: tuple[int, int]  # rows and columns of the mask at patch resolution
+    global_view: int | None
+    local_view: int | None
+
+    def weight_bits(self, rounded: bool) -> tuple[int, int]:
+        """Of both passes, where they round as Full's reference does, which resizes uint8; Lite's keeps fractions."""
+        if not rounded:
+            return 0, 0
+        top, left, bottom, right = self.crop
+        return weight_bits(self.grid[0], bottom - top), weight_bits(self.grid[1], right - left)
+
+
+def _mask_grids(places: Sequence[_Place], rounded: bool, backend: str) -> list[torch.Tensor]:
+    """The marks' masks at patch resolution, (rows, columns) float32 each: all in one launch, where any of them lies."""
+    if not places:
+        return []
+    masks = [place.mark.mask for place in places]
+    device = next((mask.device for mask in masks if mask.device.type != "cpu"), torch.device("cpu"))
+    bits, first_bits = joined(masks, device)
+    sizes = [place.grid[0] * place.grid[1] for place in places]
+    first_cells = list(accumulate(sizes, initial=0))
+    rows = [
+        (cell, bit, mask.row_bits, *mask.window, *place.crop, *place.grid, *place.weight_bits(rounded))
+        for place, mask, cell, bit in zip(places, masks, first_cells, first_bits, strict=False)
+    ]
+    (table,) = upload([torch.tensor(rows, dtype=torch.int64)], device)
+    cells = ops.mask_grids(bits, table, first_cells[-1], backend=backend)
+    return [own.view(place.grid) for own, place in zip(cells.split(sizes), places, strict=True)]
+
+
+def _selected(grids: Sequence[torch.Tensor], most: int, backend: str) -> list[int]:
+    """How many cells of each grid are selected, at most `most`: Full's prompt has a token for each."""
+    if not grids:
+        return []
+    cells = torch.cat([grid.flatten() for grid in grids])
+    (shapes,) = upload([torch.tensor([grid.shape for grid in grids])], cells.device)
+    counts = ops.pack_objects(cells, shapes, 0, backend=backend).counts
+    return [min(most, count) for count in counts.tolist()]
 
 
 def _crop_view(mark: Mark, crop: Box, size: tuple[int, int], kind: str, budget: int) -> View:
@@ -292,11 +351,11 @@ def _crop_full(mark: Mark) -> tuple[Box, Box]:
     return box, box
 
 
-def _scale(mark: Mark, crop: Box, config: ModelConfig) -> tuple[tuple[int, int], np.ndarray]:
-    """Size of the scaled crop in pixels and the mask at its patch resolution, (rows, columns) float32."""
+def _scale(mark: Mark, crop: Box, config: ModelConfig) -> tuple[int, int]:
+    """Size of the scaled crop in pixels, whole patches."""
     area = mark.mask.area
     if area == 0:
-        return (PATCH, PATCH), np.zeros((1, 1), dtype=np.float32)
+        return PATCH, PATCH
     limit = MAX_CELLS[config.kind]
     scale: float = math.ceil(math.sqrt(CELL * config.mask_num / area))
     if scale == 1:
@@ -312,33 +371,4 @@ def _scale(mark: Mark, crop: Box, config: ModelConfig) -> tuple[tuple[int, int],
             f"{crop[2] - crop[0]}x{crop[3] - crop[1]}: enlarging that crop {scale} times would take "
             f"{rows * PATCH}x{columns * PATCH} pixels"
         )
-    draw = _mask_grid_lite if config.kind == "lite" else _mask_grid_full
-    return (rows * PATCH, columns * PATCH), draw(mark.mask, crop, rows, columns)
-
-
-def _mask_grid_lite(mask: BoxedMask, crop: Box, rows: int, columns: int) -> np.ndarray:
-    """The mask at patch resolution, resized as Lite's reference does, which keeps fractions."""
-    import cv2
-
-    top, left, bottom, right = crop
-    height, first_row, first_column = bottom - top, mask.top - top, mask.left - left
-    picture = np.zeros((height, right - left), np.float32)
-    box_rows, box_columns = mask.pixels.shape
-    drawn = picture[first_row : first_row + box_rows, first_column : first_column + box_columns]
-    if mask.pixels.size > DRAWN_WHOLE:
-        # bilinear without antialiasing: an output row reads two rows. They are drawn with one more on either side;
-        # the memory of the others is never touched
-        low = ((np.arange(rows) + 0.5) * height / rows - 0.5).astype(np.int64) - first_row
-        near = (low[:, None] + np.arange(-1, 3)).ravel()
-        near = near[(near >= 0) & (near < box_rows)]
-        drawn[near] = mask.pixels[near]
-    else:
-        drawn[:] = mask.pixels
-    return cv2.resize(picture, (columns, rows), interpolation=cv2.INTER_LINEAR)
-
-
-def _mask_grid_full(mask: BoxedMask, crop: Box, rows: int, columns: int) -> np.ndarray:
-    """The mask at patch resolution, resized as Full's reference does, which rounds each pass."""
-    cut = torch.from_numpy(mask.window(*crop))[None, None]
-    resized = torch.nn.functional.interpolate(cut, size=(rows, columns), mode="bilinear", align_corners=False)
-    return resized[0, 0].numpy().astype(np.float32)
+    return rows * PATCH, columns * PATCH

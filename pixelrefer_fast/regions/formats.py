@@ -19,10 +19,10 @@ from pixelrefer_fast.regions.shapes import (
     Polygons,
     Rle,
     Scribble,
-    Shape,
     coordinates,
     image_size,
 )
+from pixelrefer_fast.regions.tensor_mask import MaskShape, Shape, TensorMask, stays, tensor_masks
 
 FORMS = "a mask, a COCO RLE, polygons, a box [x0, y0, x1, y1], points, a region's JSON, or any of these by frame number"
 MAX_FRAME_DIGITS = 9
@@ -88,7 +88,7 @@ def shape_of_mapping(value: Mapping[Any, Any]) -> Shape:
     raise ValueError(f"expected {FORMS}; got a mapping with the keys {shown(list(value)[:8])}")
 
 
-def masked(value: Any) -> Bitmap:
+def masked(value: Any) -> MaskShape:
     """The mask in one of the forms that tools give."""
     array = as_array(value)
     if array is None:
@@ -216,14 +216,20 @@ def as_array(value: Any) -> np.ndarray | torch.Tensor | None:
         raise ValueError(f"mask: expected a complete image, it cannot be decoded: {error}") from None
 
 
-def bitmap_of(array: np.ndarray | torch.Tensor) -> Bitmap:
-    """From an array of shape (H, W), (H, W, 1), or (H, W) behind leading axes of length 1."""
+def bitmap_of(array: np.ndarray | torch.Tensor, logits: bool = False) -> MaskShape:
+    """From an array of shape (H, W), (H, W, 1), or (H, W) behind leading axes of length 1; on a device it stays there.
+
+    `logits`: floats of which one is negative are marked above 0.
+    """
     shape = tuple(array.shape)
     if is_channels_last(array):
         shape = shape[:-1]
     if len(shape) < 2 or any(length != 1 for length in shape[:-2]):
         raise ValueError(f"mask: expected an array of shape (H, W), got {shape}")
-    return Bitmap.of(numpy_of(array).reshape(shape[-2:]))
+    if isinstance(array, torch.Tensor) and stays(array):
+        return tensor_masks(array.reshape(1, *shape[-2:]), logits)[0]
+    values = numpy_of(array).reshape(shape[-2:])
+    return Bitmap.of(without_logits(values) if logits else values)
 
 
 def is_channels_last(array: np.ndarray | torch.Tensor) -> bool:
@@ -292,7 +298,7 @@ def plain_rows(boxes: Any) -> np.ndarray:
     return numpy_of(boxes)
 
 
-def sam_shapes(output: Any, scores: Any = None) -> Iterator[Bitmap]:
+def sam_shapes(output: Any, scores: Any = None) -> Iterator[MaskShape]:
     """Per object its mask, from what transformers' SAM 2 and 3 post-processing returns for one image or frame.
 
     output: an array or tensor (H, W), (N, H, W) or (N, K, H, W), a list of N masks, or a mapping with such under
@@ -324,9 +330,27 @@ def sam_shapes(output: Any, scores: Any = None) -> Iterator[Bitmap]:
         masks = masks[None]
     elif masks.ndim == 4:
         masks = best_candidates(masks, scores)
+    together = stacked(masks)
+    if together is not None:
+        yield from tensor_masks(together, logits=True, numbered=True)
+        return
     for index in range(len(masks)):
         with labelled(f"region {index}"):
             yield object_mask(masks[index])
+
+
+def stacked(masks: Any) -> torch.Tensor | None:
+    """Masks that lie on one device, of one size and dtype, as (N, H, W); None where there are none such."""
+    if isinstance(masks, torch.Tensor):
+        return masks if stays(masks) and masks.ndim == 3 else None
+    if not isinstance(masks, (list, tuple)) or not masks or not all(map(stays, masks)):
+        return None
+    if len({(mask.shape, mask.dtype, mask.device) for mask in masks}) > 1:
+        return None
+    shape = masks[0].shape
+    if len(shape) < 2 or shape[:-2].numel() != 1 or is_channels_last(masks[0]):
+        return None
+    return torch.stack([mask.reshape(shape[-2:]) for mask in masks])
 
 
 def best_candidates(masks: Any, scores: Any) -> Sequence[Any]:
@@ -407,7 +431,7 @@ def tracks(frames: Mapping[int, Any]) -> list[dict[int, Shape]]:
             counts.add(len(shapes) if ids is None else None)
         for object_id, shape in zip(range(len(shapes)) if ids is None else ids, shapes, strict=True):
             found = objects.setdefault(object_id, {})
-            if not (isinstance(shape, Bitmap) and shape.is_empty):
+            if not (isinstance(shape, (Bitmap, TensorMask)) and shape.is_empty):
                 found[frame] = shape
     if len(counts) > 1:
         raise ValueError(
@@ -437,10 +461,10 @@ def object_ids(value: Any, what: str) -> list[int] | None:
     return list(ids)
 
 
-def object_mask(mask: Any) -> Bitmap:
+def object_mask(mask: Any) -> MaskShape:
     if not isinstance(mask, (np.ndarray, torch.Tensor)):
         raise ValueError(f"SAM output: expected an array or tensor as mask of an object, got {shown(mask)}")
-    return bitmap_of(without_logits(numpy_of(mask)))
+    return bitmap_of(mask, logits=True)
 
 
 def shape_text(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,9 +30,12 @@ from pixelrefer_fast.regions.formats import (
     sam_shapes,
     scribble_of,
     shape_of,
+    stacked,
     tracks,
 )
-from pixelrefer_fast.regions.shapes import Clicks, Rle, Shape
+from pixelrefer_fast.regions.packed_mask import PackedMask
+from pixelrefer_fast.regions.shapes import Bitmap, Clicks, Rle
+from pixelrefer_fast.regions.tensor_mask import Shape, TensorMask, tensor_masks
 from pixelrefer_fast.regions.tools import is_tool_output, label_shapes, tool_shapes
 
 
@@ -221,6 +224,11 @@ class Region:
             return self.marks[0][1].to_json()
         return {"type": "frames", "frames": {str(frame): shape.to_json() for frame, shape in self.marks}}
 
+    def written(self) -> Mapping[str, Any]:
+        """As `to_json`, for a record that may never be read: a mask on a device is brought to the host by who reads."""
+        on_device = any(isinstance(shape, TensorMask) for _, shape in self.marks)
+        return _Unread(self) if on_device else self.to_json()
+
     @property
     def kind(self) -> str:
         """How it was marked: "box", "polygon", "scribble", "rle", "mask", "points" or "frames"."""
@@ -251,16 +259,32 @@ class Region:
         Raises:
             ValueError: the mask has another size, the frame is not marked, or no pixel is inside the image.
         """
+        boxed = self._shape_of_size(height, width, frame, name).boxed(int(height), int(width), name)
+        self._check_marked(boxed.bounds, height, width, name)
+        return boxed
+
+    def packed(self, height: int, width: int, frame: int | None = None, *, name: str = "region") -> PackedMask:
+        """The marked pixels as bits, on the device where the mask was given; arguments and errors of `boxed`."""
+        shape = self._shape_of_size(height, width, frame, name)
+        if isinstance(shape, (Bitmap, TensorMask)):
+            packed = shape.packed(int(height), int(width), name)
+        else:
+            packed = PackedMask.of_boxed(shape.boxed(int(height), int(width), name))
+        self._check_marked(packed.bounds, height, width, name)
+        return packed
+
+    def _shape_of_size(self, height: int, width: int, frame: int | None, name: str) -> Shape:
         if not is_integer(height) or not is_integer(width):
             raise ValueError(f"{name}: expected a size in pixels, got {shown(height)}x{shown(width)}")
         check_size(height, width, name)
-        boxed = self._shape_in(frame, name).boxed(int(height), int(width), name)
-        if boxed.bounds is None:
+        return self._shape_in(frame, name)
+
+    def _check_marked(self, bounds: tuple[int, ...] | None, height: int, width: int, name: str) -> None:
+        if bounds is None:
             raise ValueError(
                 f"{name}: expected at least one marked pixel inside the image of {height}x{width} (height x width), "
                 f"got none from {self!r}"
             )
-        return boxed
 
     def _shape_in(self, frame: int | None, name: str) -> Shape:
         if self.frames is None:
@@ -272,6 +296,9 @@ class Region:
         raise ValueError(f"{name}: expected one of the frames it is marked in, {shown(list(self.frames))}, got {asked}")
 
     def __repr__(self) -> str:
+        if isinstance(self.marks[0][1], TensorMask) and self.frames is None:
+            marked = self.marks[0][1].marked
+            return f"<Region mask: height={marked.height}, width={marked.width}, on {marked.device}>"
         if self.frames is not None:
             return f"<Region in {len(self.marks)} frames: {shown(list(self.frames))}>"
         described = {
@@ -280,6 +307,31 @@ class Region:
             if key not in ("kind", "bits") and value is not False
         }
         return f"<Region {self.kind}: {', '.join(f'{key}={shown(value)}' for key, value in described.items())}>"
+
+
+class _Unread(Mapping[str, Any]):
+    """A region's JSON, made when it is first looked at; a plain dict in another process or a file."""
+
+    def __init__(self, region: Region) -> None:
+        self._region: Region | None = region
+        self._made: dict[str, Any] = {}
+
+    def _read(self) -> dict[str, Any]:
+        if self._region is not None:
+            self._made, self._region = self._region.to_json(), None
+        return self._made
+
+    def __getitem__(self, key: str) -> Any:
+        return self._read()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read())
+
+    def __len__(self) -> int:
+        return len(self._read())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (self._read(),)
 
 
 def as_regions(regions: Any) -> list[Region]:
@@ -315,6 +367,9 @@ def as_regions(regions: Any) -> list[Region]:
     if holds_many:
         return Region.from_sam(regions)
     if is_list_of_regions(regions):
+        together = stacked(regions)
+        if together is not None:
+            return [Region(((None, shape),)) for shape in tensor_masks(together, numbered=True)]
         return list(_numbered(regions))
     return list(_numbered([regions]))
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from pixelrefer_fast.checks.values import check_size, is_integer, is_number, numpy_of, shown
 from pixelrefer_fast.regions.boxed_mask import BoxedMask
+from pixelrefer_fast.regions.packed_mask import PackedMask
 from pixelrefer_fast.regions.rle import compress_counts, compress_mask, parse_counts
 
 MAX_COORDINATE = 2**24
@@ -223,11 +224,7 @@ class Bitmap:
         boxed = BoxedMask.of(mask)
         rows, columns = boxed.pixels.shape
         if rows and is_label_map(mask[boxed.top :, boxed.left :][:rows, :columns], boxed.pixels):
-            raise ValueError(
-                "mask: expected one object, got integers of several values, as a label map has; pass "
-                "Region.from_labels(array) for a region of each label, or array == label for one"
-                + ("; for boxes pass [x0, y0, x1, y1] for each" if width == 4 else "")
-            )
+            raise label_map_error(width)
         return cls(height, width, boxed.top, boxed.left, rows, columns, np.packbits(boxed.pixels).tobytes())
 
     @property
@@ -235,11 +232,19 @@ class Bitmap:
         return self.box_height == 0
 
     def boxed(self, height: int, width: int, name: str) -> BoxedMask:
-        hint = "; for boxes pass [x0, y0, x1, y1] for each" if self.width == 4 else ""
-        check_made_for(self.height, self.width, height, width, name, hint)
+        check_made_for(self.height, self.width, height, width, name, mask_hint(self.width))
         bits = np.unpackbits(np.frombuffer(self.bits, np.uint8), count=self.box_height * self.box_width)
         pixels = bits.view(bool).reshape(self.box_height, self.box_width)
         return BoxedMask(height, width, self.top, self.left, pixels)
+
+    def packed(self, height: int, width: int, name: str) -> PackedMask:
+        check_made_for(self.height, self.width, height, width, name, mask_hint(self.width))
+        window = (self.top, self.left, self.box_height, self.box_width)
+        last = (self.top + self.box_height - 1, self.left + self.box_width - 1)
+        bounds = None if self.is_empty else (self.top, self.left, *last)
+        area = int.from_bytes(self.bits, "big").bit_count()
+        bits = np.frombuffer(self.bits, np.uint8)
+        return PackedMask(height, width, area, bounds, window, bits, 0, self.box_width)
 
     def to_json(self) -> dict[str, Any]:
         counts = compress_mask(self.boxed(self.height, self.width, "mask").full())
@@ -278,15 +283,24 @@ class Clicks:
         }
 
 
-Shape: TypeAlias = Box | Polygons | Scribble | Rle | Bitmap | Clicks
-
-
 def check_made_for(made_height: int, made_width: int, height: int, width: int, name: str, hint: str = "") -> None:
     if (made_height, made_width) != (height, width):
         raise ValueError(
             f"{name}: expected a mask of {height}x{width} (the image's height x width), "
             f"got {made_height}x{made_width}{hint}"
         )
+
+
+def mask_hint(width: int) -> str:
+    """What may have been meant by a mask of another size than the image's."""
+    return "; for boxes pass [x0, y0, x1, y1] for each" if width == 4 else ""
+
+
+def label_map_error(width: int) -> ValueError:
+    return ValueError(
+        "mask: expected one object, got integers of several values, as a label map has; pass "
+        "Region.from_labels(array) for a region of each label, or array == label for one" + mask_hint(width)
+    )
 
 
 def is_label_map(mask: np.ndarray, marked: np.ndarray) -> bool:

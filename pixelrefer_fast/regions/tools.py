@@ -15,7 +15,7 @@ import torch
 
 from pixelrefer_fast.checks.values import is_integer, labelled, numpy_of, shown
 from pixelrefer_fast.regions.formats import bitmap_of, box_of, box_shapes, plain, polygons_of, shape_text
-from pixelrefer_fast.regions.shapes import Bitmap, Shape
+from pixelrefer_fast.regions.tensor_mask import MaskShape, Shape, stays, tensor_labels
 
 MAX_LABELS = 2**14
 """Most objects of one label map."""
@@ -103,7 +103,7 @@ def boxes_in(name: str, boxes: Any) -> Iterator[Shape]:
     yield from box_shapes(boxes)
 
 
-def segment_shapes(labels: Any, infos: Any) -> Iterator[Bitmap]:
+def segment_shapes(labels: Any, infos: Any) -> Iterator[MaskShape]:
     """Per segment of a label map (H, W) its mask."""
     if not isinstance(labels, (np.ndarray, torch.Tensor)) or labels.ndim != 2:
         raise ValueError(f"segmentation: expected a label map of shape (H, W), got {shape_text(labels)}")
@@ -111,17 +111,29 @@ def segment_shapes(labels: Any, infos: Any) -> Iterator[Bitmap]:
     ids = [info.get("id") if isinstance(info, Mapping) else None for info in listed]
     if not all(map(is_integer, ids)):
         raise ValueError(f"segments_info: expected a list of segments with an integer id, got {shown(infos)}")
+    if isinstance(labels, torch.Tensor) and stays(labels):
+        yield from tensor_labels(labels, [number for number in ids if number is not None])
+        return
     values = numpy_of(labels)
     for number in ids:
         yield bitmap_of(values == number)
 
 
-def label_shapes(labels: Any) -> dict[int, Bitmap]:
+def label_shapes(labels: Any) -> dict[int, MaskShape]:
     """Per label but 0 of an integer map (H, W) its mask, in increasing order."""
+    if isinstance(labels, torch.Tensor) and stays(labels):
+        integers = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+        if labels.ndim == 2 and integers:
+            numbers = _numbers(labels.unique().tolist())
+            return dict(zip(numbers, tensor_labels(labels, numbers), strict=True))
     values = numpy_of(labels) if isinstance(labels, (np.ndarray, torch.Tensor)) else np.array(None)
     if values.ndim != 2 or values.dtype.kind not in "iu":
         raise ValueError(f"labels: expected an array of integers of shape (H, W), got {shape_text(labels)}")
-    found = np.unique(values)
+    return {label: bitmap_of(values == label) for label in _numbers(np.unique(values).tolist())}
+
+
+def _numbers(found: list[int]) -> list[int]:
+    """The labels of objects among those of a map."""
     if len(found) > MAX_LABELS:
         raise ValueError(f"labels: expected at most {MAX_LABELS} labels, got {len(found)}")
-    return {int(label): bitmap_of(values == label) for label in found if label != 0}
+    return [label for label in found if label != 0]

@@ -9,7 +9,8 @@ from pixelrefer_fast.checks.values import labelled
 from pixelrefer_fast.device.processes import PerProcess
 from pixelrefer_fast.media import Media, Video
 from pixelrefer_fast.regions import Region
-from pixelrefer_fast.regions.shapes import Clicks, Shape
+from pixelrefer_fast.regions.shapes import Clicks
+from pixelrefer_fast.regions.tensor_mask import Shape
 from pixelrefer_fast.segmenting.segmenter import OpenedMedia, Segmenter
 
 # Requests are prepared in several threads, and a segmenter has a state and often a device.

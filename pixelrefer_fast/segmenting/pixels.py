@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate, pad
 
+from pixelrefer_fast.regions.tensor_mask import MaskShape, mask_shapes
 from pixelrefer_fast.segmenting.segmenter import SegmentPrompt
 
 MASKS_TOGETHER = 16
@@ -54,19 +55,18 @@ class Input:
         values = (values / 255 - mean) / std
         return pad(values, (0, self.side - width, 0, self.side - height)).to(dtype)
 
-    def masks(self, logits: torch.Tensor, height: int, width: int) -> np.ndarray:
-        """Logits (N, h, w) of the square to masks (N, height, width) bool of the picture."""
-        if not len(logits):
-            return np.zeros((0, height, width), bool)
-        return np.concatenate([self._masks(own, height, width) for own in logits.float().split(MASKS_TOGETHER)])
+    def masks(self, logits: torch.Tensor, height: int, width: int) -> list[MaskShape]:
+        """Logits (N, h, w) of the square to masks of the picture, which stay on the logits' device."""
+        parts = logits.float().split(MASKS_TOGETHER) if len(logits) else ()
+        return [shape for own in parts for shape in mask_shapes(self._masks(own, height, width))]
 
-    def _masks(self, logits: torch.Tensor, height: int, width: int) -> np.ndarray:
+    def _masks(self, logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
         logits = logits[None]
         if self.keeps_shape:
             logits = interpolate(logits, (self.side, self.side), mode="bilinear", align_corners=False)
             rows, columns = self.size(height, width)
             logits = logits[..., :rows, :columns]
-        return (interpolate(logits, (height, width), mode="bilinear", align_corners=False)[0] > 0).cpu().numpy()
+        return interpolate(logits, (height, width), mode="bilinear", align_corners=False)[0] > 0
 
 
 def prompt_tensors(

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from pixelrefer_fast.media import Media, Video
+from pixelrefer_fast.regions import Region
+from pixelrefer_fast.regions.tensor_mask import MaskShape
 from pixelrefer_fast.segmenting.pixels import Input, prompt_tensors
 from pixelrefer_fast.segmenting.segmenter import (
     Segment,
@@ -19,7 +21,6 @@ from pixelrefer_fast.segmenting.segmenter import (
     picture_of,
     read_prompts,
     read_text,
-    region_of,
     unit,
 )
 from pixelrefer_fast.segmenting.tracking import Tracker
@@ -154,8 +155,8 @@ class OpenedForSam:
         return model.get_image_embeddings(self._sam.like.pixels(picture, model.device, model.dtype))
 
 
-def _segment(mask: np.ndarray, score: float, frame: int | None) -> Segment:
-    return Segment(region_of(mask, frame), unit(score))
+def _segment(mask: MaskShape, score: float, frame: int | None) -> Segment:
+    return Segment(Region(((frame, mask),)), unit(score))
 
 
 def _kept(kept: OrderedDict[int | None, Made], frame: int | None, make: Callable[[], Made]) -> Made:

@@ -15,6 +15,7 @@ from pixelrefer_fast.media import Media, Video
 from pixelrefer_fast.regions import Region
 from pixelrefer_fast.regions.formats import box_of, clicks_of, is_scalar, plain
 from pixelrefer_fast.regions.shapes import Bitmap, Box, Clicks
+from pixelrefer_fast.regions.tensor_mask import MaskShape
 
 GRABCUT = "grabcut"
 """The segmenter that needs no weights."""
@@ -179,13 +180,13 @@ def region_of(mask: np.ndarray, frame: int | None) -> Region:
     return Region(((frame, Bitmap.of(mask)),))
 
 
-def objects_of_frames(masks: Iterator[tuple[int, int, np.ndarray]]) -> list[Region]:
+def objects_of_frames(masks: Iterator[tuple[int, int, MaskShape]]) -> list[Region]:
     """Regions of (object, frame, mask) triples; frames in which a mask is empty are left out.
 
     Raises:
         ValueError: an object is seen in no frame.
     """
-    marks = [(number, frame, Bitmap.of(mask)) for number, frame, mask in masks]
+    marks = list(masks)
     regions = []
     for number, own in groupby(sorted(marks, key=lambda mark: mark[:2]), key=lambda mark: mark[0]):
         seen = tuple((frame, bitmap) for _, frame, bitmap in own if not bitmap.is_empty)

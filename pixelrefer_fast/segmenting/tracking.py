@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from pixelrefer_fast.media import Video
+from pixelrefer_fast.regions.tensor_mask import MaskShape
 from pixelrefer_fast.segmenting.pixels import Input, prompt_tensors
 from pixelrefer_fast.segmenting.segmenter import SegmentPrompt
 
@@ -84,11 +85,11 @@ class Tracker:
 
     def follow(
         self, video: Video, prompts: Sequence[SegmentPrompt], frame: int
-    ) -> Iterator[tuple[int, int, np.ndarray]]:
+    ) -> Iterator[tuple[int, int, MaskShape]]:
         """The prompts' objects from `frame` to the end, then from there to the start.
 
         Returns:
-            Triples of the prompt's number, the frame and the mask (H, W) bool, empty where the object is not seen.
+            Triples of the prompt's number, the frame and the mask (H, W), empty where the object is not seen.
         """
         height, width = video.height, video.width
         session = self._opened(video, prompts, frame)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from pixelrefer_fast.regions.tensor_mask import MaskShape
 from pixelrefer_fast.segmenting.pixels import Input
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ class WordFinder:
 
     def find(
         self, embedded: Sam3VisionEncoderOutput, text: str, height: int, width: int
-    ) -> list[tuple[np.ndarray, float]]:
-        """Masks (height, width) bool and scores 0..1 of what the text names, the surest first."""
+    ) -> list[tuple[MaskShape, float]]:
+        """Masks (height, width) and scores 0..1 of what the text names, the surest first."""
         words = self._tokenizer(
             text, return_tensors="pt", padding="max_length", max_length=TEXT_TOKENS, truncation=True
         ).to(self._model.device)
@@ -53,4 +54,4 @@ class WordFinder:
         order = torch.argsort(scores, descending=True)
         order = order[scores[order] > LEAST_SCORE]
         masks = self._like.masks(found.pred_masks[0, order], height, width)
-        return [(mask, score) for mask, score in zip(masks, scores[order].tolist(), strict=True) if mask.any()]
+        return [(mask, score) for mask, score in zip(masks, scores[order].tolist(), strict=True) if not mask.is_empty]

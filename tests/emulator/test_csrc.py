@@ -20,7 +20,16 @@ from ptx_emulator.cuda_program import CudaProgram
 from ptx_emulator.nvcc import ARCHITECTURES, Compiled, compiled, find_nvcc
 from ptx_emulator.options import SCHEDULES
 
-from pixelrefer_fast.ops import pack_objects, pack_views, scatter_tokens
+from pixelrefer_fast.ops import (
+    mask_grids,
+    pack_masks,
+    pack_objects,
+    pack_views,
+    place_patches,
+    registry,
+    scatter_tokens,
+)
+from pixelrefer_fast.ops.pack_masks import DTYPES as MASK_DTYPES
 from pixelrefer_fast.ops.scatter_tokens import gather_tokens
 
 SOURCES = sorted((Path(__file__).parents[2] / "csrc" / "cuda").glob("*.cu"))
@@ -104,6 +113,48 @@ def _move_tokens(
     stream = 0
     buffers = [*_rows("embeds", embeds), *_rows("tokens", tokens), _buffer("slots", slots)]
     program.launches(function, *pointers, slots.data_ptr(), *counts, stream, buffers=buffers, options=options)
+
+
+def _pack_masks(
+    program: CudaProgram, masks: torch.Tensor, cuts: torch.Tensor, options: Options = LOCKSTEP
+) -> list[torch.Tensor]:
+    count, height, width = masks.shape
+    bits = _poisoned(count * height * -(-width // 8), torch.uint8).view(count, height, -(-width // 8))
+    extents = _poisoned(8 * count, torch.int64).view(count, 8)
+    kind = max(MASK_DTYPES.index(masks.dtype) - 1, 0)  # bool and uint8 are one
+    last = sum((size - 1) * step for size, step in zip(masks.shape, masks.stride(), strict=True)) + 1
+    buffers = [Buffer(masks.data_ptr(), last * masks.element_size() if masks.numel() else 0, "masks")]
+    buffers += [_buffer(name, t) for name, t in (("cuts", cuts), ("bits", bits), ("extents", extents))]
+    numbers = [masks.data_ptr(), kind, *masks.stride(), count, height, width]
+    pointers = [t.data_ptr() for t in (cuts, bits, extents)]
+    program.launches("pack_masks", *numbers, *pointers, 0, buffers=buffers, options=options)
+    return [bits, extents]
+
+
+def _mask_grids(
+    program: CudaProgram, bits: torch.Tensor, table: torch.Tensor, count: int, options: Options = LOCKSTEP
+) -> torch.Tensor:
+    cells = _poisoned(count, torch.float32)
+    _launch(program, "mask_grids", [bits, len(bits), table, len(table), count, cells], options)
+    return cells
+
+
+def _place_patches(
+    program: CudaProgram,
+    row: torch.Tensor,
+    column: torch.Tensor,
+    offsets: torch.Tensor,
+    table: torch.Tensor,
+    corners: int,
+    nowhere: int,
+    options: Options = LOCKSTEP,
+) -> list[torch.Tensor]:
+    slots = len(row)
+    placed = [_poisoned(slots * width, dtype) for width, dtype in ((corners, torch.int64), (corners, torch.float32))]
+    placed.append(_poisoned(slots * 2, torch.float32))
+    numbers = [len(table), slots, corners, nowhere]
+    _launch(program, "place_patches", [row, column, offsets, table, *numbers, *placed], options)
+    return [t.view(slots, width) for t, width in zip(placed, (corners, corners, 2), strict=True)]
 
 
 def _same(given: list[torch.Tensor], wanted: tuple[torch.Tensor, ...]) -> None:
@@ -229,6 +280,80 @@ def test_few_views(program: CudaProgram, views: list[tuple[int, int, int]], room
 def test_more_views_than_one_block_scans(program: CudaProgram) -> None:
     for count in (1023, 1024, 2100):
         _check_views(program, [(1, 1, 1), (0, 2, 2), (2, 2, 2)] * (count // 3), 1)
+
+
+# Masks
+
+
+def _samples(name: str, dtype: torch.dtype = torch.float32) -> Iterator[tuple]:
+    return registry()[name].samples(torch.Generator().manual_seed(1), dtype)
+
+
+@every_schedule
+def test_masks_of_many_rows(program: CudaProgram, options: Options) -> None:
+    """More rows than a block takes, and more columns than its loads in flight."""
+    masks = torch.rand(2, 19, 150, generator=torch.Generator().manual_seed(0)) > 0.97
+    masks[1, :9] = False
+    cuts = torch.zeros(2)
+    _same(_pack_masks(program, masks, cuts, options), pack_masks(masks, cuts, backend="torch"))
+
+
+@pytest.mark.parametrize("dtype", MASK_DTYPES, ids=str)
+def test_masks_of_every_type(program: CudaProgram, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(3)
+    values = torch.randn(3, 10, 70, generator=generator) * 3
+    values = (values > 1 if dtype == torch.bool else values.abs() if dtype == torch.uint8 else values).to(dtype)
+    values[1] = 0
+    if dtype.is_floating_point:
+        values[0, 3, 4], values[1, 2, 2] = torch.nan, -torch.inf
+    cuts = torch.tensor([0.5, 0.5, 0.0])
+    for masks in (values, values[:, ::3, 1::2], values.transpose(1, 2), values[:, :1, :1], values[:0]):
+        _same(_pack_masks(program, masks, cuts[: len(masks)]), pack_masks(masks, cuts[: len(masks)], backend="torch"))
+
+
+def test_the_samples_of_masks(program: CudaProgram) -> None:
+    for masks, cuts in _samples("pack_masks"):
+        _same(_pack_masks(program, masks, cuts), pack_masks(masks, cuts, backend="torch"))
+
+
+@pytest.mark.parametrize("options", [Options(), Options(schedule="reverse", seed=3)], ids=["all at once", "reverse"])
+def test_grids_of_masks(program: CudaProgram, options: Options) -> None:
+    for bits, table, cells in _samples("mask_grids"):
+        wanted = mask_grids(bits, table, cells, backend="torch")
+        _same([_mask_grids(program, bits, table, cells, options)], (wanted,))
+
+
+def test_masks_that_the_host_would_refuse(program: CudaProgram) -> None:
+    """Bits that are not there are 0, and a table that means nothing draws nothing."""
+    bits = torch.full((4,), 255, dtype=torch.uint8)
+    good = [0, 0, 8, 0, 0, 4, 8, 0, 0, 4, 8, 4, 8, 0, 0]
+    for column, value in ((1, 16), (1, -(2**62)), (2, 2**61), (11, 2**62), (12, -3), (9, 2**62), (13, 99), (0, 5)):
+        table = torch.tensor([good])
+        table[0, column] = value
+        cells = _mask_grids(program, bits, table, 32)
+        assert set(cells.tolist()) <= {0.0, 1.0}
+    assert _mask_grids(program, bits, torch.tensor([good]), 33).tolist() == [1.0] * 32 + [0.0]
+
+
+@pytest.mark.parametrize("options", [Options(), Options(schedule="reverse", seed=3)], ids=["all at once", "reverse"])
+def test_places_of_patches(program: CudaProgram, options: Options) -> None:
+    for arguments in _samples("place_patches"):
+        wanted = place_patches(*arguments, backend="torch")
+        _same(_place_patches(program, *arguments, options=options), wanted)
+
+
+def test_places_of_many_patches(program: CudaProgram) -> None:
+    """More than a block takes, four corners each, in grids whose quotients are not exact."""
+    generator = torch.Generator().manual_seed(5)
+    sizes = torch.randint(1, 40, (30, 4), generator=generator)
+    counts = torch.randint(0, 25, (30,), generator=generator)
+    owner = torch.repeat_interleave(torch.arange(30), counts)
+    row, column = ((torch.rand(len(owner), generator=generator) * sizes[owner, side]).int() for side in (2, 3))
+    boxes = torch.randint(0, 2000, (30, 6), generator=generator)
+    table = torch.cat([torch.arange(30)[:, None] * 1600, sizes, boxes], dim=1)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+    wanted = place_patches(row, column, offsets, table, 4, 48000, backend="torch")
+    _same(_place_patches(program, row, column, offsets, table, 4, 48000), wanted)
 
 
 # Tokens

@@ -51,9 +51,19 @@ class _Plans:
         crop = self.view(*(grid or mask_grid.shape))
         local_view, global_view = context or (None, None)
         name = f"region {len(self.plan.marks)}"
-        mask_grid = mask_grid.astype(np.float32)
+        cells = torch.from_numpy(mask_grid.astype(np.float32))
         self.plan.marks.append(
-            MarkPlan(name, 0, crop, mask_grid, box, image_size, tokens, global_view=global_view, local_view=local_view)
+            MarkPlan(
+                name,
+                0,
+                crop,
+                cells,
+                box,
+                image_size,
+                tokens,
+                global_view=global_view,
+                local_view=local_view,
+            )
         )
 
 

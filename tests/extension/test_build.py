@@ -147,7 +147,8 @@ from pixelrefer_fast import ops
 from pixelrefer_fast.ops.extension import load as extension
 extension._found = lambda name: Path({str(tmp_path)!r}) / f"{{name}}.abi3.so"
 print(extension.reason("cpu"), extension.reason("cuda"))
-for name in ("pack_objects_out", "pack_views_out", "scatter_tokens_", "gather_tokens_out"):
+packing = ("mask_grids_out", "pack_masks_out", "pack_objects_out", "pack_views_out", "place_patches_out")
+for name in (*packing, "scatter_tokens_", "gather_tokens_out"):
     for key in ("CPU", "CUDA"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"pixelrefer_fast::{{name}}", key), (name, key)
 """

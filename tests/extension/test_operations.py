@@ -16,7 +16,7 @@ from pixelrefer_fast.ops.extension import load as extension
 from pixelrefer_fast.ops.scatter_tokens import gather_tokens
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-NAMES = ("pack_objects", "pack_views", "scatter_tokens")
+NAMES = ("mask_grids", "pack_masks", "pack_objects", "pack_views", "place_patches", "scatter_tokens")
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 WILD = (-2, 2**62, -(2**62))
 
@@ -194,6 +194,8 @@ def _returning(op: Op, backend: str = "cuda") -> Callable[..., tuple[torch.Tenso
 
     def run(*arguments: Any) -> tuple[torch.Tensor, ...]:
         returned = op(*arguments, backend=backend)
+        if isinstance(returned, torch.Tensor):
+            return (returned,)
         return (arguments[0],) if returned is None else tuple(returned)
 
     return run

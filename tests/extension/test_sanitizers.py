@@ -77,10 +77,12 @@ assert not set(outcome.missing) - {"_C_cuda"}, outcome
 load._found = lambda name: target / f"{name}.abi3.so"
 assert load.reason("cpu") is None, load.reason("cpu")
 from pixelrefer_fast.ops import registry
-for name in ("pack_objects", "pack_views", "scatter_tokens"):
+for name in ("mask_grids", "pack_masks", "pack_objects", "pack_views", "place_patches", "scatter_tokens"):
     for sample in registry()[name].samples(torch.Generator().manual_seed(0), torch.float16):
         plain = [a.clone() if isinstance(a, torch.Tensor) else a for a in sample]
         wanted, given = registry()[name](*plain, backend="torch"), registry()[name](*sample, backend="cuda")
+        if isinstance(wanted, torch.Tensor):
+            wanted, given = (wanted,), (given,)
         pairs = zip(wanted, given) if wanted is not None else [(plain[0], sample[0])]
         assert all(torch.equal(a, b) for a, b in pairs)
 print("equal")

@@ -19,7 +19,15 @@ from pixelrefer_fast import ops
 from pixelrefer_fast.ops import registry
 from pixelrefer_fast.ops._extension import available
 
-RAW = ("gather_tokens_out", "pack_objects_out", "pack_views_out", "scatter_tokens_")
+RAW = (
+    "gather_tokens_out",
+    "mask_grids_out",
+    "pack_masks_out",
+    "pack_objects_out",
+    "pack_views_out",
+    "place_patches_out",
+    "scatter_tokens_",
+)
 BAD = (-1, -2, 0, 1, 5, 2**15, 2**31 - 1, 2**31, 2**40, 2**62, -(2**31), -(2**63))
 
 

@@ -53,11 +53,14 @@ def test_the_operations_are_registered() -> None:
         "add_norm",
         "best_token",
         "infuse",
+        "mask_grids",
         "norm_linear",
         "object_pool",
+        "pack_masks",
         "pack_objects",
         "pack_views",
         "paged_attention",
+        "place_patches",
         "rope2d",
         "scatter_tokens",
         "swiglu",
@@ -114,7 +117,8 @@ def test_every_sample_runs_in_every_dtype(name: str, dtype: torch.dtype) -> None
     assert any(_is_small(s) for s in samples), f"{name}: no empty or one-element sample"
     assert any(_is_large(s) for s in samples), f"{name}: no sample of any size"
     floats = {t.dtype for s in samples for t in _tensors(s[:1]) if t.is_floating_point()}
-    if name not in ("view_patches", "pack_objects", "pack_views"):  # bytes, float32 masks and integers
+    # bytes, bits, float32 masks and integers
+    if name not in ("view_patches", "mask_grids", "pack_objects", "pack_views", "place_patches"):
         assert floats == {dtype}
     arguments = [a.name for a in op.operator._schema.arguments]
     for sample in samples:

@@ -26,10 +26,14 @@ SCHEMAS = {
     "infuse": "Tensor tokens, Tensor features, Tensor order, Tensor groups, Tensor ln_weight, Tensor ln_bias, "
     "Tensor in_weight, Tensor query_bias, Tensor out_weight, Tensor out_bias, int heads, SymInt max_members, "
     'SymInt max_rows, SymInt first_row, SymInt span, bool projected, *, str backend="auto") -> Tensor',
+    "mask_grids": 'Tensor bits, Tensor table, SymInt cells, *, str backend="auto") -> Tensor',
+    "mask_grids_out": "Tensor bits, Tensor table, Tensor(a!) cells) -> ()",
     "norm_linear": 'Tensor x, Tensor norm, float eps, Tensor weight, Tensor? bias, *, str backend="auto") -> Tensor',
     "object_pool": "Tensor features, Tensor index, Tensor weights, Tensor positions, Tensor offsets, Tensor starts, "
     "Tensor pos_weight, Tensor pos_bias, int iterations, int max_patches, "
     '*, str backend="auto") -> Tensor',
+    "pack_masks": 'Tensor masks, Tensor cuts, *, str backend="auto") -> (Tensor, Tensor)',
+    "pack_masks_out": "Tensor masks, Tensor cuts, Tensor(a!) bits, Tensor(b!) extents) -> ()",
     "pack_objects": "Tensor mask_grids, Tensor grid_shapes, SymInt capacity, "
     '*, str backend="auto") -> (Tensor, Tensor, Tensor, Tensor, Tensor)',
     "pack_objects_out": "Tensor mask_grids, Tensor grid_shapes, Tensor(a!) cell, Tensor(b!) row, Tensor(c!) column, "
@@ -39,6 +43,10 @@ SCHEMAS = {
     "Tensor(e!) longest, Tensor(f!) scratch) -> ()",
     "paged_attention": "Tensor qkv, Tensor turns, Tensor rows, Tensor(a!) keys, Tensor(b!) values, Tensor table, "
     'Tensor lengths, Tensor(c!) arrivals, *, str backend="auto") -> Tensor',
+    "place_patches": "Tensor row, Tensor column, Tensor offsets, Tensor table, int corners, SymInt nowhere, "
+    '*, str backend="auto") -> (Tensor, Tensor, Tensor)',
+    "place_patches_out": "Tensor row, Tensor column, Tensor offsets, Tensor table, int nowhere, Tensor(a!) patch, "
+    "Tensor(b!) weights, Tensor(c!) positions) -> ()",
     "rope2d": "Tensor(a!) qkv, Tensor bias, Tensor rows, Tensor columns, Tensor cos, Tensor sin, "
     '*, str backend="auto") -> ()',
     "scatter_tokens": 'Tensor(a!) embeds, Tensor tokens, Tensor slots, *, str backend="auto") -> ()',

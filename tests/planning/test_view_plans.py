@@ -87,7 +87,7 @@ def test_full_rounds_the_mask_in_each_pass() -> None:
     rng = np.random.default_rng(3)
     mask = (rng.random((300, 300)) < 0.55).astype(np.uint8)
     plan = plan_of(FULL, mask)
-    grid = plan.marks[0].mask_grid
+    grid = plan.marks[0].mask_grid.numpy()
     cut = mask[:299, :299].copy()
     real = F.interpolate(torch.from_numpy(cut)[None, None].float(), size=grid.shape, mode="bilinear")[0, 0].numpy()
     by_opencv = cv2.resize(cut, grid.shape[::-1], interpolation=cv2.INTER_LINEAR)

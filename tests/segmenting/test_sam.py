@@ -15,9 +15,11 @@ import pytest
 import tiny_sam
 import torch
 import transformers
+from as_on_a_device import Brought, masks_stay
 from safetensors.torch import load_file, save_file
 
 import pixelrefer_fast as pf
+from pixelrefer_fast.regions.tensor_mask import TensorMask
 from pixelrefer_fast.segmenting import words
 from pixelrefer_fast.segmenting.pixels import Input
 from pixelrefer_fast.segmenting.sam import Sam
@@ -280,3 +282,19 @@ def test_what_cannot_be_loaded_is_said_in_a_line(tmp_path, load):
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"expected all weights of SamModel, got none for 1 \('vision_encoder\.layers"):
         pf.load_segmenter(folder)
+
+
+@pytest.mark.parametrize("kind", ["sam", "sam2_video"])
+def test_masks_stay_where_the_model_computes(kind, load):
+    """Bits, and the numbers that planning asks for: the mask itself is not read."""
+    picture = tiny_sam.picture(40, 70)
+    boxes = [[3, 4, 30, 20], [10, 10, 60, 38]]
+    opened = load(kind).open(picture)
+    wanted = opened.masks(boxes=boxes)
+    with masks_stay(), Brought() as brought:
+        found = opened.masks(boxes=boxes)
+    assert max(brought.reads) < picture.shape[0] * picture.shape[1]
+    assert all(isinstance(one.region.marks[0][1], TensorMask) for one in found)
+    for one, other in zip(found, wanted, strict=True):
+        assert one.region.to_json() == other.region.to_json()
+        assert one.score == other.score

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pixelrefer_fast import ops
 from pixelrefer_fast.bench.run.cases import Arguments, normal
 from pixelrefer_fast.checkpoint.config import ModelConfig, VisionConfig
 from pixelrefer_fast.checks.values import is_integer, shown
@@ -22,6 +23,7 @@ from pixelrefer_fast.ops.rope2d import rope2d_table
 from pixelrefer_fast.ops.view_patches import pack_pixels
 from pixelrefer_fast.planning.views import Mark, ViewPlan, plan_views
 from pixelrefer_fast.regions.boxed_mask import BoxedMask
+from pixelrefer_fast.regions.packed_mask import PackedMask
 
 CROP, LOCAL, GLOBAL = 150, 256, 576  # patches of an object's views
 WIDTH, LLM_WIDTH, TOKENS = 1152, 1536, 32
@@ -104,6 +106,38 @@ def object_pool(
     given = (x.to(device).contiguous() for x in (index, weights, positions, offsets, starts))
     parameters = (draw(shape, seed) * 0.1 for seed, shape in enumerate(((width, 2), (width,))))
     return features.to(device, dtype), *given, *parameters, iterations, max(counts)
+
+
+def pack_masks(
+    device: torch.device, dtype: torch.dtype, *, objects: int = 1, height: int = 1080, width: int = 1920
+) -> Arguments:
+    """A box of random pixels in each mask."""
+    masks = torch.zeros(objects, height, width, dtype=torch.bool)
+    inside = masks[:, height // 4 : height // 2 + 1, width // 4 : width // 2 + 1]
+    inside.copy_(torch.rand(inside.shape, generator=torch.Generator().manual_seed(0)) < 0.8)
+    return masks.to(device), torch.full((objects,), 0.5, device=device)
+
+
+def mask_grids(device: torch.device, dtype: torch.dtype, *, objects: int = 1) -> Arguments:
+    """Masks of 300 by 320 pixels in crops with 28 more on each side."""
+    (rows, columns), (height, width) = CELLS, (300, 320)
+    size = height * width
+    table = [
+        (i * rows * columns, i * size, width, 28, 28, height, width, 0, 0, height + 56, width + 56, rows, columns, 0, 0)
+        for i in range(objects)
+    ]
+    bits = torch.randint(256, (objects * size // 8,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return bits.to(device), torch.tensor(table).to(device), objects * rows * columns
+
+
+def place_patches(device: torch.device, dtype: torch.dtype, *, objects: int = 1) -> Arguments:
+    """What `pack_objects` gives, for crops of the masks' own grids."""
+    rows, columns = CELLS
+    packed = ops.pack_objects(*pack_objects(torch.device("cpu"), dtype, objects=objects), backend="torch")
+    size = rows * columns
+    table = [(i * size, rows, columns, rows, columns, 100, 80, 324, 318, 1080, 1920) for i in range(objects)]
+    tensors = [packed.row, packed.column, packed.offsets, torch.tensor(table)]
+    return *(t.to(device) for t in tensors), 1, objects * size
 
 
 def pack_objects(device: torch.device, dtype: torch.dtype, *, objects: int = 1) -> Arguments:
@@ -259,7 +293,7 @@ def view_plan(kind: str, objects: int, size: tuple[int, int], frames: int) -> Vi
     for i in range(objects):
         height, width = (int(rng.integers(side // 8, side // 2)) for side in size)
         top, left = (int(rng.integers(0, side - own)) for side, own in zip(size, (height, width), strict=True))
-        mask = BoxedMask(*size, top, left, np.ones((height, width), bool))
+        mask = PackedMask.of_boxed(BoxedMask(*size, top, left, np.ones((height, width), bool)))
         marks.append(Mark(i % frames, mask, f"object {i}"))
     scene = range(frames) if kind == "full" else []
     return plan_views(config, [size] * frames, marks, objects, scene=scene, scene_merge=2 if frames > 1 else 1)
@@ -271,11 +305,14 @@ MAKERS: dict[str, Callable[..., Arguments]] = {
         add_norm,
         best_token,
         infuse,
+        mask_grids,
         norm_linear,
         object_pool,
+        pack_masks,
         pack_objects,
         pack_views,
         paged_attention,
+        place_patches,
         rope2d,
         scatter_tokens,
         swiglu,

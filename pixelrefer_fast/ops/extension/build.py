@@ -26,9 +26,10 @@ from pathlib import Path
 # the folder of a checkout, or that of an installed package
 PACKAGE = Path(__file__).parents[2]
 CSRC = next((p for p in (PACKAGE / "csrc", PACKAGE.parent / "csrc") if p.is_dir()), None)
+OPERATIONS = ("mask_grids", "pack_masks", "pack_objects", "pack_views", "place_patches", "scatter_tokens")
 SOURCES = {
-    "_C": ("bindings_cpu.cpp", "cpu/pack_objects.cpp", "cpu/pack_views.cpp", "cpu/scatter_tokens.cpp"),
-    "_C_cuda": ("bindings_cuda.cpp", "cuda/pack_objects.cu", "cuda/pack_views.cu", "cuda/scatter_tokens.cu"),
+    "_C": ("bindings_cpu.cpp", *(f"cpu/{name}.cpp" for name in OPERATIONS)),
+    "_C_cuda": ("bindings_cuda.cpp", *(f"cuda/{name}.cu" for name in OPERATIONS)),
 }
 SUFFIX = ".abi3.so"
 TORCH_TARGET = (2, 10)  # the oldest torch whose stable ABI has what csrc/ uses; csrc/README.md says what that is
@@ -274,7 +275,8 @@ def _compile_command(planned: BuildPlan, source: str, to: Path, environment: Map
     shared = (*DEFINES, f'-DPIXELREFER_FAST_SOURCES="{digest()}"', *included)
     if source == "bindings_cuda.cpp":  # by nvcc, which knows where its own headers are
         return [*_nvcc_command(planned), "-DUSE_CUDA", *shared, *hidden, *to_object]
-    options = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden")
+    # a product and a sum round each for itself, as torch's operations do
+    options = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden")
     # messages name files of csrc/ and torch/ wherever these are, so that two builds are the same
     named = (f"-ffile-prefix-map={_csrc()}=csrc", f"-ffile-prefix-map={planned.torch.folder}=torch")
     return [*planned.compiler, *options, *named, *shared, *to_object]

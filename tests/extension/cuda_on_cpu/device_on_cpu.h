@@ -190,12 +190,19 @@ inline int __reduce_max_sync(unsigned, int value) {
 }
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __clz(unsigned bits) { return bits == 0 ? 32 : __builtin_clz(bits); }
+inline unsigned __brev(unsigned bits) {
+  unsigned reversed = 0;
+  for (int i = 0; i < 32; ++i) reversed |= (bits >> i & 1u) << (31 - i);
+  return reversed;
+}
 inline int __ffs(unsigned bits) { return __builtin_ffs(static_cast<int>(bits)); }
 inline unsigned long long atomicAdd(unsigned long long* at, unsigned long long value) {
   return __atomic_fetch_add(at, value, __ATOMIC_RELAXED);
 }
-inline void atomicMax(int* at, int value) {
-  int seen = __atomic_load_n(at, __ATOMIC_RELAXED);
+template <typename T>
+void atomicMax(T* at, T value) {
+  T seen = __atomic_load_n(at, __ATOMIC_RELAXED);
   while (seen < value && !__atomic_compare_exchange_n(at, &seen, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
   }
 }
