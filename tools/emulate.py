@@ -259,7 +259,7 @@ def page(results: Sequence[dict[str, Any]], not_run: Sequence[str] = ()) -> str:
     lines += ["", "## Failed", "", *(f"* {test}" for test in failed)] if failed else []
     reasons = sorted({reason for r in emulated for reason in r["skipped"]})
     lines += ["", "## Skipped, and why", "", *(f"* {reason}" for reason in reasons)] if reasons else []
-    lines += ["", "## Not run", "", *(f"* {name}" for name in not_run)] if not_run else []
+    lines += ["", "## Not run yet", "", *(f"* {name}" for name in not_run)] if not_run else []
     return "\n".join(lines) + "\n"
 
 

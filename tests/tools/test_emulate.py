@@ -81,7 +81,7 @@ def test_the_page_of_a_long_form_that_is_not_through(emulate: Any, tmp_path: Pat
     test.write_text("def test_it(): pass\n")
     arguments = ["--out", str(tmp_path / "out")]
     assert emulate.main(["--page", *arguments]) == 0
-    assert "## Not run\n\n* csrc\n" in emulate.PAGE.read_text()
+    assert "## Not run yet\n\n* csrc\n" in emulate.PAGE.read_text()
     emulate.main(["--all", "--only", "csrc", *arguments])
     assert emulate.main(["--page", *arguments]) == 0
     assert "csrc, as nvcc compiles it: passed" in emulate.PAGE.read_text()
