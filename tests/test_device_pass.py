@@ -116,6 +116,17 @@ def test_all_passes_are_captured_and_trusted(captured: Any) -> None:
     assert captured.store.counts()["graphs"] == 10
 
 
+def test_prompts_and_steps_are_captured_and_trusted(on_device: Any, captured: Any) -> None:
+    """Answers come from them: 6 passes over prompts, 14 steps, no eager one."""
+    decoder = on_device.decoder
+    counts = decoder.counts()
+    assert (counts["prefill_graph_graphs"], counts["graph_graphs"]) == (6, 14)
+    on_device.ask(_image(), "What is <region>?", [_marks(1)[0].mask.full()], max_new_tokens=4)
+    after = decoder.counts()
+    assert after["prefill_graph_replays"] - counts["prefill_graph_replays"] == after["passes"] - counts["passes"] > 0
+    assert after["graph_replays"] - counts["graph_replays"] == after["steps"] - counts["steps"]
+
+
 def test_captured_and_replayed(on_device: Any, captured: Any) -> None:
     """Packed patches to object tokens as one launch, padded, new pixels in each: what an eager pass gives."""
     for objects in (1, 5):
