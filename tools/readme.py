@@ -154,3 +154,5 @@ if __name__ == "__main__":
         raise SystemExit(main())
     except subprocess.CalledProcessError as error:
         raise SystemExit(f"error: {error.cmd!r} failed:\n{error.stdout}{error.stderr}") from None
+    except subprocess.TimeoutExpired as error:
+        raise SystemExit(f"error: {error}") from None
