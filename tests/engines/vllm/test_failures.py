@@ -34,9 +34,10 @@ def test_an_engine_that_dies_is_an_error_of_each_request(requests_of: Any, pictu
     assert all(own.error or own.tokens == answers[own.index].tokens for own in found)
     image = {"type": "image_url", "image_url": {"url": png_url(picture)}, "regions": [{"box": [2, 2, 30, 30]}]}
     with running(create_app({"mini": model})) as address:  # a server lives on, and says so to each
-        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
         for _ in range(2):
-            with pytest.raises(openai.InternalServerError, match="server: EngineDeadError"):
+            # of its own: an error that nobody expected ends a connection
+            client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+            with client, pytest.raises(openai.InternalServerError, match="server: EngineDeadError"):
                 client.chat.completions.create(model="mini", messages=[{"role": "user", "content": [image]}])
         assert get(address, "/health")[0] == 200
     model.close()
