@@ -65,10 +65,10 @@ def region_pass(
     from pixelrefer_fast.encoding.object_tokenizer import kmeans_starts
     from pixelrefer_fast.planning.selection import select_patches
     from pixelrefer_fast.planning.views import Mark, plan_views
-    from pixelrefer_fast.regions.packed_mask import PackedMask
+    from pixelrefer_fast.regions.boxed_mask import BoxedMask
 
     masks = workloads.blobs(objects, HEIGHT, WIDTH, SEED)
-    marks = [Mark(i % images, PackedMask.of(mask), f"region {i}") for i, mask in enumerate(masks)]
+    marks = [Mark(i % images, BoxedMask.of(mask), f"region {i}") for i, mask in enumerate(masks)]
     plan, _ = plan_views(config(width, n), [(HEIGHT, WIDTH)] * images, marks, objects).context_first()
     like = next(module.parameters())
     selection = select_patches(plan)

@@ -127,10 +127,10 @@ def region_case(rival: RegionStage | Plain, models: Models, objects: int) -> tup
     from pixelrefer_fast.encoding.object_tokenizer import kmeans_starts
     from pixelrefer_fast.planning.selection import select_patches
     from pixelrefer_fast.planning.views import Mark, plan_views
-    from pixelrefer_fast.regions.packed_mask import PackedMask
+    from pixelrefer_fast.regions.boxed_mask import BoxedMask
 
     masks = workloads.blobs(objects, HEIGHT, WIDTH, SEED)
-    marks = [Mark(0, PackedMask.of(mask), f"region {i}") for i, mask in enumerate(masks)]
+    marks = [Mark(0, BoxedMask.of(mask), f"region {i}") for i, mask in enumerate(masks)]
     like = models["ours"]
     plan = plan_views(like.config, [(HEIGHT, WIDTH)], marks, objects)
     features = [
@@ -171,11 +171,11 @@ def region_case(rival: RegionStage | Plain, models: Models, objects: int) -> tup
 def pixel_case(rival: RegionStage | Plain, models: Models) -> tuple[Runs, dict[str, int]]:
     """Pixels to object tokens: what to run on either side, and the sizes."""
     from pixelrefer_fast.planning.views import Mark, plan_views
-    from pixelrefer_fast.regions.packed_mask import PackedMask
+    from pixelrefer_fast.regions.boxed_mask import BoxedMask
 
     image = workloads.picture(HEIGHT, WIDTH, SEED)
     masks = workloads.blobs(PIXEL_OBJECTS, HEIGHT, WIDTH, SEED)
-    marks = [Mark(0, PackedMask.of(mask), f"region {i}") for i, mask in enumerate(masks)]
+    marks = [Mark(0, BoxedMask.of(mask), f"region {i}") for i, mask in enumerate(masks)]
     like = models["ours"]
     plan = plan_views(like.config, [(HEIGHT, WIDTH)], marks, PIXEL_OBJECTS)
     theirs = _seeded(functools.partial(rival.pixels_to_tokens, image, torch.from_numpy(masks)), like.device)

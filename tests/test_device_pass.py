@@ -14,7 +14,7 @@ from passes import encode_plan
 import pixelrefer_fast as pf
 from pixelrefer_fast.planning.request import FrameSource
 from pixelrefer_fast.planning.views import Mark, ViewPlan, plan_views
-from pixelrefer_fast.regions.packed_mask import PackedMask
+from pixelrefer_fast.regions.boxed_mask import BoxedMask
 
 pytestmark = pytest.mark.gpu
 
@@ -56,7 +56,7 @@ def _marks(number: int) -> list[Mark]:
         mask = np.zeros((240, 320), dtype=np.uint8)
         top, left = int(rng.integers(0, 150)), int(rng.integers(0, 200))
         mask[top : top + 20 + 12 * i, left : left + 25 + 9 * i] = 1
-        marks.append(Mark(0, PackedMask.of(mask), f"region {i}"))
+        marks.append(Mark(0, BoxedMask.of(mask), f"region {i}"))
     return marks
 
 

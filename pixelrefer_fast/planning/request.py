@@ -84,7 +84,7 @@ class Request:
         return sum(map(len, self.frames))
 
     def marks(self) -> Iterator[Mark]:
-        """The masks one by one, drawn when looked at, as bits; those that lie on a device stay there.
+        """The masks one by one, drawn when looked at, each in its bounding box; those that lie on a device stay there.
 
         Raises:
             ValueError: a region that does not fit its pixels, by its number in the caller's list.
@@ -93,7 +93,7 @@ class Request:
             for frame in frames:
                 name = f"region {i}, frame {frame}" if self.source.video else f"region {i}"
                 bound = frame if self.source.video else None
-                yield Mark(frame, region.packed(*self.source.sizes[frame], bound, name=name), name)
+                yield Mark(frame, region.drawn(*self.source.sizes[frame], bound, name=name), name)
 
     def single(self, i: int) -> Request:
         """Region i as a request of its own."""

@@ -7,7 +7,7 @@ Follows `resize_image_mask` of the reference's two mm_utils.py and `smart_resize
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from itertools import accumulate
 from typing import Any
@@ -21,6 +21,7 @@ from pixelrefer_fast.checks.values import labelled
 from pixelrefer_fast.device.transfers import upload
 from pixelrefer_fast.ops.mask_grids import weight_bits
 from pixelrefer_fast.ops.view_patches import AREA, BLACK, LINEAR, PATCH, PLAN_COLUMNS
+from pixelrefer_fast.regions.boxed_mask import BoxedMask
 from pixelrefer_fast.regions.packed_mask import PackedMask, joined
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right
@@ -29,6 +30,7 @@ EMPTY: Box = (0, 0, 0, 0)  # of a mask without a marked pixel
 PAD = 2 * PATCH  # pixels of context around an object's bounding box
 CELL = PATCH * PATCH
 MAX_CELLS = {"lite": 50, "full": 100}  # an object of more cells of 14x14 pixels is scaled down to that many
+DRAWN_WHOLE = 2**15  # pixels of a bounding box up to which it is quicker not to look for the rows that are read
 MIN_PIXELS = 56 * 56
 MAX_ASPECT = 200
 MAX_CROP_PIXELS = 2**27  # a few scattered pixels can ask for a crop of any size; this one takes 400 MB
@@ -39,7 +41,7 @@ class Mark:
     """One mask of one object: `image` says in which of the request's images or frames it lies."""
 
     image: int
-    mask: PackedMask  # of the image's size
+    mask: BoxedMask | PackedMask  # of the image's size; bits lie on a device
     name: str  # how errors call it
 
 
@@ -76,7 +78,7 @@ class MarkPlan:
     name: str
     image: int
     crop: int
-    # (rows, columns) float32, the mask at patch resolution, where it was drawn; may be finer than the crop's grid
+    # (rows, columns) float32, the mask at patch resolution, where the mask lies; may be finer than the crop's grid
     mask_grid: torch.Tensor
     box: Box  # as the position term takes it: top, left, bottom, right
     image_size: tuple[int, int]  # height, width
@@ -198,12 +200,12 @@ def plan_views(
     Args:
         config: the model's; its kind decides between the two models' rules.
         sizes: (height, width) of the request's images or frames.
-        marks: the masks, in the order of their tokens.
+        marks: the masks, in the order of their tokens; looked at one by one, so that a generator keeps few in memory.
         num_marks: how many there are, which the pixel budget depends on.
         scene: Full only: which images or frames the LLM sees whole, in order.
         scene_merge: 2 for the frames of a Full video, else 1.
         into: a plan to add to, so that requests about the same images share their views.
-        backend: who draws the masks at patch resolution: on the device where any of them lies, else in host memory.
+        backend: who draws masks that lie on a device at patch resolution.
 
     Raises:
         ValueError: naming the mark (or the image) that cannot be planned, with what was expected and given.
@@ -216,6 +218,7 @@ def plan_views(
         plan.scene.append(plan.add(_view(f"image {image}", image, whole, size, LINEAR, budget, scene_merge)))
 
     budget = pixel_budget(config, max(num_marks, 1))
+    draw = _mask_grid_lite if config.kind == "lite" else _mask_grid_full
     context: dict[int, tuple[int, ...]] = {}
     places: list[_Place] = []
     for mark in marks:
@@ -228,19 +231,23 @@ def plan_views(
             context[mark.image] = tuple(plan.add(view) for view in _context(mark, crop, config, budget))
         global_view, local_view = context.get(mark.image, (None, None))
         view = plan.add(_crop_view(mark, crop, size, config.kind, budget))
-        places.append(_Place(mark, view, crop, box, (size[0] // PATCH, size[1] // PATCH), global_view, local_view))
+        shape = (size[0] // PATCH, size[1] // PATCH)
+        # what lies in host memory is drawn at once, so that its pixels need not stay
+        mask = mark.mask if isinstance(mark.mask, PackedMask) else torch.from_numpy(draw(mark.mask, crop, *shape))
+        places.append(
+            _Place(mark.name, mark.image, mark.mask.shape, mask, view, crop, box, shape, global_view, local_view)
+        )
     grids = _mask_grids(places, config.kind == "full", backend)
     tokens = [config.mask_num] * len(places) if config.kind == "lite" else _selected(grids, config.mask_num, backend)
     for place, grid, count in zip(places, grids, tokens, strict=True):
-        mark = place.mark
         plan.marks.append(
             MarkPlan(
-                name=mark.name,
-                image=mark.image,
+                name=place.name,
+                image=place.image,
                 crop=place.view,
                 mask_grid=grid,
                 box=place.box,
-                image_size=mark.mask.shape,
+                image_size=place.image_size,
                 tokens=count,
                 global_view=place.global_view,
                 local_view=place.local_view,
@@ -251,9 +258,12 @@ def plan_views(
 
 @dataclass(frozen=True)
 class _Place:
-    """What is known of a mark before its mask is drawn."""
+    """What is known of a mark before its mask is drawn, if it lies on a device, and that is, if it does not."""
 
-    mark: Mark
+    name: str
+    image: int
+    image_size: tuple[int, int]  # height, width
+    mask: PackedMask | torch.Tensor
     view: int
     crop: Box
     box: Box
@@ -270,31 +280,38 @@ class _Place:
 
 
 def _mask_grids(places: Sequence[_Place], rounded: bool, backend: str) -> list[torch.Tensor]:
-    """The marks' masks at patch resolution, (rows, columns) float32 each: all in one launch, where any of them lies."""
-    if not places:
-        return []
-    masks = [place.mark.mask for place in places]
-    device = next((mask.device for mask in masks if mask.device.type != "cpu"), torch.device("cpu"))
-    bits, first_bits = joined(masks, device)
+    """The marks' masks at patch resolution, (rows, columns) float32 each, where each mask lies."""
+    on_device = [(place, place.mask) for place in places if isinstance(place.mask, PackedMask)]
+    packed = iter(_packed_grids(on_device, rounded, backend) if on_device else ())
+    return [next(packed) if isinstance(place.mask, PackedMask) else place.mask for place in places]
+
+
+def _packed_grids(
+    on_device: Sequence[tuple[_Place, PackedMask]], rounded: bool, backend: str
+) -> tuple[torch.Tensor, ...]:
+    """Of masks that lie on a device: all in one launch."""
+    places, masks = zip(*on_device, strict=True)
+    bits, first_bits = joined(masks)
     sizes = [place.grid[0] * place.grid[1] for place in places]
     first_cells = list(accumulate(sizes, initial=0))
     rows = [
         (cell, bit, mask.row_bits, *mask.window, *place.crop, *place.grid, *place.weight_bits(rounded))
         for place, mask, cell, bit in zip(places, masks, first_cells, first_bits, strict=False)
     ]
-    (table,) = upload([torch.tensor(rows, dtype=torch.int64)], device)
+    (table,) = upload([torch.tensor(rows, dtype=torch.int64)], bits.device)
     cells = ops.mask_grids(bits, table, first_cells[-1], backend=backend)
-    return [own.view(place.grid) for own, place in zip(cells.split(sizes), places, strict=True)]
+    return tuple(own.view(place.grid) for own, place in zip(cells.split(sizes), places, strict=True))
 
 
 def _selected(grids: Sequence[torch.Tensor], most: int, backend: str) -> list[int]:
     """How many cells of each grid are selected, at most `most`: Full's prompt has a token for each."""
-    if not grids:
-        return []
-    cells = torch.cat([grid.flatten() for grid in grids])
-    (shapes,) = upload([torch.tensor([grid.shape for grid in grids])], cells.device)
-    counts = ops.pack_objects(cells, shapes, 0, backend=backend).counts
-    return [min(most, count) for count in counts.tolist()]
+    there = [grid for grid in grids if grid.device.type != "cpu"]
+    brought: Iterator[int] = iter(())
+    if there:
+        (shapes,) = upload([torch.tensor([grid.shape for grid in there])], there[0].device)
+        cells = torch.cat([grid.flatten() for grid in there])
+        brought = iter(ops.pack_objects(cells, shapes, 0, backend=backend).counts.tolist())
+    return [min(most, int(grid.sum()) if grid.device.type == "cpu" else next(brought)) for grid in grids]
 
 
 def _crop_view(mark: Mark, crop: Box, size: tuple[int, int], kind: str, budget: int) -> View:
@@ -372,3 +389,33 @@ def _scale(mark: Mark, crop: Box, config: ModelConfig) -> tuple[int, int]:
             f"{rows * PATCH}x{columns * PATCH} pixels"
         )
     return rows * PATCH, columns * PATCH
+
+
+def _mask_grid_lite(mask: BoxedMask, crop: Box, rows: int, columns: int) -> np.ndarray:
+    """The mask at patch resolution, resized as Lite's reference does, which keeps fractions; of none all are 0."""
+    import cv2
+
+    if crop == EMPTY:
+        return np.zeros((rows, columns), np.float32)
+    top, left, bottom, right = crop
+    height, first_row, first_column = bottom - top, mask.top - top, mask.left - left
+    picture = np.zeros((height, right - left), np.float32)
+    box_rows, box_columns = mask.pixels.shape
+    drawn = picture[first_row : first_row + box_rows, first_column : first_column + box_columns]
+    if mask.pixels.size > DRAWN_WHOLE:
+        # bilinear without antialiasing: an output row reads two rows. They are drawn with one more on either side;
+        # the memory of the others is never touched
+        low = ((np.arange(rows) + 0.5) * height / rows - 0.5).astype(np.int64) - first_row
+        near = (low[:, None] + np.arange(-1, 3)).ravel()
+        near = near[(near >= 0) & (near < box_rows)]
+        drawn[near] = mask.pixels[near]
+    else:
+        drawn[:] = mask.pixels
+    return cv2.resize(picture, (columns, rows), interpolation=cv2.INTER_LINEAR)
+
+
+def _mask_grid_full(mask: BoxedMask, crop: Box, rows: int, columns: int) -> np.ndarray:
+    """The mask at patch resolution, resized as Full's reference does, which rounds each pass."""
+    cut = torch.from_numpy(mask.window(*crop))[None, None]
+    resized = torch.nn.functional.interpolate(cut, size=(rows, columns), mode="bilinear", align_corners=False)
+    return resized[0, 0].numpy().astype(np.float32)

@@ -34,7 +34,7 @@ from pixelrefer_fast.regions.formats import (
     tracks,
 )
 from pixelrefer_fast.regions.packed_mask import PackedMask
-from pixelrefer_fast.regions.shapes import Bitmap, Clicks, Rle
+from pixelrefer_fast.regions.shapes import Clicks, Rle
 from pixelrefer_fast.regions.tensor_mask import Shape, TensorMask, tensor_masks
 from pixelrefer_fast.regions.tools import is_tool_output, label_shapes, tool_shapes
 
@@ -263,15 +263,17 @@ class Region:
         self._check_marked(boxed.bounds, height, width, name)
         return boxed
 
-    def packed(self, height: int, width: int, frame: int | None = None, *, name: str = "region") -> PackedMask:
-        """The marked pixels as bits, on the device where the mask was given; arguments and errors of `boxed`."""
+    def drawn(
+        self, height: int, width: int, frame: int | None = None, *, name: str = "region"
+    ) -> BoxedMask | PackedMask:
+        """The marked pixels where they lie: as `boxed`, or as bits on the device where the mask was given; arguments
+        and errors of `boxed`.
+        """
         shape = self._shape_of_size(height, width, frame, name)
-        if isinstance(shape, (Bitmap, TensorMask)):
-            packed = shape.packed(int(height), int(width), name)
-        else:
-            packed = PackedMask.of_boxed(shape.boxed(int(height), int(width), name))
-        self._check_marked(packed.bounds, height, width, name)
-        return packed
+        size = int(height), int(width)
+        drawn = shape.packed(*size, name) if isinstance(shape, TensorMask) else shape.boxed(*size, name)
+        self._check_marked(drawn.bounds, height, width, name)
+        return drawn
 
     def _shape_of_size(self, height: int, width: int, frame: int | None, name: str) -> Shape:
         if not is_integer(height) or not is_integer(width):

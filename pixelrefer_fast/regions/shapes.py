@@ -16,7 +16,6 @@ import torch
 
 from pixelrefer_fast.checks.values import check_size, is_integer, is_number, numpy_of, shown
 from pixelrefer_fast.regions.boxed_mask import BoxedMask
-from pixelrefer_fast.regions.packed_mask import PackedMask
 from pixelrefer_fast.regions.rle import compress_counts, compress_mask, parse_counts
 
 MAX_COORDINATE = 2**24
@@ -236,15 +235,6 @@ class Bitmap:
         bits = np.unpackbits(np.frombuffer(self.bits, np.uint8), count=self.box_height * self.box_width)
         pixels = bits.view(bool).reshape(self.box_height, self.box_width)
         return BoxedMask(height, width, self.top, self.left, pixels)
-
-    def packed(self, height: int, width: int, name: str) -> PackedMask:
-        check_made_for(self.height, self.width, height, width, name, mask_hint(self.width))
-        window = (self.top, self.left, self.box_height, self.box_width)
-        last = (self.top + self.box_height - 1, self.left + self.box_width - 1)
-        bounds = None if self.is_empty else (self.top, self.left, *last)
-        area = int.from_bytes(self.bits, "big").bit_count()
-        bits = np.frombuffer(self.bits, np.uint8)
-        return PackedMask(height, width, area, bounds, window, bits, 0, self.box_width)
 
     def to_json(self) -> dict[str, Any]:
         counts = compress_mask(self.boxed(self.height, self.width, "mask").full())

@@ -27,7 +27,7 @@ from pixelrefer_fast.ops.view_patches import resize_view
 from pixelrefer_fast.planning.request import FrameSource, ObjectTokens
 from pixelrefer_fast.planning.selection import Selection
 from pixelrefer_fast.planning.views import Mark, ViewPlan, plan_views
-from pixelrefer_fast.regions.packed_mask import PackedMask
+from pixelrefer_fast.regions.boxed_mask import BoxedMask
 from pixelrefer_fast.verify.case import RecordedCase
 
 GREY_LEVELS = 1  # a resized value may differ by so many levels ...
@@ -183,7 +183,7 @@ def _plan(model: PixelRefer | PixelReferLite, case: RecordedCase) -> tuple[Frame
     source = FrameSource.of_images([i.numpy() for i in case.series("image")], case.times)
     frames = case.tensors["mask_ids"].tolist()
     marks: Iterator[Mark] = (
-        Mark(frame, PackedMask.of(mask.numpy()), f"mask {i}")
+        Mark(frame, BoxedMask.of(mask.numpy()), f"mask {i}")
         for i, (frame, mask) in enumerate(zip(frames, case.tensors["masks"], strict=True))
     )
     scene = range(len(source.sizes)) if model.kind == "full" else ()

@@ -23,7 +23,7 @@ from pixelrefer_fast.decoding import decoder as decoder_module
 from pixelrefer_fast.decoding.options import Generation
 from pixelrefer_fast.planning.options import EncodeOptions
 from pixelrefer_fast.planning.request import FrameSource, Request
-from pixelrefer_fast.regions.packed_mask import PackedMask
+from pixelrefer_fast.regions.boxed_mask import BoxedMask
 from pixelrefer_fast.verify.case import RecordedCase
 from pixelrefer_fast.verify.replay import _plan
 
@@ -221,8 +221,8 @@ class _Drawn:
     def __init__(self, masks: dict[int, np.ndarray]) -> None:
         self.masks = masks
 
-    def packed(self, height: int, width: int, frame: int | None = None, *, name: str = "") -> PackedMask:
-        return PackedMask.of(self.masks[frame if frame is not None else next(iter(self.masks))])
+    def drawn(self, height: int, width: int, frame: int | None = None, *, name: str = "") -> BoxedMask:
+        return BoxedMask.of(self.masks[frame if frame is not None else next(iter(self.masks))])
 
     def to_json(self) -> dict[str, Any]:
         return {}

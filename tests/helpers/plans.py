@@ -8,7 +8,7 @@ import numpy as np
 
 from pixelrefer_fast.checkpoint.config import ModelConfig, VisionConfig
 from pixelrefer_fast.planning.views import Mark, ViewPlan, plan_views
-from pixelrefer_fast.regions.packed_mask import PackedMask
+from pixelrefer_fast.regions.boxed_mask import BoxedMask
 
 LINEAR, AREA = 0, 1
 BLACK = -1
@@ -33,7 +33,7 @@ def boxes_mask(height: int, width: int, *boxes: tuple[int, int, int, int]) -> np
 def marks_of(*masks: np.ndarray, images: list[int] | None = None) -> list[Mark]:
     images = images or [0] * len(masks)
     pairs = enumerate(zip(images, masks, strict=True))
-    return [Mark(image, PackedMask.of(mask), f"region {i}") for i, (image, mask) in pairs]
+    return [Mark(image, BoxedMask.of(mask), f"region {i}") for i, (image, mask) in pairs]
 
 
 def plan_of(config: ModelConfig, *masks: np.ndarray, **more: Any) -> ViewPlan:

@@ -7,7 +7,7 @@ import numpy as np
 from pixelrefer_fast.checkpoint.config import ModelConfig, VisionConfig
 from pixelrefer_fast.planning.selection import select_patches
 from pixelrefer_fast.planning.views import Mark, ViewPlan, plan_views
-from pixelrefer_fast.regions.packed_mask import PackedMask
+from pixelrefer_fast.regions.boxed_mask import BoxedMask
 
 
 def _plan(images: int) -> ViewPlan:
@@ -16,7 +16,7 @@ def _plan(images: int) -> ViewPlan:
     for i in range(2 * images):
         mask = np.zeros((120, 160), bool)
         mask[10 + 5 * i : 60 + 5 * i, 20 : 90 + 3 * i] = True
-        marks.append(Mark(i % images, PackedMask.of(mask), f"region {i}"))
+        marks.append(Mark(i % images, BoxedMask.of(mask), f"region {i}"))
     return plan_views(config, [(120, 160)] * images, marks, len(marks))
 
 

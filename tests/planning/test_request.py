@@ -80,7 +80,7 @@ def test_marks_of_a_video() -> None:
         (3, "region 0, frame 3"),
         (0, "region 1, frame 0"),
     ]
-    assert [m.mask.window[1] for m in marks] == [1, 3, 0]
+    assert [m.mask.left for m in marks] == [1, 3, 0]
 
 
 def test_masks_are_drawn_when_they_are_looked_at() -> None:

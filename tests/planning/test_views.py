@@ -17,7 +17,7 @@ from plans import AREA, BLACK, LINEAR, LITE, boxes_mask, model_config, plan_of
 
 from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.planning.views import Mark, ViewPlan, pixel_budget, plan_views, processor_size
-from pixelrefer_fast.regions.packed_mask import PackedMask
+from pixelrefer_fast.regions.boxed_mask import BoxedMask
 
 # The spec, a second time
 
@@ -194,7 +194,7 @@ def _requests(draw: st.DrawFn) -> tuple[list[tuple[int, int]], list[Mark]]:
             top, left = draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))
             bottom, right = draw(st.integers(top + 1, height)), draw(st.integers(left + 1, width))
             boxes.append((top, left, bottom, right))
-        marks.append(Mark(image, PackedMask.of(boxes_mask(height, width, *boxes)), f"region {i}"))
+        marks.append(Mark(image, BoxedMask.of(boxes_mask(height, width, *boxes)), f"region {i}"))
     return sizes, marks
 
 

@@ -13,7 +13,7 @@ from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.decoding.decoder import SHARED
 from pixelrefer_fast.planning.selection import select_patches
 from pixelrefer_fast.planning.views import Mark, ViewPlan, plan_views
-from pixelrefer_fast.regions.packed_mask import PackedMask
+from pixelrefer_fast.regions.boxed_mask import BoxedMask
 
 # Tokens of text, counted with Qwen2.5's tokenizer: what stands around any question, the brackets of an object, a time
 # ("Time 12.0:" and a comma), and what stands before the first of them.
@@ -113,7 +113,7 @@ def plan_of(config: ModelConfig, workload: Workload, image: int = 0) -> ViewPlan
         for frame in frames:
             moved = np.roll(mask, 2 * (frame - middle), axis=1) if workload.ellipses and video else mask
             name = f"object {number}, frame {frame}" if video else f"object {number}"
-            yield Mark(frame, PackedMask.of(moved), name)
+            yield Mark(frame, BoxedMask.of(moved), name)
 
     plan, merge = ViewPlan(), config.spatial_merge_size if video else 1
     all_marks = (marks(number, mask) for number, mask in enumerate(workload.masks(image)))

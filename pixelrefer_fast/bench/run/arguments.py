@@ -23,7 +23,6 @@ from pixelrefer_fast.ops.rope2d import rope2d_table
 from pixelrefer_fast.ops.view_patches import pack_pixels
 from pixelrefer_fast.planning.views import Mark, ViewPlan, plan_views
 from pixelrefer_fast.regions.boxed_mask import BoxedMask
-from pixelrefer_fast.regions.packed_mask import PackedMask
 
 CROP, LOCAL, GLOBAL = 150, 256, 576  # patches of an object's views
 WIDTH, LLM_WIDTH, TOKENS = 1152, 1536, 32
@@ -293,7 +292,7 @@ def view_plan(kind: str, objects: int, size: tuple[int, int], frames: int) -> Vi
     for i in range(objects):
         height, width = (int(rng.integers(side // 8, side // 2)) for side in size)
         top, left = (int(rng.integers(0, side - own)) for side, own in zip(size, (height, width), strict=True))
-        mask = PackedMask.of_boxed(BoxedMask(*size, top, left, np.ones((height, width), bool)))
+        mask = BoxedMask(*size, top, left, np.ones((height, width), bool))
         marks.append(Mark(i % frames, mask, f"object {i}"))
     scene = range(frames) if kind == "full" else []
     return plan_views(config, [size] * frames, marks, objects, scene=scene, scene_merge=2 if frames > 1 else 1)
