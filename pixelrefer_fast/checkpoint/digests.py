@@ -31,13 +31,19 @@ def tensor_digest(tensor: torch.Tensor) -> str:
         tensor: dense, of any device; float16, bfloat16, float32 or float64.
     """
     parts = tensor.detach().cpu().contiguous().flatten().split(_CHUNK)
-    dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    dtype = torch.float32
+    if tensor.dtype == torch.float64 and not all(map(_fits_float32, parts)):
+        dtype = torch.float64
     if tensor.dtype == torch.bfloat16 or (dtype == torch.float32 and all(map(_fits_bfloat16, parts))):
         dtype = torch.bfloat16  # what most checkpoints hold
     digest = hashlib.sha256(f"{dtype} {tuple(tensor.shape)}".encode())
     for part in parts:
         digest.update(part.to(dtype).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _fits_float32(part: torch.Tensor) -> bool:
+    return bool((part.float() == part).all())
 
 
 def _fits_bfloat16(part: torch.Tensor) -> bool:

@@ -138,6 +138,7 @@ def _check(
         check_dtype("place_patches", name, tensor, torch.int64)
     check_device("place_patches", row.device, column=column, offsets=offsets, table=table)
     check_count("place_patches", "nowhere", nowhere)
+    check_count("place_patches", "corners", corners)
     if corners not in (1, 4):
         raise ValueError(f"place_patches: expected corners, 1 or 4, got {corners}")
     if offsets.device.type == "cpu":

@@ -105,6 +105,6 @@ def test_the_keywords_are_the_fields_of_the_options() -> None:
 
 def test_an_answer_in_a_notebook_is_its_text_and_how_it_ended() -> None:
     shown = pf.Answer(0, "a <b> & c", finish="length", tokens=(1, 2))._repr_html_()
-    assert shown == "<p>a &lt;b&gt; &amp; c <small>(length, 2 tokens)</small></p>"
+    assert shown == "<p>a &lt;b&gt; &amp; c [...] <small>(length, 2 tokens)</small></p>"
     assert "empty answer" in pf.Answer(0, "", finish="stop")._repr_html_()
     assert "region 0: bad" in pf.Answer(0, error="region 0: bad")._repr_html_()

@@ -224,7 +224,7 @@ class _Drawn:
     def drawn(self, height: int, width: int, frame: int | None = None, *, name: str = "") -> BoxedMask:
         return BoxedMask.of(self.masks[frame if frame is not None else next(iter(self.masks))])
 
-    def to_json(self) -> dict[str, Any]:
+    def written(self) -> dict[str, Any]:
         return {}
 
 

@@ -96,3 +96,10 @@ def test_digests_tell_shapes_dtypes_and_zeros_apart() -> None:
     large[-1] = 1e-3  # beyond the first chunk, and of more digits than a bfloat16 has
     assert tensor_digest(large) != tensor_digest(large.bfloat16())
     assert tensor_digest(torch.zeros(0)) != tensor_digest(torch.zeros(0, 2))
+
+
+@pytest.mark.parametrize("value", [0.5, 1 / 3])
+def test_float64_has_a_digest_of_its_own_where_no_shorter_number_holds_the_values(value: float) -> None:
+    wide = torch.full((3,), value, dtype=torch.float64)
+    assert (tensor_digest(wide) == tensor_digest(wide.float())) == (value == 0.5)
+    assert tensor_digest(wide) != tensor_digest(wide.reshape(1, 3))
