@@ -32,6 +32,7 @@ def row(name: str, device: str, dtype: str, kind: str | None, questions: int) ->
         model = pf.load(name, device=device, dtype=dtype, quantization=kind, feature_bytes=0)
     except ValueError as error:
         return {"kind": kind, "refused": str(error)}
+    weights = model.fingerprint
     evaluate(model, questions=45)  # warm
     start = time.perf_counter()
     found = evaluate(model, questions=questions)
@@ -40,19 +41,22 @@ def row(name: str, device: str, dtype: str, kind: str | None, questions: int) ->
         "bytes": weight_bytes(model.network.llm),
         "seconds": time.perf_counter() - start,
         "accuracy": found.accuracy,
+        "weights": weights,
         "answers": [result.answer for result in found.results],
     }
 
 
 def benchmark(name: str, device: str, dtype: str, questions: int) -> dict[str, Any]:
     rows = [row(name, device, dtype, kind, questions) for kind in KINDS]
-    plain = rows[0]["answers"]
+    plain, plain_weights = rows[0]["answers"], rows[0]["weights"]
     for own in rows:
         if "answers" in own:
+            del own["weights"]
             own["changed"] = sum(a != b for a, b in zip(own.pop("answers"), plain, strict=True))
     return {
         "benchmark": "quantized",
         "model": name,
+        "weights": {name: plain_weights},
         **machine.provenance(),
         "measured_on": device,
         "dtype": dtype,

@@ -46,7 +46,8 @@ def measured(callers: Sequence[int], masks: Sequence[int], seconds: float) -> di
     url, model = png_url(np.asarray(scene.frames[0])), pf.load("embedded:lite")
     found: dict[str, Any] = {
         "command": "python benchmarks/serving.py --json benchmarks/results/serving.json",
-        "model": "embedded:lite", "date": time.strftime("%Y-%m-%d", time.gmtime()), "cores": os.cpu_count(),
+        "model": "embedded:lite", "weights": {"embedded:lite": model.fingerprint},
+        "date": time.strftime("%Y-%m-%d", time.gmtime()), "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 2), "machine": platform.machine(), "seconds": seconds,
     }  # fmt: skip
     with running(create_app({"lite": model})) as address:

@@ -125,6 +125,7 @@ def benchmark(
     return {
         "benchmark": "throughput",
         "model": name,
+        "weights": {name: model.fingerprint},
         "kind": model.kind,
         "parameters": sum(p.numel() for p in model.parameters()),
         **machine.provenance(),

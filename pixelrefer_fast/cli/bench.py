@@ -138,8 +138,10 @@ def run_bench(plan: BenchPlan, told: Callable[[str], Any]) -> dict[str, Any]:
     measured = rates.measured(plan.device, [plan.dtype])
     time_limit = efforts.TimeLimit(plan.seconds)
     rows = []
+    weights = {}
     with _loaded(plan, plan.model) as model:
         kind = model.kind
+        weights[plan.model] = model.fingerprint
         if plan.pair is not None and plan.pair[kind == "full"] != plan.model:
             raise ValueError(f"--model {plan.model}: expected a Lite, to set a Full against it, got a {kind} model")
         rows += whole.run_cases(model, plan.model, effort, time_limit, told)
@@ -155,6 +157,7 @@ def run_bench(plan: BenchPlan, told: Callable[[str], Any]) -> dict[str, Any]:
         with _loaded(plan, other) as model:
             if model.kind == kind:
                 raise ValueError(f"--against {other}: expected the other kind than {plan.model}'s, got {kind} too")
+            weights[other] = model.fingerprint
             rows += run_pairs(model, other, effort, time_limit, told)
     if plan.curves:
         with _loaded(plan, plan.model) as model:
@@ -168,6 +171,7 @@ def run_bench(plan: BenchPlan, told: Callable[[str], Any]) -> dict[str, Any]:
         seconds=plan.seconds,
         graph_bytes=plan.graph_bytes,
         model=plan.model,
+        weights=weights,
         dtype=str(plan.dtype).removeprefix("torch."),
         pair=None if plan.pair is None else list(plan.pair),
         reference=None if plan.reference is None else _commit(plan.reference),
