@@ -125,7 +125,7 @@ def count(call: CountedCall) -> list[CountRow]:
     else:
         given = load(call.file)[call.number].make(device)
     # torch begins tensors at multiples of 64 bytes, NumPy at any of 16: sectors must not depend on it
-    given = tuple(x.clone() if isinstance(x, torch.Tensor) else x for x in given)
+    given = tuple(x.clone() if isinstance(x, torch.Tensor) and x.is_contiguous() else x for x in given)
     found = counts_of(registry()[call.op], given)
     return [CountRow(call=call.shown, arch=call.arch, **asdict(counts)) for counts in found]
 
