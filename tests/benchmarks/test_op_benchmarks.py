@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from scripts import load_script
 
 import pixelrefer_fast.ops
 from pixelrefer_fast.bench.measure.timing import WallClock
@@ -24,18 +24,9 @@ OPS = sorted(registry())
 CPU = torch.device("cpu")
 
 
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def ops_bench() -> ModuleType:
-    return load(BENCHMARKS / "ops_bench.py")
+    return load_script(BENCHMARKS / "ops_bench.py")
 
 
 def test_every_operation_has_a_benchmark(ops_bench: ModuleType) -> None:
@@ -182,7 +173,7 @@ def test_what_is_wrong_shows_no_speed_up(ops_bench: ModuleType) -> None:
 
 
 def test_inputs_in_turn_and_fresh_where_they_are_written_to() -> None:
-    case = next(case for case in load(BENCHMARKS / "ops" / "scatter_tokens.py").cases() if case.smoke)
+    case = next(case for case in load_script(BENCHMARKS / "ops" / "scatter_tokens.py").cases() if case.smoke)
     candidate = ops.JudgedCase(case, torch.float32, CPU).candidate("torch")
     (_, first), (_, second), (_, third) = (candidate.prepare() for _ in range(3))
     embeds, tokens = 0, 1

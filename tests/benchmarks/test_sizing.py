@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
+from scripts import load_script
 
 from pixelrefer_fast.bench.estimate.estimate import Workload, estimate
 from pixelrefer_fast.bench.estimate.gpus import find
 
-_spec = importlib.util.spec_from_file_location("sizing", Path(__file__).parents[2] / "benchmarks" / "sizing.py")
-assert _spec is not None
-assert _spec.loader is not None
-sizing = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(sizing)
+sizing = load_script(Path(__file__).parents[2] / "benchmarks" / "sizing.py")
 
 
 @pytest.fixture(autouse=True)

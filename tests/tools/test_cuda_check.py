@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from scripts import load_script
 
 TOOL = Path(__file__).parents[2] / "tools" / "cuda_check.py"
 NVCC = shutil.which("nvcc")
@@ -29,12 +29,7 @@ template __global__ void indexed<unsigned int>(unsigned int*, int);
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("cuda_check", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(TOOL)
 
 
 @pytest.mark.skipif(NVCC is None, reason="no nvcc on the PATH")
