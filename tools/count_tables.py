@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from pixelrefer_fast.bench.profile.counted import KernelCounts
+
 # what may not grow: name, and how it is called
 MEASURES = {
     "instructions": "instructions",
@@ -24,35 +26,17 @@ LOOPS = 3  # of a kernel that a table shows
 
 
 @dataclass(frozen=True)
-class CountRow:
-    """A kernel in one configuration within one call of its operation, for one architecture.
+class CountRow(KernelCounts):
+    """Of one call, for one architecture.
 
     Attributes:
-        kernel: `file.kernel`.
         call: of what: operation, sizes and element type.
-        configuration: constants and launch options, as text.
         arch: 80 or 90.
-        launches, warps, instructions, barriers, products, sectors, ideal_sectors, wavefronts, ideal_wavefronts, waits:
-            `ptx_emulator.counters.Counts`.
-        loops: for each innermost loop, the heaviest first: [where, instructions, barriers, products, iterations of all
-            warps together]; where it stands is "file.py:line", and "" in the committed table, which no comment changes.
+        loops: as there; where one stands is "" in the committed table, which no comment changes.
     """
 
-    kernel: str
     call: str
-    configuration: str
     arch: int
-    launches: int
-    warps: int
-    instructions: int
-    barriers: int
-    products: int
-    sectors: int
-    ideal_sectors: int
-    wavefronts: int
-    ideal_wavefronts: int
-    waits: int
-    loops: list[list[str | int]]
 
     def without_lines(self) -> CountRow:
         """As it is committed."""

@@ -30,7 +30,7 @@ def counted(tool: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """The tool with rows that are not counted but given, and tables of its own: (run, rows)."""
     loops = [["rope2d.py:30", 20, 1, 0, 12]]
     entry = "ROW=9, BLOCK_P=8, BLOCK_PAIRS=64, num_warps=4, num_stages=1"
-    row = tool.CountRow("rope2d.rope2d", "patches 24, bf16", entry, 80, 1, 4, 800, 12, 0, 60, 40, 16, 16, 8, loops)
+    row = tool.CountRow("rope2d.rope2d", entry, 1, 4, 800, 12, 0, 60, 40, 16, 16, 8, loops, "patches 24, bf16", 80)
     rows = [row, replace(row, arch=90)]
     monkeypatch.setattr(tool, "count_all", lambda calls, workers: [[own] for own in rows])
     baseline = tmp_path / "resources.json"
