@@ -295,7 +295,7 @@ def _packed_grids(
     sizes = [place.grid[0] * place.grid[1] for place in places]
     first_cells = list(accumulate(sizes, initial=0))
     rows = [
-        (cell, bit, mask.row_bits, *mask.window, *place.crop, *place.grid, *place.weight_bits(rounded))
+        (cell, bit, mask.row_bits, 0, 0, *mask.shape, *place.crop, *place.grid, *place.weight_bits(rounded))
         for place, mask, cell, bit in zip(places, masks, first_cells, first_bits, strict=False)
     ]
     (table,) = upload([torch.tensor(rows, dtype=torch.int64)], bits.device)

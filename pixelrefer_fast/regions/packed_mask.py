@@ -12,23 +12,21 @@ import torch
 
 @dataclass(frozen=True, eq=False)
 class PackedMask:
-    """The marked pixels of an image as the bits of a window, outside of which there are none.
+    """The pixels of an image as bits, of which those that are marked are set.
 
     Attributes:
         height, width: of the image, in pixels.
         area: marked pixels.
         bounds: first row and column with a marked pixel, last row and column (included); None where there is none.
-        window: top, left, rows and columns of what the bits cover.
         bits: (B,) uint8, the highest bit of a byte first.
-        first_bit: where the window's first pixel lies in them.
-        row_bits: from one row of the window to the next.
+        first_bit: where the image's first pixel lies in them.
+        row_bits: from one row of the image to the next.
     """
 
     height: int
     width: int
     area: int
     bounds: tuple[int, int, int, int] | None
-    window: tuple[int, int, int, int]
     bits: torch.Tensor
     first_bit: int
     row_bits: int
@@ -40,13 +38,11 @@ class PackedMask:
 
     def full(self) -> np.ndarray:
         """The whole mask, a new (height, width) uint8 array of 0 and 1, in host memory."""
-        top, left, rows, columns = self.window
-        mask = np.zeros((self.height, self.width), np.uint8)
         bits = self.bits.cpu().numpy()
-        begin, end = self.first_bit // 8, -(-(self.first_bit + rows * self.row_bits) // 8)
-        own = np.unpackbits(bits[begin:end])[self.first_bit % 8 :][: rows * self.row_bits]
-        mask[top : top + rows, left : left + columns] = own.reshape(rows, self.row_bits)[:, :columns]
-        return mask
+        size = self.height * self.row_bits
+        begin, end = self.first_bit // 8, -(-(self.first_bit + size) // 8)
+        own = np.unpackbits(bits[begin:end])[self.first_bit % 8 :][:size]
+        return np.ascontiguousarray(own.reshape(self.height, self.row_bits)[:, : self.width])
 
     @property
     def device(self) -> torch.device:

@@ -127,9 +127,8 @@ def tensor_masks(masks: torch.Tensor, logits: bool = False, numbered: bool = Fal
         bounds = None
         if extent[AREA]:
             bounds = (height - extent[BELOW], width - extent[BEYOND], extent[BOTTOM] - 1, extent[RIGHT] - 1)
-        window = (0, 0, height, width)
         first = 8 * per_mask * number
-        made.append(TensorMask(PackedMask(height, width, extent[AREA], bounds, window, flat, first, row_bits)))
+        made.append(TensorMask(PackedMask(height, width, extent[AREA], bounds, flat, first, row_bits)))
     return made
 
 
