@@ -142,8 +142,10 @@ def asked(wheel: Path, python: str, torch: str) -> None:
     state = "from pixelrefer_fast.ops.extension.load import reason; print(reason('cpu') or 'the extension loads')"
     also = [f"--also={line}" for line in ("pixelrefer-fast verify", f'python -c "{state}"')]
     tool = [sys.executable, ROOT / "tools" / "readme.py", "--fresh", f"--wheel={wheel}", f"--python={python}"]
-    # a compiler that fails: nothing may be compiled
-    said = ran([*tool, f"--torch={torch}", *also], env={**os.environ, "CC": "false", "CXX": "false"})
+    with tempfile.TemporaryDirectory() as cache:
+        # a compiler that fails, and a cache without what was compiled before: the wheel has to have it
+        alone = {**os.environ, "CC": "false", "CXX": "false", "XDG_CACHE_HOME": cache}
+        said = ran([*tool, f"--torch={torch}", *also], env=alone)
     wanted = "the extension loads" if "abi3" in wheel.name else "pixelrefer_fast._C is not built"
     if not said.splitlines()[-1].startswith(wanted):
         raise Refused(f"{wheel.name}: expected {wanted!r}, got {said.splitlines()[-1]!r}")
