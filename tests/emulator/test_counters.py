@@ -8,6 +8,7 @@ from ptx_emulator import Counters, parse, run
 from ptx_emulator.counters import Counts, sectors, wavefronts
 
 LANES = np.arange(32)
+SECTOR_WORDS = 8  # of 4 bytes
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,10 @@ HEAD = """
 
 def counted(body: str, turns: int = 3) -> Counts:
     kernel = parse(HEAD + body + "  ret;\n}\n")["k"]
-    memory = np.zeros(4096, np.uint32)
+    # numpy begins where the host's heap has room, which is not always where a sector begins
+    room = np.zeros(4096 + SECTOR_WORDS, np.uint32)
+    begin = -(room.ctypes.data // room.itemsize) % SECTOR_WORDS
+    memory = room[begin : begin + 4096]
     counters = Counters(kernel)
     run(kernel, 2, [memory, turns], block=64, observer=counters)
     return counters.finished()
