@@ -24,7 +24,7 @@ LEAST_CHUNKS = 4  # of BLOCK_K keys: in a smaller part there is less to save tha
 @triton.jit(do_not_specialize=["width", "parts"])
 def _paged_attention(
     qkv,  # [B, HEADS + 2 GROUPS, HEAD] float, rows ROW elements apart
-    turns,  # [B, 2, HEAD] same dtype
+    turns,  # [B, 2, HEAD] same dtype, of which the second halves are read
     rows,  # [B] int64
     keys,  # [blocks, SIZE, GROUPS, HEAD] same dtype, the new key of each sequence is written
     values,  # likewise
@@ -63,19 +63,17 @@ def _paged_attention(
     # halves of a head apart: element i is turned with element i + HEAD / 2
     i = tl.arange(0, BLOCK_D)
     inside = i < HALF
-    turn = turns + sequence * (2 * HEAD) + i
-    cos_one = tl.load(turn, inside, 0.0).to(tl.float32)
-    cos_two = tl.load(turn + HALF, inside, 0.0).to(tl.float32)
-    sin_one = tl.load(turn + HEAD, inside, 0.0).to(tl.float32)
-    sin_two = tl.load(turn + HEAD + HALF, inside, 0.0).to(tl.float32)
+    turn = turns + sequence * (2 * HEAD) + HALF + i
+    cos = tl.load(turn, inside, 0.0).to(tl.float32)
+    sin = tl.load(turn + HEAD, inside, 0.0).to(tl.float32)
     dtype = out.dtype.element_ty
     head = tl.arange(0, BLOCK_H)
     mine = (head < SHARE)[:, None] & inside[None, :]
     query = qkv + sequence * ROW + (group * SHARE + head)[:, None] * HEAD + i[None, :]
     one = tl.load(query, mine, 0.0).to(tl.float32)
     two = tl.load(query + HALF, mine, 0.0).to(tl.float32)
-    q_one = (one * cos_one[None, :] + two * sin_one[None, :]).to(dtype)  # [H, D]
-    q_two = (two * cos_two[None, :] + one * sin_two[None, :]).to(dtype)
+    q_one = (one * cos[None, :] - two * sin[None, :]).to(dtype)  # [H, D]
+    q_two = (two * cos[None, :] + one * sin[None, :]).to(dtype)
 
     # the new key and value, which the first part counts in and keeps
     first = part == 0
@@ -83,8 +81,8 @@ def _paged_attention(
     new = qkv + sequence * ROW + (HEADS + group) * HEAD + i
     one = tl.load(new, inside, 0.0).to(tl.float32)
     two = tl.load(new + HALF, inside, 0.0).to(tl.float32)
-    k_one = (one * cos_one + two * sin_one).to(dtype)  # [D]
-    k_two = (two * cos_two + one * sin_two).to(dtype)
+    k_one = (one * cos - two * sin).to(dtype)  # [D]
+    k_two = (two * cos + one * sin).to(dtype)
     v_one = tl.load(new + GROUPS * HEAD, inside, 0.0)
     v_two = tl.load(new + GROUPS * HEAD + HALF, inside, 0.0)
     cell = (tl.load(rows + sequence) * GROUPS + group) * HEAD + i
@@ -203,7 +201,7 @@ def paged_attention(
         parts,
         math.log2(math.e) / math.sqrt(head_dim),
         # without the keys and values that are there already: how many, only the device knows
-        moved=(qkv.numel() + turns.numel() + 2 * batch * groups * head_dim + out.numel()) * qkv.element_size(),
+        moved=(qkv.numel() + turns.numel() // 2 + 2 * batch * groups * head_dim + out.numel()) * qkv.element_size(),
         ROW=all_heads * head_dim,
         HEADS=heads,
         GROUPS=groups,

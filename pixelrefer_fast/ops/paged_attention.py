@@ -22,7 +22,8 @@ def _samples(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple]:
         width = max(needed, default=0) + 1
         blocks = sum(needed) + 1
         qkv = torch.randn(len(lengths), heads[0] + 2 * heads[1], head_dim, generator=generator).to(dtype)
-        turns = torch.randn(len(lengths), 2, head_dim, generator=generator).to(dtype)
+        angles = torch.rand(len(lengths), head_dim // 2, generator=generator)
+        turns = torch.stack([angles.cos().repeat(1, 2), torch.cat([-angles.sin(), angles.sin()], 1)], 1).to(dtype)
         k, v = (torch.randn(blocks, size, heads[1], head_dim, generator=generator).to(dtype) for _ in range(2))
         table = torch.zeros(len(lengths), width, dtype=torch.int32)
         order = torch.randperm(blocks - 1, generator=generator) + 1
@@ -62,7 +63,8 @@ def paged_attention(
     Args:
         qkv: (B, H + 2G, d), any float dtype: H heads of queries, G of keys, G of values. d is even; G divides H: each
             head of keys and values serves H / G neighbouring heads of the queries.
-        turns: (B, 2, d) same dtype: cosines of each token's place, and its sines, the first half of them negative.
+        turns: (B, 2, d) same dtype: cosines of each token's place, and its sines; the first half is the second one over
+            again, sines negative. A kernel reads the second halves.
         rows: (B,) int64: the row of the cache (block * size + place in it) that the token's key and value go to.
         keys, values: (blocks, size, G, d), same dtype, contiguous; written to. Rows of a sequence's blocks behind its
             length hold finite numbers for the definition, and anything for a kernel.

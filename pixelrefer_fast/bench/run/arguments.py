@@ -167,7 +167,8 @@ def paged_attention(
     held = _each("lengths", lengths, sequences)
     needed = [-(-n // size) for n in held]
     qkv = normal((len(held), heads + 2 * groups, head), 0, device, dtype)
-    turns = normal((len(held), 2, head), 3, device, dtype)
+    cos, sin = normal((2, len(held), head // 2), 3, device, dtype)
+    turns = torch.stack([torch.cat([cos, cos], 1), torch.cat([-sin, sin], 1)], 1)
     keys, values = (normal((sum(needed) + 1, size, groups, head), seed, device, dtype) for seed in (1, 2))
     table = torch.zeros(len(held), max(needed), dtype=torch.int32)
     for i, count in enumerate(needed):

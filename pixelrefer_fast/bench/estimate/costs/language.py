@@ -118,7 +118,7 @@ def _kernel_layers(config: ModelConfig, rows: int, keys: int, machine: Machine) 
     width, inner, layers = config.hidden_size, config.llm["intermediate_size"], layers_of(config)
     own, item = keys_width_of(config), machine.item
     qkv = width + 2 * own
-    turns = 2 * width // config.llm["num_attention_heads"]
+    turns = width // config.llm["num_attention_heads"]  # half a head of cosines, and of sines
     product = machine.linear("norm_linear", rows, width, qkv)
     yield replace(product, flops=product.flops + 4 * rows * width, moved=product.moved + item * width, times=layers)
     # queries, keys and values, their turns, the new rows of the cache, what is attended to, and the result
