@@ -37,6 +37,7 @@ class Prepared:
 
     Attributes:
         tokens: at most so many tokens of context, the question's counted by its characters.
+        frames: of a video, decoded already, which are there for whoever reads it as long as they are kept here.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Prepared:
         self.plan = plan
         self.encode = encode or EncodeOptions()
         self.made_of = made_of
+        self.frames: list[object] = []  # kept, and not looked at
         if objects is not None:
             seen = len(objects.tokens) + (0 if objects.scene is None else len(objects.scene.kept))
         else:
@@ -72,6 +74,7 @@ class Prepared:
     def encoded(self) -> None:
         """Let go of pixels and plan."""
         self.objects = self.request = self.plan = self.made_of = None
+        self.frames = []
 
 
 class SceneCache:
@@ -88,6 +91,10 @@ class SceneCache:
             return None
         self._scenes.move_to_end(self._key(request))
         return found[1]
+
+    def knows(self, request: Request) -> bool:
+        """Whether `get` would find it now; for any thread."""
+        return self._key(request) in self._scenes
 
     def keep(self, request: Request, scene: SceneTokens) -> None:
         self._scenes[self._key(request)] = request.source, scene

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pixelrefer_fast.batching.asks import Answer
 from pixelrefer_fast.batching.callers import Caller, Pending
 from pixelrefer_fast.batching.encoding import Prepared, SceneCache, embedded_prompt, encode_in_parts
+from pixelrefer_fast.batching.frames_ahead import FramesAhead
 from pixelrefer_fast.batching.memory import Budget, give_back, out_of_memory
 from pixelrefer_fast.batching.planner import BatchBuilder
 from pixelrefer_fast.batching.preparing import MediaCache
@@ -72,7 +73,10 @@ class RequestQueue:
         self._server: threading.Thread | None = None
         self._files = MediaCache()
         self._scenes = SceneCache()
-        self._workers = Workers(network, self._changed, self._callers, self._files, self._not_prepared)
+        self._ahead = FramesAhead()
+        self._workers = Workers(
+            network, self._changed, self._callers, self._files, self._decode_ahead, self._not_prepared
+        )
 
     @property
     def budget(self) -> Budget:
@@ -91,7 +95,7 @@ class RequestQueue:
             if caller.cancelled:
                 self._deliver(pending, _failure(pending, None))
                 return pending.index
-            if isinstance(value, Prepared):
+            if isinstance(value, Prepared) and not self._ahead.wanted(value, self._scenes):
                 pending.stand, pending.prepared, pending.ready_at = "ready", value, time.monotonic()
                 caller.coming.append(pending)
             else:
@@ -162,6 +166,7 @@ class RequestQueue:
         Raises:
             ValueError: a frame that cannot be read, a k-means start that does not fit.
         """
+        self._ahead.decode(prepared)
         parts = encode_in_parts(self.network, [prepared], None, self._chunk)
         while True:
             with self.exclusive():
@@ -327,6 +332,9 @@ class RequestQueue:
                             caller.coming.remove(pending)
                             return pending
         return None
+
+    def _decode_ahead(self, prepared: Prepared) -> None:
+        self._ahead.decode(prepared, self._scenes)
 
     def _not_prepared(self, pending: Pending, error: BaseException) -> None:
         self._deliver(pending, _failure(pending, error))

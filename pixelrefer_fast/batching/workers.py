@@ -1,4 +1,4 @@
-"""Threads that open media and prepare requests while the device works."""
+"""Threads that open media, prepare requests and decode frames while the device works."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from pixelrefer_fast.batching.asks import as_ask
+from pixelrefer_fast.batching.asks import Ask, as_ask
 from pixelrefer_fast.batching.callers import Caller, Pending
+from pixelrefer_fast.batching.encoding import Prepared
 from pixelrefer_fast.batching.preparing import Bound, MediaCache, MediaKey, media_key, prepare
 from pixelrefer_fast.network import Network
 
@@ -26,6 +27,7 @@ class Workers:
         changed: held while anything is looked at that others change, told of whatever is ready.
         callers: those with open requests.
         files: where files are opened, for all callers.
+        decode: decodes the frames of a request.
         failed: told of a request that cannot be prepared.
     """
 
@@ -35,10 +37,11 @@ class Workers:
         changed: threading.Condition,
         callers: deque[Caller],
         files: MediaCache,
+        decode: Callable[[Prepared], None],
         failed: Callable[[Pending, BaseException], None],
     ) -> None:
         self._network, self._changed, self._callers, self._files = network, changed, callers, files
-        self._failed = failed
+        self._decode, self._failed = decode, failed
         self._running = self._busy = 0
         self._most = 0
         self._media: set[MediaKey] = set()  # that somebody works on
@@ -91,15 +94,19 @@ class Workers:
         caller, value = pending.caller, pending.value
         mine, error = False, None
         try:
-            if not isinstance(value, Bound):
+            if not isinstance(value, (Bound, Prepared)):
                 value = as_ask(value, caller.defaults)
-                pending.media = media_key(value.media)
+            pending.media = _media_of(value)
+            if pending.media is not None:
                 with self._changed:
                     mine = pending.media not in self._media
                     if not mine:
                         return
                     self._media.add(pending.media)
-            pending.prepared = prepare(self._network, value, self._files, caller.media)
+            if not isinstance(value, Prepared):
+                value = prepare(self._network, value, self._files, caller.media)
+            self._decode(value)
+            pending.prepared = value
         except BaseException as raised:  # whoever asks is told, whatever it is
             error = raised
         finally:
@@ -115,3 +122,11 @@ class Workers:
                 else:
                     pending.stand = "given"  # another worker has its image or video
                 self._changed.notify_all()
+
+
+def _media_of(value: Ask | Bound | Prepared) -> MediaKey | None:
+    """What no other worker may read meanwhile; None for an image that is open."""
+    if isinstance(value, Ask):
+        return media_key(value.media)
+    request = value.request
+    return id(request.source) if request is not None and request.source.video else None

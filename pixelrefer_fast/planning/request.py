@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -40,6 +43,7 @@ class FrameSource:
         read: frames by number, in the order asked, (H, W, 3) uint8 each.
         held: a frame by its number where it lies in memory as it is, else None.
         digests: of frames' content, by number, as far as anybody has asked; None: it is not known.
+        ahead: frames of a video that were decoded before they are asked for, while somebody keeps them.
     """
 
     name: str | None
@@ -48,12 +52,15 @@ class FrameSource:
     read: Callable[[Sequence[int]], Iterator[np.ndarray]]
     held: Callable[[int], np.ndarray | None] = lambda number: None
     digests: dict[int, bytes | None] = field(default_factory=dict, compare=False, repr=False)
+    ahead: MutableMapping[int, np.ndarray] = field(default_factory=WeakValueDictionary, compare=False, repr=False)
 
     @classmethod
     def of(cls, media: np.ndarray | Video, name: str | None = None) -> FrameSource:
         """Of what `media.open_media` returns."""
         if isinstance(media, Video):
-            return cls(name, [(media.height, media.width)] * len(media), media.times, media.read)
+            ahead: WeakValueDictionary[int, np.ndarray] = WeakValueDictionary()
+            sizes = [(media.height, media.width)] * len(media)
+            return cls(name, sizes, media.times, partial(_read, media, ahead), ahead=ahead)
         return cls.of_images([media], name=name)
 
     @classmethod
@@ -67,6 +74,17 @@ class FrameSource:
     @property
     def video(self) -> bool:
         return self.times is not None
+
+
+def _read(video: Video, ahead: MutableMapping[int, np.ndarray], numbers: Sequence[int]) -> Iterator[np.ndarray]:
+    """Frames of a video, those ahead as they are."""
+    found = [ahead.get(n) for n in numbers]
+    others = video.read([n for n, frame in zip(numbers, found, strict=True) if frame is None])
+    for frame in found:
+        if frame is None:
+            yield from islice(others, 1)
+        else:
+            yield frame
 
 
 @dataclass(frozen=True)
