@@ -133,8 +133,14 @@ def cpu_torch(python: str, folder: Path) -> str | None:
     return None
 
 
-def asked(wheel: Path, python: str, torch: str) -> None:
+def asked(wheel: Path, python: str, torch: str, downloads: Path) -> None:
     """The README's first minute from this wheel in an environment of its own, the recorded cases, the extension.
+
+    Args:
+        wheel: one of `DIST`.
+        python: interpreter to ask it with.
+        torch: requirement of the torch beside it.
+        downloads: folder in which pip looks for that too.
 
     Raises:
         Refused: an answer is another one, or the extension is not as this wheel has it.
@@ -145,6 +151,7 @@ def asked(wheel: Path, python: str, torch: str) -> None:
     with tempfile.TemporaryDirectory() as cache:
         # a compiler that fails, and a cache without what was compiled before: the wheel has to have it
         alone = {**os.environ, "CC": "false", "CXX": "false", "XDG_CACHE_HOME": cache}
+        alone["PIP_FIND_LINKS"] = f"{downloads} {os.environ.get('PIP_FIND_LINKS', '')}"
         said = ran([*tool, f"--torch={torch}", *also], env=alone)
     wanted = "the extension loads" if "abi3" in wheel.name else "pixelrefer_fast._C is not built"
     if not said.splitlines()[-1].startswith(wanted):
@@ -160,9 +167,8 @@ def tried(version: str, torch: str | None) -> str:
         torch = torch or cpu_torch(python, Path(folder))
         if torch is None:
             return f"not asked: no CPU build of torch {TORCH} can be had for it here"
-        os.environ["PIP_FIND_LINKS"] = f"{folder} {os.environ.get('PIP_FIND_LINKS', '')}"
         for wheel in sorted(DIST.glob("*.whl")):
-            asked(wheel, python, torch)
+            asked(wheel, python, torch, Path(folder))
     return f"both wheels answer, with {torch}"
 
 

@@ -67,18 +67,28 @@ def test_an_archive_that_grew_is_refused(tool: ModuleType, tmp_path: Path, monke
     ],
 )
 def test_each_wheel_has_the_extension_or_has_it_not(
-    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, wheel: str, said: str, refused: bool
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wheel: str, said: str, refused: bool
 ) -> None:
     asked: list[list[str]] = []
-    monkeypatch.setattr(tool, "ran", lambda command, env: asked.append(list(map(str, command))) or f"purple\n{said}\n")
+    looked_in: list[str] = []
+
+    def ran(command: list[str | Path], env: dict[str, str]) -> str:
+        asked.append(list(map(str, command)))
+        looked_in.append(env["PIP_FIND_LINKS"])
+        return f"purple\n{said}\n"
+
+    monkeypatch.setattr(tool, "ran", ran)
+    monkeypatch.setenv("PIP_FIND_LINKS", "elsewhere")
     if refused:
         with pytest.raises(tool.Refused, match=f"^{wheel}: expected '.*', got '{said}"):
-            tool.asked(Path(wheel), sys.executable, "torch==2.13.0+cpu")
+            tool.asked(Path(wheel), sys.executable, "torch==2.13.0+cpu", tmp_path)
     else:
-        tool.asked(Path(wheel), sys.executable, "torch==2.13.0+cpu")
+        tool.asked(Path(wheel), sys.executable, "torch==2.13.0+cpu", tmp_path)
     assert {"--fresh", f"--wheel={wheel}", "--torch=torch==2.13.0+cpu", "--also=pixelrefer-fast verify"} <= set(
         asked[0]
     )
+    assert looked_in == [f"{tmp_path} elsewhere"]
+    assert os.environ["PIP_FIND_LINKS"] == "elsewhere"  # the next Python's torch is not this one's
 
 
 def test_another_system_is_told_so(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
