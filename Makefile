@@ -13,6 +13,8 @@ RELEASE := .venv-release
 export TOKENIZERS_PARALLELISM := false
 # two processes of one thread each; WORKERS=1 for one
 THREADS := OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1)
+# two targets at once (.ci/run) may want packages, and apt does not wait for itself
+APT := flock Makefile sh -c 'apt-get update -qq && apt-get install -y -qq --no-install-recommends "$$0"'
 QUICK_TESTS := -m "not slow and not gpu" -n $(or $(WORKERS),2) --dist loadfile
 
 .PHONY: demo test test-interpret test-slow test-oldest test-newest test-ray test-serve test-web test-eval test-vllm \
@@ -95,7 +97,7 @@ $(SERVE)/.ready: pyproject.toml tools/make_venv.sh
 
 # the page in Debian's Chromium (taken by apt where it is missing), in an environment of its own, which is kept
 test-web: $(WEB)/.ready
-	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
+	command -v chromium >/dev/null || $(APT) chromium
 	timeout 300 $(WEB)/bin/pytest tests/page
 	timeout 300 $(WEB)/bin/pytest tests/docs -k test-web
 
@@ -106,7 +108,7 @@ $(WEB)/.ready: pyproject.toml tools/make_venv.sh
 # scores by libraries, one of which runs Java, beside those of the authors' scripts, and our server as a judge, in an
 # environment of their own, which is kept; it brings a sentence encoder of 84 MB
 test-eval: $(EVAL)/.ready
-	command -v java >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends default-jre-headless; }
+	command -v java >/dev/null || $(APT) default-jre-headless
 	timeout 400 $(EVAL)/bin/pytest tests/evaluating
 
 $(EVAL)/.ready: pyproject.toml tools/make_venv.sh

@@ -42,6 +42,8 @@ fi
 if "$folder/bin/python" -W ignore -c 'import sys, torch; sys.exit(torch.version.cuda is not None)'; then
   case " ${pins[*]} " in *" triton"[=\>]*) ;; *) pins+=(triton==3.6.0) ;; esac
 fi
+# environments of one checkout that are made at once (.ci/run) write one egg-info
+if command -v flock >/dev/null; then exec 9<"$0" && flock 9; fi
 have=$("$folder/bin/python" -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))')
 "${pip[@]}" install "$have" "${pins[@]}" -e ".[${EXTRAS:-test}]"
 # pip keeps to itself what the build said of the extension
