@@ -48,14 +48,14 @@ class Layer:
     def attended(self, x: torch.Tensor, backend: str, few: bool) -> torch.Tensor:
         """Queries, keys and values of rows that the norm has not seen; `few`: of a step."""
         norm, qkv = self.before_attention, self.qkv
-        if few and qkv.weight is not None:
+        if few and qkv.plain and qkv.weight is not None:
             return ops.norm_linear(x, norm.weight, norm.epsilon, qkv.weight, qkv.bias, backend=backend)
         return qkv(norm(x))
 
     def gated(self, x: torch.Tensor, backend: str, few: bool) -> torch.Tensor:
         """What `down` is given, of rows that the norm has not seen; `few`: of a step, whose weights are read once."""
         gate_up = self.gate_up
-        if few and self._is_silu and gate_up.weight is not None and gate_up.bias is None:
+        if few and self._is_silu and gate_up.plain and gate_up.weight is not None and gate_up.bias is None:
             norm = self.before_mlp
             return ops.swiglu(x, norm.weight, norm.epsilon, gate_up.weight, backend=backend)
         gate, up = gate_up(self.before_mlp(x)).chunk(2, -1)
