@@ -190,9 +190,11 @@ bench-suite: $(VENV)/.ready
 	$(BIN)/pytest benchmarks/suite $(SUITE)
 
 # all that wants a GPU, in one go of nine minutes at most, results under OUT; it installs nothing, so that a lent machine
-# without network can run it with its own Python (docs/gpu.md)
+# without network can run it with its own Python (docs/gpu.md); DEVICE=cpu rehearses it in small, ONLY="tests tune" runs
+# parts by name
 gpu-check:
 	$(or $(wildcard $(BIN)/python),python3) benchmarks/gpu_check.py --out $(or $(OUT),out/gpu) \
+		$(if $(DEVICE),--device $(DEVICE)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ONLY),--only $(ONLY)) \
 		$(if $(REFERENCE),--reference $(REFERENCE)) $(if $(GOLDEN),--golden $(GOLDEN))
 
 # the two embedded models from nothing, into pixelrefer_fast/assets/: about two hours on two cores; an interrupted run is

@@ -41,12 +41,21 @@ def _row(document: Document, suite: str, case: str, model: str | None = None, by
     return None
 
 
+def _decode_row(document: Document, case: str, model: str) -> Any:
+    """A row of decode.py, as a model decodes that `load` has warmed: captured."""
+    for own in document.get("models", ()) if document.get("graph_bytes") != 0 else ():
+        for row in own["rows"]:
+            if own["model"] == model and row["case"] == case:
+                return row
+    return None
+
+
 def _first(limit: float) -> Callable[[Document], tuple[str, bool] | None]:
     def find(document: Document) -> tuple[str, bool] | None:
-        row = _row(document, "whole", "one object", "lite-2b")
-        if row is None:
+        row, own = _row(document, "whole", "one object", "lite-2b"), _decode_row(document, "first token", "lite-2b")
+        if row is None and own is None:
             return None
-        found = 1e3 * row["extra"]["first"]["median"]
+        found = 1e3 * row["extra"]["first"]["median"] if row is not None else own["values"]["median"]
         return f"{tables.short(found)} ms", found <= limit
 
     return find
@@ -54,10 +63,13 @@ def _first(limit: float) -> Callable[[Document], tuple[str, bool] | None]:
 
 def _description(model: str, limit: float) -> Callable[[Document], tuple[str, bool] | None]:
     def find(document: Document) -> tuple[str, bool] | None:
-        row = _row(document, "whole", "one object", model)
-        if row is None or row["sizes"]["answer"] != 64:
+        row, own = _row(document, "whole", "one object", model), _decode_row(document, "description", model)
+        if row is not None and row["sizes"]["answer"] == 64:
+            found = 1e3 * row["seconds"]["median"]
+        elif own is not None:
+            found = own["values"]["median"]
+        else:
             return None
-        found = 1e3 * row["seconds"]["median"]
         return f"{tables.short(found)} ms", found <= limit
 
     return find
@@ -87,6 +99,8 @@ def _memory(limit: float) -> Callable[[Document], tuple[str, bool] | None]:
 
 def _saving(limit: float) -> Callable[[Document], tuple[str, bool] | None]:
     def find(document: Document) -> tuple[str, bool] | None:
+        if "rows" not in document:  # of decode.py
+            return None
         pair = tables.against_pairs(document).get("20-frame video")
         if pair is None or pair[0].get("model") != "lite-2b":
             return None
@@ -96,13 +110,12 @@ def _saving(limit: float) -> Callable[[Document], tuple[str, bool] | None]:
     return find
 
 
-def _decode(limit: float) -> Callable[[Document], tuple[str, bool] | None]:
+def _decode(model: str, sequences: int, limit: float) -> Callable[[Document], tuple[str, bool] | None]:
     def find(document: Document) -> tuple[str, bool] | None:
-        for model in document.get("models", ()):  # of decode.py
-            for row in model["rows"]:
-                if row["case"] == "decode, 1" and "percent_of_copy" in row:
-                    return f"{row['percent_of_copy']:.0f} % ({model['model']})", row["percent_of_copy"] >= limit
-        return None
+        row = _decode_row(document, f"decode, {sequences}", model)
+        if row is None or "percent_of_copy" not in row:
+            return None
+        return f"{row['percent_of_copy']:.0f} %", row["percent_of_copy"] >= limit
 
     return find
 
@@ -130,7 +143,10 @@ GOALS = (
     Goal("64 tokens about one object, Lite-2B", "at most 75 ms", "cuda", _description("lite-2b", 75)),
     Goal("64 tokens about one object, Lite-7B", "at most 350 ms", "cuda", _description("lite-7b", 350)),
     Goal("objects a second, Lite-2B, batches of 64", "at least 400", "cuda", _objects(400)),
-    Goal("decoding, of the measured copy bandwidth", "at least 85 %", "cuda", _decode(85)),
+    Goal("decoding, Lite-2B, of the measured copy bandwidth", "at least 70 %", "cuda", _decode("lite-2b", 1, 70)),
+    Goal("decoding, Lite-2B, 8 sequences at once, likewise", "at least 85 %", "cuda", _decode("lite-2b", 8, 85)),
+    Goal("decoding, Lite-7B, of the measured copy bandwidth", "at least 85 %", "cuda", _decode("lite-7b", 1, 85)),
+    Goal("decoding, Lite-7B, 8 sequences at once, likewise", "at least 85 %", "cuda", _decode("lite-7b", 8, 85)),
     Goal("peak memory, one object, of the weights", "at most 1.15x", "cuda", _memory(1.15)),
     Goal("first token, 20-frame video, Full-2B against Lite-2B", "at least 5x", "cuda", _saving(5)),
     Goal("region stage, 16 objects, against the reference's code", "at least 5x", "cpu", _region(REGION, 5)),

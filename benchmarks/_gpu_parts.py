@@ -14,6 +14,17 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
 OPS_BENCH = (PYTHON, "benchmarks/ops_bench.py")
+# what runs with a device only, whatever else is in the file; `tests` runs all of them
+ON_DEVICE = (
+    "tests/test_device_pass.py",
+    "tests/extension/test_device.py",
+    "tests/device/test_graphs.py",
+    "tests/device/test_transfers.py",
+    "tests/device/test_memory.py",
+    "tests/benchmarks/test_launches.py",
+)
+# the same with a stand-in for the capture
+STAND_IN = ("tests/device/test_graphs.py", "tests/device/test_trust.py")
 # all of the extension or a failure: `doctor --build` is content with what can be built
 BUILD = (
     "import sys; from pixelrefer_fast.doctor import probes; from pixelrefer_fast.ops.extension import load; "
@@ -35,7 +46,6 @@ KERNELS = (
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
 # `python -m` would put the root on the path, where kernels/ is in the way of a library of that name
 SAFE = {"PYTHONSAFEPATH": "1"}
-GRAPH_BYTES = str(2 << 30)
 MARKS = ("mark.kernel", "mark.gpu")
 
 
@@ -45,7 +55,8 @@ class Part:
 
     Attributes:
         limit: seconds after which it is ended.
-        core: one of the parts that run when none is named.
+        core: one of the parts that run when none is named. On a GPU their limits, but for those that run beside
+            others, fit into the nine minutes.
         beside: it needs the processor and not the device: what follows runs beside it, up to a part that `waits`.
         waits: it begins when everything before it has ended.
         lacking: why it is left out, if anything says so before it begins.
@@ -71,7 +82,7 @@ def parts(out: Path, device: str = "cuda", reference: Path | None = None, golden
         out: folder of the results.
         device: "cuda", or "cpu" for a rehearsal: small sizes, and what only a GPU can do is left out.
         reference: a checkout of the reference, a rival.
-        golden: folder with folders `lite` and `full` of recorded cases.
+        golden: folder with folders `lite` and `full` of recorded cases, beside those that ship.
     """
     cuda = device == "cuda"
     results = str(out / "results.json")
@@ -81,17 +92,9 @@ def parts(out: Path, device: str = "cuda", reference: Path | None = None, golden
     spread = ("-n", "8") if importlib.util.find_spec("xdist") and cuda else ()
     readable = readable_tests() or ["tests"]
     marked = (*pytest, "-m", "kernel or gpu" if cuda else "kernel")
-    on_device = ("tests/test_device_pass.py", "tests/extension/test_device.py", "tests/device/test_graphs.py")
     no_tests = None if importlib.util.find_spec("pytest") else "pytest is not installed"
     smoke = (*OPS_BENCH, *here, "--smoke", "--repeats", "1")
-
-    def verify(kind: str) -> Part:
-        folder = golden / kind if golden else Path(kind)
-        lacking = None if importlib.util.find_spec("cv2") else "OpenCV is not installed"
-        if not folder.is_dir():
-            lacking = "no recorded cases are here: --golden DIR"
-        command = (PYTHON, "-m", "pixelrefer_fast.cli", "verify", str(folder), *here, "--dtype", "float32")
-        return Part(f"verify-{kind}", command, 60, core=True, waits=False, lacking=lacking, environment=SAFE)
+    to_json = ("--json", results)
 
     def sanitized(tool: str, what: str, names: tuple[str, ...]) -> Part:
         sanitizer = ("compute-sanitizer", "--error-exitcode", "9", "--tool", tool)
@@ -99,31 +102,32 @@ def parts(out: Path, device: str = "cuda", reference: Path | None = None, golden
         alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         lacking = only_cuda or (None if shutil.which("compute-sanitizer") else "compute-sanitizer is not here")
         asked = (*sanitizer, PYTHON, "-c", "import torch; torch.zeros(9, device='cuda').sum().item()")
-        limit = 75 if tool == "memcheck" else 120
-        core = tool == "memcheck"
         command = (*sanitizer, *smoke, "--op", *names)
-        return Part(f"{tool}-{what}", command, limit, core, lacking=lacking, probe=asked, environment=alone)
+        return Part(f"{tool}-{what}", command, 120, lacking=lacking, probe=asked, environment=alone)
 
     def ops(name: str, limit: int, *more: str, core: bool = False) -> Part:
         # results are written at the end, so that it has to end by itself
-        seconds = str(limit - 30) if cuda else "5"
+        seconds = str(limit - 25) if cuda else "5"
         repeats = () if cuda else ("--op", "add_norm", "rope2d", "--repeats", "5")
-        return Part(name, (*OPS_BENCH, *here, *repeats, "--seconds", seconds, *more, "--json", results), limit, core)
+        return Part(name, (*OPS_BENCH, *here, *repeats, "--seconds", seconds, *more, *to_json), limit, core)
 
     def script(name: str, limit: int, *more: str) -> Part:
         file = name.partition("-")[0]
-        return Part(name, (PYTHON, f"benchmarks/{file}.py", *here, *more, "--json", results), limit, lacking=only_cuda)
+        return Part(name, (PYTHON, f"benchmarks/{file}.py", *here, *more, *to_json), limit, lacking=only_cuda)
 
+    on_device = [path for path in ON_DEVICE if path in readable] if cuda else STAND_IN
     rival = () if reference is None else ("--reference", str(reference))
-    size = ("--seconds", "100", "--model", "lite-2b", "--graph-bytes", GRAPH_BYTES) if cuda else ("--seconds", "20")
+    size = ("--seconds", "65", "--model", "lite-2b") if cuda else ("--seconds", "20")
     bench = (PYTHON, "-m", "pixelrefer_fast.cli", "bench", "--quick", *here, *size, "--out", str(out / "bench"), *rival)
-    decode = ("--model", "lite-2b", "lite-7b", "--repeats", "5")
+    how = ("lite-2b", "lite-7b", "--repeats", "5") if cuda else ("embedded:lite", "--repeats", "1", "--smoke")
+    decode = (PYTHON, "benchmarks/decode.py", *here, "--model", *how, *to_json)
+    replayed = (PYTHON, "benchmarks/replayed.py", *here, *(("--golden", str(golden)) if golden else ()), *to_json)
     fewer = () if cuda else ("--model", "embedded:lite", "--requests", "20")
     every = [
         Part(
             "build",
             (PYTHON, "-c", BUILD),
-            170,
+            150,
             core=True,
             beside=True,
             lacking=only_cuda,
@@ -132,42 +136,50 @@ def parts(out: Path, device: str = "cuda", reference: Path | None = None, golden
         Part(
             "machine",
             ("nvidia-smi",),
-            30,
+            15,
             core=True,
             waits=False,
             lacking=None if shutil.which("nvidia-smi") else "nvidia-smi is not here",
         ),
         # compiles every kernel, so that what follows need not
-        Part("kernels", (*smoke, "--op", *KERNELS), 120, core=True, waits=False),
-        verify("lite"),
-        verify("full"),
-        Part("extension", (*smoke, "--op", *EXTENSION), 60, core=True),
+        Part("kernels", (*smoke, *to_json, "--op", *KERNELS), 110, core=True, waits=False),
+        Part("extension", (*smoke, *to_json, "--op", *EXTENSION), 30, core=True),
         Part(
             "waits-graphs",
-            (*pytest, "-m", "gpu", *(path for path in on_device if path in readable)),
-            75,
+            (*pytest, "-m", "gpu" if cuda else "not gpu and not slow", *on_device),
+            60,
             core=True,
-            lacking=only_cuda or no_tests,
+            lacking=no_tests or (None if on_device else "what its tests import is not installed"),
             environment=SAFE,
         ),
-        Part("bench", bench, 135, core=True, environment=SAFE),
-        ops("ops", 110, core=True),
-        sanitized("memcheck", "kernels", KERNELS),
-        sanitized("memcheck", "extension", EXTENSION),
+        Part(
+            "verify",
+            replayed,
+            50,
+            core=True,
+            lacking=None if importlib.util.find_spec("cv2") else "OpenCV is not installed",
+        ),
+        Part(
+            "launches",
+            (PYTHON, "benchmarks/launches.py", *here, *(() if cuda else ("--objects", "1")), *to_json),
+            30,
+            core=True,
+        ),
+        Part("decode", decode, 75, core=True),
+        Part("bench", bench, 90, core=True, environment=SAFE),
+        ops("ops", 45, core=True),
         Part(
             "tests",
             (*marked, *spread, *(readable if cuda else ["tests/ops/test_add_norm_kernel.py"])),
             240 if cuda else 120,
-            core=True,
             lacking=no_tests,
             environment=SAFE if cuda else {**SAFE, "TRITON_INTERPRET": "1"},
         ),
+        *(sanitized(tool, "kernels", KERNELS) for tool in SANITIZERS),
+        *(sanitized(tool, "extension", EXTENSION) for tool in SANITIZERS),
         ops("ops-compiled", 300, "--compiled", "--repeats", "10"),
-        *(sanitized(tool, "kernels", KERNELS) for tool in SANITIZERS[1:]),
-        *(sanitized(tool, "extension", EXTENSION) for tool in SANITIZERS[1:]),
         script("region_stage", 120, *rival),
-        script("decode", 240, *decode),
-        script("decode-graphs", 240, *decode, "--graph-bytes", GRAPH_BYTES),
+        Part("decode-eager", (*decode, "--graph-bytes", "0"), 120, lacking=only_cuda),
         script("throughput", 120),
         Part(
             "vllm",

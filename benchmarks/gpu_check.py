@@ -10,10 +10,10 @@ bring, pytest, pytest-benchmark and nvidia-ml-py will do, and what more a part n
 parts that tell most come first, each has its own limit, none stops the others. More parts than fit into the nine
 minutes are there to be asked for by name (docs/gpu.md).
 
-Everything lands in DIR, a few files of a few megabytes: `summary.json`, `results.json` and `bench.json`, `log.txt`,
-pictures, the tuned launch configurations. The checkout need not be installed nor have its history: with COMMIT set,
-results name that commit. Python packages that the machine lacks are taken from wheels in `.whl/` if there is such a
-folder.
+Everything lands in DIR, a few files of a few megabytes: `page.md` with the answers and every table, `results.json` with
+all numbers and where they come from, `summary.json`, `log.txt`, pictures, the tuned launch configurations. The checkout
+need not be installed nor have its history: with COMMIT set, results name that commit. Python packages that the machine
+lacks are taken from wheels in `.whl/` if there is such a folder.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from pathlib import Path
 from _gpu_parts import PYTHON, REPOSITORY, Part, parts
 
 MINUTES = 9.0
+PAGE_SECONDS = 10  # of them, for the page
 LOG_BYTES = 200_000  # of each part that are kept
 
 
@@ -191,16 +192,28 @@ def keep_configurations(out: Path) -> None:
 
 
 def collect(out: Path) -> None:
-    """What the benchmark has left in a folder of its own, as two files: few are carried back more easily."""
+    """What the benchmark has left in a folder of its own: its results to the others, its pictures as one file."""
     folder = out / "bench"
     if not folder.is_dir():
         return
     if (folder / "bench.json").is_file():
-        shutil.move(folder / "bench.json", out / "bench.json")
+        found = json.loads((folder / "bench.json").read_text(encoding="utf-8"))
+        results = out / "results.json"
+        others = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else []
+        results.write_text(json.dumps([*others, *found], indent=1) + "\n", encoding="utf-8")
+        (folder / "bench.json").unlink()
     if any(folder.iterdir()):
         with tarfile.open(out / "pictures.tar.gz", "w:gz") as archive:
             archive.add(folder, "pictures")
     shutil.rmtree(folder)
+
+
+def write_page(out: Path, device: str, environment: Mapping[str, str]) -> str:
+    """Let the page be made, in a process that finds the package; what it says."""
+    command = [PYTHON, str(REPOSITORY / "benchmarks" / "gpu_page.py"), str(out), "--device", device]
+    settings = {**os.environ, **environment}
+    done = subprocess.run(command, cwd=REPOSITORY, env=settings, capture_output=True, text=True, check=False)
+    return done.stdout if done.returncode == 0 else f"no page: {(done.stderr.splitlines() or [''])[-1]}\n"
 
 
 def has_device() -> bool:
@@ -249,14 +262,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         environment = importable(Path(folder), log)
         chosen = wanted(parts(out, *sizes), options.only)
-        outcomes = run_all(chosen, environment, out, end)
-    with contextlib.suppress(OSError):
-        collect(out)
+        outcomes = run_all(chosen, environment, out, end - PAGE_SECONDS)
+        with contextlib.suppress(OSError, ValueError):
+            collect(out)
+        said = write_page(out, options.device, environment)
     if any(part.name == "tune" for part in chosen):
         keep_configurations(out)
     print(f"\nparts, in the order of their ends; all of it in {out}")
     for outcome in outcomes:
         print(_line(outcome))
+    print(f"\n{said}", end="")
     return 0 if all(str(o["outcome"]).startswith(("passed", "left out")) for o in outcomes) else 1
 
 

@@ -1,16 +1,22 @@
 """What the region stage asks of a device: launches, host waits, FLOPs and bytes, counted and not timed.
 
     python benchmarks/launches.py --markdown docs/kernels/launches.md
+    python benchmarks/launches.py --device cuda --json PATH              beside what torch.profiler sees on a GPU
 
 From features to object tokens at full width (D=1152, 8 heads, n=32, LLM width 1536), with the Triton kernels, on any
 machine: kernels are counted by what they declare and not run, dense products run on whatever device there is.
+On a GPU each pass runs once more under torch.profiler: of our own kernels it must have seen as many launches as are
+counted, and no wait. What the vendor's library launches for a product is its own affair, and only told.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
+import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +24,13 @@ from typing import Any
 
 import torch
 
-from pixelrefer_fast.bench.report import tables
+from pixelrefer_fast.bench.profile import traces
+from pixelrefer_fast.bench.report import results, tables
+from pixelrefer_fast.bench.report.results import Row
 from pixelrefer_fast.bench.run import workloads
 
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "kernels" / "launches.md"
+RANGE = "the pass"
 HEIGHT, WIDTH, SEED = 720, 1280, 11
 SIZES = ((1, 1), (4, 1), (16, 1), (64, 1), (8, 8), (64, 8))  # objects, images
 REFERENCE = 5.14e9  # FLOP of the reference for one object, ../shared/performance.md
@@ -154,17 +164,100 @@ def count_all(
     return {sizes: count(region_pass(module, *sizes)) for sizes in all_sizes}
 
 
+def seen(of: Pass) -> tuple[traces.Seen, Counter[str], Counter[str]]:
+    """What the profiler sees of a pass on a GPU, and what our kernels are said to be launched meanwhile: by the names
+    that are counted, and by those that they are compiled as, which several may share."""
+    from pixelrefer_fast.device.launches import Launch, listen
+
+    kernels: Counter[str] = Counter()
+    functions: Counter[str] = Counter()
+
+    def launched(launch: Launch) -> None:
+        kernels[launch.kernel] += 1
+        functions[launch.function] += 1
+
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.inference_mode():
+        of.run()  # compiles, and makes the vendor library's handles
+        torch.cuda.synchronize()
+        with listen(launched), torch.profiler.profile(activities=activities) as profiler:
+            with torch.profiler.record_function(RANGE):
+                of.run()
+            torch.cuda.synchronize()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "trace.json")
+        profiler.export_chrome_trace(str(path))
+        events = json.loads(path.read_text(encoding="utf-8", errors="replace"))["traceEvents"]
+    return traces.seen(events, RANGE), kernels, functions
+
+
+def rows(counted: dict[tuple[int, int], tuple[Any, Any]], module: Any | None) -> list[Row]:
+    """A row for each number of objects as it is counted and, with a tokenizer on a GPU, as it is seen there.
+
+    What is counted must stand in the page, what is seen must be that.
+    """
+    page = PAGE.read_text(encoding="utf-8")
+    made: list[Row] = []
+    for line, (sizes, (whole, _)) in zip(table(counted), counted.items(), strict=True):
+        row: Row = {"suite": "launches", "case": line[0], "sizes": dict(zip(("objects", "images"), sizes, strict=True))}
+        ours = {name: n for name, n in whole.launches.items() if not name.startswith("aten.")}
+        numbers: Row = {"launches": whole.launches.total(), "waits": whole.waits.total(), "flops": whole.flops}
+        told = "| " + " | ".join(line) + " |" in page
+        made.append({**row, "by": "counted", "ok": told, **numbers, "extra": {"own": ours}})
+        if module is not None:
+            found, own, functions = seen(region_pass(module, *sizes))
+            numbers = {"launches": found.kernels.total(), "waits": found.waits.total()}
+            extra = {
+                "own": {name: found.kernels[name] for name in functions},
+                "kernels": dict(found.kernels),
+                "copies": dict(found.copies),
+                "waiting": dict(found.waits),
+            }
+            there = all(found.kernels[name] == n for name, n in functions.items())
+            fine = own == ours and there and not found.waits
+            made.append({**row, "by": "seen", "ok": fine, **numbers, "extra": extra})
+    return made
+
+
+def row_table(made: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines, one for each row, as text."""
+    lines = []
+    for row in made:
+        own = sum(row["extra"]["own"].values())
+        fine = "as expected" if row["ok"] else "NOT AS EXPECTED"
+        lines.append([f"{row['case']}, {row['by']}", str(row["launches"]), str(own), str(row["waits"]), fine])
+    return ["", "launches", "of our kernels", "waits", ""], lines
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--markdown", type=Path, metavar="PATH", help="page to write")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: beside what is seen there")
+    parser.add_argument("--objects", type=int, help="at most (default: all)")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="result file to append to")
     options = parser.parse_args(arguments)
-    counted = count_all(torch.device("cpu"))
+    if options.markdown and options.objects is not None:
+        parser.error("--markdown: expected it without --objects, as the page has all numbers of them")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device: there is no CUDA device")
+    chosen = [sizes for sizes in SIZES if options.objects is None or sizes[0] <= options.objects]
+    if not chosen:
+        parser.error(f"--objects: expected at least 1, got {options.objects}")
+    device = torch.device(options.device)
+    counted = count_all(device, chosen)
     if options.markdown:
         options.markdown.write_text(markdown(counted), encoding="utf-8")
     tables.terminal("region stage", HEADINGS, table(counted))
-    return 0
+    if options.markdown:
+        return 0
+    made = rows(counted, tokenizer(device, torch.bfloat16) if options.device == "cuda" else None)
+    if options.json:
+        results.append(options.json, results.document("launches", made, measured_on=options.device))
+    tables.terminal(f"held against {PAGE.name}", *row_table(made))
+    return 0 if all(row["ok"] for row in made) else 1
 
 
 if __name__ == "__main__":
-    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: kernels then take tensors of the CPU
+    if "cuda" not in sys.argv:
+        os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: kernels then take tensors of the CPU
     sys.exit(main())

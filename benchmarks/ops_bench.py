@@ -7,7 +7,8 @@
 On a CUDA device times are the device's own (events, warm, cold L2, inputs in turn, calls in turn). Without one the
 definition and providers for the CPU are timed by the wall clock, in float32. Beside every time stands the error of the
 same call, and the percentage of what a copy and a matrix product reach in the same run; where the error exceeds its
-limit there is neither a percentage nor a speed-up, and the exit status is 1.
+limit there is neither a percentage nor a speed-up, and the exit status is 1, as it is where one of our own providers
+fails other than by declining.
 
 Every operation's first case comes first, then their second ones and so on: with --seconds what is measured by then is
 kept. The definition compiled by torch (--compiled) takes minutes to compile for all cases. `report.py --compare` sets
@@ -91,7 +92,7 @@ def benchmark(
                 print(described, file=sys.stderr, flush=True)
     rows.sort(key=lambda row: names.index(row["extra"]["op"]))
     more = {"measured_on": device.type, "left_out": left_out, "power": watch.facts()}
-    return results.document("ops", rows, reached, **more)
+    return results.document("small_ops" if smoke else "ops", rows, reached, **more)
 
 
 HEADINGS = ("operation and case", "dtype", "by", "µs", "µs to issue", "speed-up", "error", "copy rate", "matrix rate")
@@ -150,6 +151,14 @@ what a copy and a matrix product reached in the same run.
 {tables.markdown(HEADINGS, list(table(result)))}"""
 
 
+def verdicts(rows: Sequence[results.Row]) -> tuple[int, int, int, int]:
+    """How many are right and wrong, how many of our own fail to run, and how many are not for this machine."""
+    right = sum(row["ok"] for row in rows)
+    broken = sum("broken" in row["extra"] for row in rows)
+    not_run = sum("reason" in row for row in rows) - broken
+    return right, len(rows) - right - broken - not_run, broken, not_run
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--op", nargs="+", choices=[*sorted(op_files()), ENCODER], metavar="OP", help="only these")
@@ -180,11 +189,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tables.terminal("operations", HEADINGS, list(table(result)))
     for described in result["left_out"]:
         print(f"left out: {described}")
-    wrong = sum("reason" not in row and not row["ok"] for row in result["rows"])
-    right = sum(row["ok"] for row in result["rows"])
-    not_run = len(result["rows"]) - right - wrong
-    print(f"{right} right, {wrong} wrong, {not_run} not run, {len(result['left_out'])} cases left out")
-    return 1 if wrong else 0
+    right, wrong, broken, not_run = verdicts(result["rows"])
+    print(f"{right} right, {wrong} wrong, {broken} broken, {not_run} not run, {len(result['left_out'])} cases left out")
+    return 1 if wrong or broken else 0
 
 
 if __name__ == "__main__":

@@ -149,3 +149,24 @@ def test_a_replay_waits_for_nothing(on_device: Any, captured: Any, nothing_waits
         tokens, _ = encode_plan(on_device, plan, source)
     torch.cuda.set_sync_debug_mode("default")
     assert torch.isfinite(tokens).all()
+
+
+def test_masks_that_lie_on_the_device(on_device: Any, captured: Any) -> None:
+    """A segmenter's tensors give the tokens of the same masks in host memory, through captured passes too."""
+    import cv2
+
+    image = _image()
+    on_host = [mark.mask.full() for mark in _marks(5)]
+    stacked = torch.from_numpy(np.stack(on_host)).bool().cuda()
+    cv2.ipp.setUseIPP(False)  # with which OpenCV selects a few patches of weight 1e-15 more
+    try:
+        expected = on_device.encode(image, on_host).tokens
+    finally:
+        cv2.ipp.setUseIPP(True)
+    limit, part = DTYPES[str(on_device.dtype).removeprefix("torch.")]
+    for passes in (None, captured):
+        on_device.network.captured = passes
+        replays = captured.store.counts()["replays"]
+        tokens = on_device.encode(image, stacked).tokens
+        assert captured.store.counts()["replays"] == replays + (passes is not None)
+        assert (_errors(tokens, expected.cpu()) < limit).double().mean() >= part

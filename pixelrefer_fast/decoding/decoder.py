@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,18 @@ class _Own:
         self.lock = threading.Lock()
         self.engine: Engine | None = None
         self.settings: tuple[object, ...] = ()  # of the decoder, that the engine was made with
+
+    def idle_engine(self) -> Engine | None:
+        """The engine, if there is one.
+
+        Raises:
+            RuntimeError: something is being decoded.
+        """
+        if self.engine is not None:
+            self.engine.tidy()
+            if self.engine.busy:
+                raise RuntimeError("decoder: expected nothing to be decoded, got sequences that are not done")
+        return self.engine
 
 
 class Decoder:
@@ -237,11 +250,26 @@ class Decoder:
         """
         own = self._own
         with own.lock:
-            if own.engine is not None:
-                own.engine.tidy()
-                if own.engine.busy:
-                    raise RuntimeError("decoder: expected nothing to be decoded, got sequences that are not done")
+            own.idle_engine()
             own.engine = None
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Decode from an empty cache and without captures within the block; then go on with what there was before.
+
+        Raises:
+            RuntimeError: something is being decoded, before the block or at its end.
+        """
+        own = self._own
+        with own.lock:
+            before = own.idle_engine(), own.settings
+            own.engine = None
+        try:
+            yield
+        finally:
+            with own.lock:
+                own.idle_engine()
+                own.engine, own.settings = before
 
     def warmup(self) -> None:
         """Capture prompts and steps where they are to be (`graph_bytes`), so that no request waits for it; again after

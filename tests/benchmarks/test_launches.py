@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -130,6 +131,28 @@ def test_the_page_is_what_is_counted(launches: ModuleType, full_width: Any) -> N
         assert "| " + " | ".join(line) + " |" in page, (
             "run: python benchmarks/launches.py --markdown docs/kernels/launches.md"
         )
+
+
+def test_what_a_profiler_sees_is_held_against_the_counts(
+    launches: ModuleType, full_width: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = {(1, 1): full_width[1, 1]}
+    counted = Counter({k: n for k, n in full_width[1, 1][0].launches.items() if not k.startswith("aten.")})
+    compiled = Counter({"_shared": 2, "_other": counted.total() - 2})  # several kernels may share a function
+
+    def row(kernels: Counter[str], waits: Counter[str]) -> Any:
+        found = launches.traces.Seen(kernels + Counter(gemm=3), Counter(), waits)
+        monkeypatch.setattr(launches, "seen", lambda of: (found, counted, compiled))
+        monkeypatch.setattr(launches, "region_pass", lambda *_: None)
+        page, seen = launches.rows(one, object())
+        assert (page["by"], page["ok"]) == ("counted", True)
+        assert (seen["by"], seen["launches"], seen["waits"]) == ("seen", kernels.total() + 3, waits.total())
+        return seen
+
+    assert row(compiled, Counter())["ok"]
+    assert not row(compiled - Counter(_shared=1), Counter())["ok"]
+    assert not row(compiled + Counter(_shared=1), Counter())["ok"]
+    assert not row(compiled, Counter(cudaStreamSynchronize=1))["ok"]
 
 
 @pytest.mark.slow

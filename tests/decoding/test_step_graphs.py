@@ -178,3 +178,19 @@ def test_a_device_without_graphs(lite: Any, monkeypatch: pytest.MonkeyPatch) -> 
     decoder = new_decoder(lite, graph_bytes=SIZE)
     with pytest.raises(ValueError, match="graph_bytes: expected 0 on cpu, got 1000: CUDA graphs exist on cuda only"):
         decoder.warmup()
+
+
+def test_aside_nothing_is_captured_and_afterwards_it_goes_on(lite: Any, recorder: Recorder) -> None:
+    decoder = _warm(lite)
+    tries = recorder.tries
+    expected = alone(lite, prompt(5, 0), _options(0))
+    with decoder.aside():
+        assert answers([decoder.submit(prompt(5, 0), _options(0))]) == [expected]
+        assert decoder.counts()["graph_replays"] == 0
+        waiting = decoder.submit(prompt(5, 0), _options(0))
+        with pytest.raises(RuntimeError, match="expected nothing to be decoded"), decoder.aside():
+            pass
+        waiting.result()
+    assert answers([decoder.submit(prompt(5, 0), _options(0))]) == [expected]
+    assert decoder.counts()["graph_replays"] > 0
+    assert recorder.tries == tries

@@ -7,7 +7,7 @@ correlation of a launch with its kernel; else it is the host's own time in it.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -165,3 +165,48 @@ def _add(operation: Operation, event: Event) -> None:
     kernel.blocks = max(kernel.blocks, prod(facts.get("grid", [0])))
     operation.launches += 1
     operation.seconds += seconds
+
+
+@dataclass
+class Seen:
+    """What a device did, and where the host waited for it, in a whole trace.
+
+    Attributes:
+        kernels: launches by compiled name.
+        copies: copies and fills, by name.
+        waits: calls of the driver in which the host waits, by name.
+    """
+
+    kernels: Counter[str] = field(default_factory=Counter)
+    copies: Counter[str] = field(default_factory=Counter)
+    waits: Counter[str] = field(default_factory=Counter)
+
+
+def seen(events: Iterable[Event], within: str) -> Seen:
+    """Everything on the device, and the waits that begin within a range.
+
+    Args:
+        events: `traceEvents` of a trace in which nothing else runs on the device.
+        within: the range's name.
+    """
+    complete = [e for e in events if e.get("ph") == "X"]
+    ranges = [
+        (e["ts"], e["ts"] + e.get("dur", 0))
+        for e in complete
+        if e.get("cat") == "user_annotation" and e["name"] == within
+    ]
+    found = Seen()
+    for event in complete:
+        name, kind = event["name"], event.get("cat")
+        if kind == "kernel":
+            found.kernels[name] += 1
+        elif kind in ON_DEVICE:
+            found.copies[name] += 1
+        elif kind in LAUNCHING and _waits(name) and any(a <= event["ts"] <= b for a, b in ranges):
+            found.waits[name] += 1
+    return found
+
+
+def _waits(call: str) -> bool:
+    """Whether the host goes on after this call of CUDA's runtime or driver only when the device has come so far."""
+    return "Synchronize" in call or ("Memcpy" in call and "Async" not in call)

@@ -137,17 +137,31 @@ def answer_all(
 
 
 @contextmanager
-def as_measured(model: Model) -> Iterator[None]:
-    """Answers that go on to their length, and no beginning of a prompt that is found computed by a later call."""
+def as_measured(model: Model, ends: frozenset[int] = frozenset()) -> Iterator[None]:
+    """Answers that go on to their length, and no beginning of a prompt that is found computed by a later call.
+
+    Where prompts and steps were captured they are captured anew, as these settings are part of them; what was captured
+    before serves again afterwards.
+
+    Args:
+        ends: tokens that end an answer before.
+    """
     decoder = model.decoder
+    captured = is_captured(model)
     before = decoder.end_ids, decoder.prefix_bytes
-    decoder.clear()
-    decoder.end_ids, decoder.prefix_bytes = frozenset(), 0
-    try:
-        yield
-    finally:
-        decoder.clear()
-        decoder.end_ids, decoder.prefix_bytes = before
+    with decoder.aside():
+        decoder.end_ids, decoder.prefix_bytes = ends, 0
+        try:
+            if captured:
+                decoder.warmup()
+            yield
+        finally:
+            decoder.end_ids, decoder.prefix_bytes = before
+
+
+def is_captured(model: Model) -> bool:
+    """Whether prompts and steps are replayed."""
+    return model.decoder.counts().get("graph_graphs", 0) > 0
 
 
 @contextmanager
@@ -167,15 +181,14 @@ def definitions(model: Model) -> Iterator[None]:
     """Everything computed by the PyTorch definitions, nothing captured."""
     network, language = model.network, model.decoder.language_model
     backends, captured = (network.backend, language.backend), network.captured
-    model.decoder.clear()
-    network.backend = language.backend = "torch"
-    network.captured = None
-    try:
-        yield
-    finally:
-        network.captured = captured
-        model.decoder.clear()
-        network.backend, language.backend = backends
+    with model.decoder.aside():
+        network.backend = language.backend = "torch"
+        network.captured = None
+        try:
+            yield
+        finally:
+            network.captured = captured
+            network.backend, language.backend = backends
 
 
 def with_vision_in(model: Model, dtype: torch.dtype) -> Model:

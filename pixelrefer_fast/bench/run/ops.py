@@ -12,10 +12,12 @@ import torch
 from pixelrefer_fast.bench.measure import memory, timing
 from pixelrefer_fast.bench.report.results import Row
 from pixelrefer_fast.bench.run.cases import Arguments, CallCheck, Case, Rival, call, check, expected, written
+from pixelrefer_fast.ops import BACKENDS, BackendError
 
 DEFINITION, COMPILED = "torch", "torch.compile"
 BUDGET = 2.0  # seconds of one candidate of one case after which it is timed no more
 LEAST = 5  # calls of each, however long they take
+MAY_DECLINE = (BackendError, ImportError, torch.OutOfMemoryError)  # what a provider of ours may say
 UNWATCHED = ("triton", COMPILED)  # on a CPU: the interpreter and the compiler are not to be looked into
 
 
@@ -56,7 +58,10 @@ class JudgedCase:
         try:
             return Candidate(self, by)
         except Exception as error:  # declined, broken or not installed: a row that says so, and the others go on
-            return Candidate(self, by, f"{type(error).__name__}: {error}".splitlines()[0])
+            found = Candidate(self, by, f"{type(error).__name__}: {error}".splitlines()[0])
+            if by in BACKENDS and not isinstance(error, MAY_DECLINE):
+                found.row["extra"] = {**found.row["extra"], "broken": True}
+            return found
 
     def row(self, by: str) -> Row:
         """What is known of every candidate's row."""

@@ -197,11 +197,14 @@ def _tokens(asker: Asker, load: Load, tokens: int) -> dict[str, int]:
 
 
 def _memory(asker: Asker, run: Callable[[], Any]) -> Row:
-    """Bytes with the asker's own weights, whatever else lies on the device: at the most, and when it is done."""
+    """Bytes with the asker's own weights, whatever else lies on the device: at the most, and when it is done.
+
+    The cache of an answer counts as far as it needs one; captures, which take room for all answers that may ever run
+    together, are not used.
+    """
     weights = list(asker.weights())
-    if isinstance(asker, Ours):
-        asker.model.decoder.clear()  # else its cache is from before
-    with memory.watching(asker.device, weights) as watched:
+    aside = asker.model.decoder.aside() if isinstance(asker, Ours) else nullcontext()  # else its cache is from before
+    with aside, memory.watching(asker.device, weights) as watched:
         run()
     beside = watched.start if asker.device.type == "cuda" else 0
     own = _bytes(weights) if asker.device.type == "cuda" else 0

@@ -98,6 +98,26 @@ def test_kernels_belong_to_the_stage_and_operation_that_launched_them() -> None:
     assert (copied.kernel.registers, copied.occupancy) == (0, None)
 
 
+def test_launches_and_waits_of_one_pass() -> None:
+    """All kernels and copies, and the waits that begin in the pass; what ends the measurement is none of them."""
+    events = [
+        host("user_annotation", "pass", 0, 50),
+        kernel("_scores", 10.0, 1),
+        kernel("_scores", 20.0, 2),
+        kernel("gemm", 30.0, 3),
+        {**kernel("Memcpy DtoH", 40.0, 4), "cat": "gpu_memcpy"},
+        host("cuda_runtime", "cudaMemcpyAsync", 38, 1),
+        host("cuda_runtime", "cudaStreamSynchronize", 41, 2),
+        host("cuda_driver", "cuMemcpyHtoD_v2", 45, 2),
+        host("cuda_runtime", "cudaLaunchKernel", 46, 2),
+        host("cuda_runtime", "cudaDeviceSynchronize", 60, 2),
+    ]
+    found = traces.seen(events, "pass")
+    assert found.kernels == {"_scores": 2, "gemm": 1}
+    assert found.copies == {"Memcpy DtoH": 1}
+    assert found.waits == {"cudaStreamSynchronize": 1, "cuMemcpyHtoD_v2": 1}
+
+
 def test_a_host_has_its_own_time_in_the_operation_that_is_known() -> None:
     events = [e for e in a_gpu_trace() if e.get("cat") in ("cpu_op", "user_annotation")]
     found = {(o.stage, o.name): o for o in traces.read(events, {"encoder": {"aten.addmm"}, "decode": set()}, {})}

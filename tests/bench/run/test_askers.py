@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from recorded_graphs import Recorder
 
 from pixelrefer_fast import ops
 from pixelrefer_fast.bench.run import loads
@@ -17,10 +18,13 @@ from pixelrefer_fast.bench.run.askers import (
     check,
     counting_stages,
     definitions,
+    is_captured,
     object_tokens,
     with_vision_in,
 )
 from pixelrefer_fast.cli.demo.costs import measure
+from pixelrefer_fast.decoding import engine as engine_module
+from pixelrefer_fast.device import graphs as graphs_module
 from pixelrefer_fast.device.stages import STAGES
 
 
@@ -42,6 +46,32 @@ def test_answers_have_the_length_that_is_asked_for(small_lite: Any, load: loads.
     text = small_lite.ask(first.media, first.question, list(first.regions), max_new_tokens=30)
     given = small_lite.decoder.text(answers[0])
     assert given.startswith(text)
+
+
+def test_what_is_captured_is_measured(small_lite: Any, load: loads.Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts and steps of measured answers are replayed, though their settings are others, and later ones again."""
+    recorder = Recorder()
+    monkeypatch.setattr(graphs_module, "cuda_capturer", lambda: recorder)
+    monkeypatch.setattr(engine_module, "FIXED_TOKENS", 256)  # no more memory than tests need
+    ours = Ours(small_lite)
+    small_lite.warmup(2**24)
+    try:
+        before = small_lite.decoder.counts()
+        with as_measured(small_lite):
+            assert is_captured(small_lite)
+            answers = answer_all(ours, load.requests, 3)
+            assert small_lite.decoder.counts()["graph_replays"] == 2  # what each step of both gives
+            found = check(ours, load.requests, answers, 3)
+            assert (found.ok, found.equal) == (True, 2)
+            assert is_captured(small_lite)
+        assert small_lite.decoder.counts() == before
+        tries = recorder.tries
+        ours.ask(load.requests[0].media, load.requests[0].question, load.requests[0].regions, 3)
+        assert small_lite.decoder.counts()["graph_replays"] > before["graph_replays"]
+        assert recorder.tries == tries
+    finally:
+        small_lite.warmup(0)
+    assert not is_captured(small_lite)
 
 
 def test_bad_requests_raise_what_is_wrong_with_them(small_lite: Any, load: loads.Load) -> None:
