@@ -43,9 +43,32 @@ def test_every_architecture_and_mode_is_a_job_of_its_own(tool: Any) -> None:
     operations = set(tool.OPERATIONS)
     for mode, arch in itertools.product(tool.MODES, ("sm_80", "sm_90")):
         assert {op for job in jobs for op in job.operations if (job.mode, job.arch) == (mode, arch)} == operations
-    assert tool.ORDERED.keys() == tool.ROUNDED.keys() <= operations
+    assert tool.STRESSED.keys() <= operations
     assert {job.environment["EMULATE"] for job in jobs if job.arch} == {"sm_80", "sm_90"}
     assert all((TOOL.parents[1] / path).exists() for job in jobs for path in job.tests)
+
+
+def test_each_order_and_each_rounding_is_in_a_mode(tool: Any) -> None:
+    taken: dict[str, set[str]] = {}
+    for variables in tool.MODES.values():
+        for name, value in variables.items():
+            taken.setdefault(name, set()).add(value)
+    assert taken == {
+        "EMULATE_SCHEDULE": {"forward", "reverse", "random"},
+        "EMULATE_SEED": {"1", "2"},
+        "EMULATE_ACCUMULATION": {"truncating"},
+        "EMULATE_FUSION": {"never", "always"},
+        "EMULATE_APPROXIMATE": {"-1", "1"},
+        "EMULATE_WRAPS": {"1"},
+    }
+
+
+def test_a_run_depends_on_the_helpers_and_kernels_that_it_imports(tool: Any) -> None:
+    read = tool._with_imports([tool.ROOT / "tests/ops/test_infuse_kernel.py", tool.ROOT / "kernels/infuse.py"])
+    names = {path.relative_to(tool.ROOT).as_posix() for path in read}
+    assert {"tests/helpers/infusion_case.py", "tests/helpers/kernel_place.py", "kernels/_folded.py"} <= names
+    assert {"kernels/_infuse_parts.py", "kernels/_launch.py"} <= names  # of these the former is imported by _folded
+    assert not {"tests/helpers/served.py", "kernels/_cluster_tile.py"} & names
 
 
 def test_a_failing_run_fails(emulate: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
