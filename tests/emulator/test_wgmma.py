@@ -34,6 +34,18 @@ def test_what_is_allowed(lines: tuple[str, ...], value: float) -> None:
     assert (made == value).all()
 
 
+@pytest.mark.parametrize("schedule", ["lockstep", "forward", "reverse"])
+@pytest.mark.parametrize("fence", ["fence.proxy.async.shared::cta; bar.sync 0;", "bar.sync 0;"])
+def test_a_warpgroup_that_is_ahead(schedule: str, fence: str) -> None:
+    """The first of two has written what both read; its next fence takes nothing back from the one that showed it."""
+    lines = fence, FENCE, product(), COMMIT, WAIT, "fence.proxy.async.shared::cta;"
+    made = np.zeros(256, np.float32)
+    kernel = parse(text(*lines).replace(".maxntid 128", ".maxntid 256"))["k"]
+    report = run(kernel, 1, [made], shared=256, options=Options(schedule=schedule, findings="collect"))
+    assert {finding.kind for finding in report.findings} == (set() if fence == SHOW else {"proxy"})
+    assert (made == 16).all()
+
+
 USED = "uses %r{} of a wgmma that is not waited for"
 FENCED = "has accessed %r{}, with no wgmma.fence since"
 

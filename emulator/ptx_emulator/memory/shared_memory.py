@@ -285,14 +285,17 @@ class ProxyFences:
     def __init__(self, blocks: int, warps: int) -> None:
         self.step = np.full(blocks * warps, -1, np.int64)  # each warp's last fence
         self.time = np.full(blocks * warps, -1, np.int32)
+        self.earlier = np.full(blocks * warps, -1, np.int64)  # its last one of a time before that
         self.latest = np.full(blocks, -1, np.int32)  # each block's last time with a fence, and the one before
         self.before = np.full(blocks, -1, np.int32)
 
     def fence(self, m: Machine, lanes: Lanes) -> None:
         warps = np.unique(m.warp_of[lanes])
         blocks = np.unique(warps // m.warps)
+        now = m.clock.time[warps // m.warps]
+        self.earlier[warps] = np.where(self.time[warps] < now, self.step[warps], self.earlier[warps])
         self.step[warps] = m.step
-        self.time[warps] = m.clock.time[warps // m.warps]
+        self.time[warps] = now
         newer = self.latest[blocks] < m.clock.time[blocks]
         self.before[blocks] = np.where(newer, self.latest[blocks], self.before[blocks])
         self.latest[blocks] = m.clock.time[blocks]
@@ -304,7 +307,8 @@ class ProxyFences:
         writer, written, step, now = shadow.writer[cells], shadow.written[cells], steps[cells], m.clock.time[block]
         fenced = (self.latest[block] < now) & (self.latest[block] > written)
         fenced |= (self.latest[block] == now) & (self.before[block] > written)
-        fenced |= (self.step[writer] > step) & (self.time[writer] < now)
+        # a writer that is ahead may have come to its next fence, which nothing orders before this product
+        fenced |= np.where(self.time[writer] < now, self.step[writer], self.earlier[writer]) > step
         every = np.ones(cells.shape, bool)
         for i in range(4):
             warp = (m.warp_of[product.lanes] + i)[:, None]
