@@ -163,7 +163,7 @@ cuda-check: $(VENV)/.ready
 emulate: $(VENV)/.ready
 	$(BIN)/python tools/emulate.py
 
-# all shapes, orders of warps and permitted roundings: half an hour of a core; an interrupted run is gone on with
+# all shapes, orders of warps and permitted roundings: an hour of a core; an interrupted run is gone on with
 emulate-all: $(VENV)/.ready
 	$(BIN)/python tools/emulate.py --all
 

@@ -147,12 +147,14 @@ class Trial:
         moved: how many operands of each kind are moved.
         name: asked at each launch for the kernel's name.
         step: every which of a kernel's mutants is tried.
+        wanted: whether a mutant of the kernel of a name is tried; None: all are.
         tried: by the kernel's name and what was compiled, of each mutant.
     """
 
     moved: int
     name: Callable[[], str]
     step: int = 1
+    wanted: Callable[[str, Mutant], bool] | None = None
     tried: dict[tuple[str, Kernel], list[Outcome]] = field(default_factory=dict)
 
     @property
@@ -192,8 +194,8 @@ class Trial:
         after = [bytes(m) for m in memory]
         key = self.name(), kernel
         if key not in self.tried:
-            first = [Outcome(m, SURVIVED, NOT_REACHED) for m in mutants(kernel, self.moved)]
-            self.tried[key] = first[:: self.step]
+            taken = [m for m in mutants(kernel, self.moved) if self.wanted is None or self.wanted(key[0], m)]
+            self.tried[key] = [Outcome(m, SURVIVED, NOT_REACHED) for m in taken[:: self.step]]
         limited = replace(options, findings="collect", steps=2 * report.steps + 1000)
         for i, known in enumerate(self.tried[key]):
             if known.by != SURVIVED or not trace.reaches(known.mutant.instruction):

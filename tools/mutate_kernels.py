@@ -3,6 +3,7 @@
 
     python tools/mutate_kernels.py                        try all mutants; writes docs/kernels/mutations.{json,md}
     python tools/mutate_kernels.py object_pool --arch 80  of these operations only; the others stay as they are there
+    python tools/mutate_kernels.py infuse --unexplained   survivors without a reason only: after a call was added
     python tools/mutate_kernels.py --page                 try none; write the page again
 
 A mutant is noticed by a check (a fault or a finding) or by its results. What is not noticed is a survivor and has to be
@@ -29,19 +30,22 @@ from emulate import commit
 from kernel_counts import install
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "emulator"))
-from mutants import SURVIVED, Trial
+from mutants import SURVIVED, Mutant, Trial
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGE = REPOSITORY / "docs" / "kernels" / "mutations.md"
 TABLE = PAGE.with_suffix(".json")
 ARCHITECTURES = (80, 90)
 MOVED = 4  # operands of each kind that are moved, in a kernel
+Place = tuple[str, str, str, str, str]  # kernel, dtype, kind of change, source, text of the instruction
 
 # Calls of each operation: sizes of `pixelrefer_fast/bench/run/arguments.py`. The first of a type fills blocks, so that
 # what is moved counts, and goes round every loop often enough for its pipeline to be full; with the others survivors
 # are tried again: they end elsewhere, and reach what the first does not. `infinite` is a place in the first argument,
 # `sample` stands for one of the operation's own samples, and `mixed` is a seed that the first argument is drawn from:
-# of patches that lie in no heaps any change of a distance may change labels.
+# of patches that lie in no heaps any change of a distance may change labels. `shifted` is where such patches lie, a
+# tenth as far apart: their distances are in the last digits of their inner products. With `turned` the
+# first patches start the last clusters.
 CALLS: dict[str, list[tuple[dict[str, Any], str]]] = {
     "add_norm": [({"rows": 2, "width": 1024}, dtype) for dtype in ("bfloat16", "float32")],
     "best_token": [
@@ -52,14 +56,20 @@ CALLS: dict[str, list[tuple[dict[str, Any], str]]] = {
     "rope2d": [({"patches": 16, "heads": 2}, dtype) for dtype in ("bfloat16", "float32")],
     "object_pool": [
         ({"patches": 128, "width": 128, "iterations": 2, "mixed": 1}, "bfloat16"),
+        ({"patches": 128, "width": 128, "iterations": 3, "mixed": 2}, "bfloat16"),
         ({"patches": 100, "width": 128, "iterations": 2, "tokens": 16, "mixed": 1}, "bfloat16"),
         ({"patches": 30, "width": 128, "iterations": 2, "tokens": 16, "mixed": 1}, "bfloat16"),  # in a tile
+        ({"patches": 30, "width": 128, "iterations": 2, "tokens": 16, "mixed": 2, "shifted": 4}, "bfloat16"),
+        ({"patches": 32, "width": 128, "iterations": 2, "tokens": 16, "mixed": 1, "turned": 1}, "bfloat16"),
         ({"patches": 30, "width": 64, "iterations": 2, "tokens": 16, "mixed": 1}, "float32"),
+        ({"patches": 100, "width": 64, "iterations": 2, "tokens": 16, "mixed": 1}, "float32"),
     ],
     "infuse": [
         ({"rows": 320, "width": 512, "heads": 2, "tokens": 64}, "bfloat16"),  # projected
         ({"rows": 80, "width": 128, "heads": 2, "tokens": 4}, "bfloat16"),  # folded
+        ({"rows": 128, "width": 128, "heads": 2, "tokens": 32}, "bfloat16"),  # folded, and no block is half empty
         ({"rows": 80, "width": 128, "heads": 2, "tokens": 4}, "float32"),
+        ({"rows": 128, "width": 128, "heads": 2, "tokens": 32}, "float32"),
     ],
     "varlen_attention": [
         ({"keys": 208, "heads": 1, "head": 80}, "bfloat16"),
@@ -85,6 +95,9 @@ CALLS: dict[str, list[tuple[dict[str, Any], str]]] = {
 }
 
 
+SET = ("infinite", "mixed", "sample", "shifted", "turned")  # of a call what is no size
+
+
 @dataclass(frozen=True)
 class Result:
     """One mutant: of which kernel, what was changed where, and what noticed it."""
@@ -99,8 +112,8 @@ class Result:
     why: str
 
 
-def try_calls(op: str, dtype: str, arch: int) -> list[Result]:
-    """All mutants of the kernels that calls launch; in a process of that architecture."""
+def try_calls(op: str, dtype: str, arch: int, only: frozenset[Place] | None = None) -> list[Result]:
+    """The mutants of the kernels that calls launch, all or those of some places; in a process of that architecture."""
     import torch
 
     from pixelrefer_fast.bench.run import arguments
@@ -109,18 +122,27 @@ def try_calls(op: str, dtype: str, arch: int) -> list[Result]:
 
     operation, kind = registry()[op], getattr(torch, dtype)
     names: list[str] = []
+
+    def wanted(kernel: str, mutant: Mutant) -> bool:
+        instruction = mutant.instruction
+        return only is None or (kernel, dtype, mutant.what, instruction.source, instruction.text) in only
+
     listening = listen(lambda launch: names.append(launch.kernel))
-    with torch.inference_mode(), listening, Trial(MOVED, lambda: names[-1]) as trial:
+    with torch.inference_mode(), listening, Trial(MOVED, lambda: names[-1], wanted=wanted) as trial:
         for sizes, of in CALLS[op]:
             if of != dtype:
                 continue
-            own = {name: size for name, size in sizes.items() if name not in ("infinite", "mixed", "sample")}
+            own = {name: size for name, size in sizes.items() if name not in SET}
             if "sample" in sizes:
                 given = list(operation.samples(torch.Generator().manual_seed(0), kind))[sizes["sample"]]
             else:
                 given = arguments.make(op, torch.device("cpu"), kind, own)
             if "mixed" in sizes:
                 given[0].normal_(generator=torch.Generator().manual_seed(sizes["mixed"]))
+            if "turned" in sizes:
+                given[5].copy_(given[5].flip(1))
+            if "shifted" in sizes:
+                given[0].mul_(0.1).add_(sizes["shifted"])
             if "infinite" in sizes:
                 given[0].view(-1)[sizes["infinite"]] = float("inf")
             operation(*given, backend="triton")
@@ -142,9 +164,15 @@ def try_calls(op: str, dtype: str, arch: int) -> list[Result]:
 
 # survivors that were looked into by hand: kernel, kind of change, where (all of a kernel if "") -> why
 RESIZED = "it says whether any view is resized (view_patches.py): where none is, the first resize changes no pixel"
+FURTHEST = "it goes into `furthest` alone, the width of a tie: seen only where a distance lies between both widths"
+FIRST_SIZES = "sizes of object_pool.py:128, before the first turn, are 0 or 1 and count as 1, whose ever is read"
 SAME = "two warps write the same value there, which is no race (emulator/README.md); seen where such writes count"
 KNOWN = {
     ("infuse.output", "barrier removed", "_folded.py:169"): SAME,
+    ("object_pool.cluster", "ld.shared address moved", "object_pool.py:133"): FURTHEST,
+    ("object_pool.cluster", "st.shared address moved", "object_pool.py:124"): FIRST_SIZES,
+    ("object_pool.cluster", "st.shared address moved", "standard.py:293"): FIRST_SIZES,
+    ("object_pool.cluster", "stmatrix address moved", "object_pool.py:124"): FIRST_SIZES,
     ("varlen_attention.attention", "barrier of a warp removed", ""): "not seen: lanes of a warp run together here",
     ("view_patches.view_patches", "ld.shared address moved", "standard.py:191"): RESIZED,
     ("view_patches.view_patches", "st.shared address moved", "standard.py:191"): RESIZED,
@@ -169,6 +197,36 @@ def summed(results: Sequence[Result]) -> dict[str, Any]:
     rows = [[*group, dict(sorted(Counter(r.by for r in own).items()))] for group, own in sorted(groups.items())]
     lost = Counter((r.kernel, r.dtype, r.what, r.source, r.text, r.why) for r in results if r.by == SURVIVED)
     return {"rows": rows, "survivors": [[*key, count] for key, count in sorted(lost.items())]}
+
+
+def places(arch: int, own: dict[str, Any]) -> Counter[Place]:
+    """Where the survivors are that nobody has explained, and how many."""
+    found: Counter[Place] = Counter()
+    for lost in (Survivor(arch, *lost) for lost in own["survivors"]):
+        if not explained(lost):
+            found[lost.kernel, lost.dtype, lost.what, lost.source, lost.text] += lost.count
+    return found
+
+
+def tried_again(arch: int, own: dict[str, Any], results: Sequence[Result]) -> dict[str, Any]:
+    """What is kept of an operation, after its survivors without a reason were tried again.
+
+    Raises:
+        ValueError: they are not the mutants that survived.
+    """
+    found = Counter((r.kernel, r.dtype, r.what, r.source, r.text) for r in results)
+    if found != places(arch, own):
+        wrong = next(iter((found - places(arch, own)) | (places(arch, own) - found)))
+        raise ValueError(f"mutants: expected the survivors of the table, got others; try all again, as of {wrong}")
+    rows = {(kernel, dtype, what): Counter(by) for kernel, dtype, what, by in own["rows"]}
+    for r in results:
+        rows[r.kernel, r.dtype, r.what] += Counter({r.by: 1})
+        rows[r.kernel, r.dtype, r.what] -= Counter({SURVIVED: 1})
+    reasons = [lost for lost in own["survivors"] if explained(Survivor(arch, *lost))]
+    return own | {
+        "rows": [[*group, dict(sorted(by.items()))] for group, by in rows.items()],
+        "survivors": sorted(reasons + summed(results)["survivors"]),
+    }
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
@@ -239,6 +297,9 @@ def page(kept: dict[str, dict[str, Any]]) -> str:
     lines += ["", "## Calls", "", "| operation | for | commit | tried with |", "| :--- | ---: | :--- | :--- |"]
     for name, own in sorted(kept.items()):
         lines.append(f"| {name.split()[0]} | sm_{own['arch']} | {own['commit']} | {'; '.join(own['calls'])} |")
+        if "again" in own:
+            more = f"survivors without a reason again: {'; '.join(own['again']['calls'])}"
+            lines.append(f"| {name.split()[0]} | sm_{own['arch']} | {own['again']['commit']} | {more} |")
     return "\n".join(lines) + "\n"
 
 
@@ -249,7 +310,7 @@ def _missing(kept: dict[str, dict[str, Any]]) -> list[str]:
     return ["", f"Not tried: {', '.join(missing)}."] if missing else []
 
 
-def _try(job: tuple[str, str, int]) -> list[Result]:
+def _try(job: tuple[str, str, int, frozenset[Place] | None]) -> list[Result]:
     return try_calls(*job)
 
 
@@ -257,6 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("ops", nargs="*", choices=[[], *CALLS], help="operations (default: all)")
     parser.add_argument("--arch", type=int, nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
+    parser.add_argument("--unexplained", action="store_true", help="only survivors of the table without a reason")
     parser.add_argument("--page", action="store_true", help="try none, write the page of what is there")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args(arguments)
@@ -264,13 +326,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kept = read(TABLE)
     start, tried_at = multiprocessing.get_context("spawn"), commit()
     for arch in () if options.page else options.arch:
-        jobs = [(op, dtype, arch) for op in options.ops or CALLS for dtype in dict.fromkeys(d for _, d in CALLS[op])]
+        only = {op: frozenset(places(arch, kept[f"{op} sm_{arch}"])) for op in CALLS} if options.unexplained else {}
+        jobs = [
+            (op, dtype, arch, only.get(op))
+            for op in options.ops or CALLS
+            for dtype in dict.fromkeys(d for _, d in CALLS[op])
+            if not options.unexplained or any(place[1] == dtype for place in only[op])
+        ]
         with ProcessPoolExecutor(options.workers, start, initializer=install, initargs=(arch,)) as pool:
             found = list(pool.map(_try, jobs))
         for op in dict.fromkeys(job[0] for job in jobs):
             results = [r for job, own in zip(jobs, found, strict=True) if job[0] == op for r in own]
             calls = [f"{', '.join(f'{k} {v}' for k, v in sizes.items())}, {dtype}" for sizes, dtype in CALLS[op]]
-            kept[f"{op} sm_{arch}"] = {"arch": arch, "commit": tried_at, "calls": calls} | summed(results)
+            if options.unexplained:
+                own = tried_again(arch, kept[f"{op} sm_{arch}"], results)
+                more = [call for call in calls if call not in own["calls"]]
+                kept[f"{op} sm_{arch}"] = own | {"again": {"commit": tried_at, "calls": more}}
+            else:
+                kept[f"{op} sm_{arch}"] = {"arch": arch, "commit": tried_at, "calls": calls} | summed(results)
         write(TABLE, kept)
     PAGE.write_text(page(kept), encoding="utf-8")
     lost = survivors(kept)

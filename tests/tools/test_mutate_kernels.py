@@ -47,6 +47,20 @@ def test_what_was_tried_before_stays(tool: Any, tmp_path: Path) -> None:
     assert tool.read(file) == kept(tool)
 
 
+def test_survivors_without_a_reason_are_tried_again(tool: Any) -> None:
+    own = kept(tool)["rope2d sm_80"]
+    where = ("rope2d.rope2d", "bfloat16", "barrier removed", "rope2d.py:30:4", "bar.sync 0")
+    assert tool.places(80, own) == {where: 2}
+    lost = tool.Result(where[0], 80, *where[1:], tool.SURVIVED, "")
+    results = [lost, replace(lost, by="results")]
+    later = tool.tried_again(80, own, results)
+    assert later["rows"] == [[*where[:3], {"nothing": 2, "race": 2, "results": 1}]]
+    assert tool.places(80, later) == {where: 1}
+    assert [s.why for s in tool.survivors({"rope2d sm_80": later})] == ["", "nobody meets"]
+    with pytest.raises(ValueError, match="expected the survivors of the table, got others"):
+        tool.tried_again(80, own, results[:1])
+
+
 def test_every_kernel_file_has_calls(tool: Any) -> None:
     assert sorted(tool.CALLS) == [path.stem for path in tool.kernel_files()]
 
