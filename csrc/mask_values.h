@@ -11,8 +11,9 @@ namespace pixelrefer_fast {
 enum class MaskType { kByte, kInt, kLong, kFloat, kHalf, kBfloat16 };
 
 // Numbers of one mask, maxima and sums that begin with 0 (ops/pack_masks.py).
-constexpr int kExtents = 8;
-enum Extent { kArea, kBelow, kBeyond, kBottom, kRight, kHighest, kLowest, kUnfinite };
+constexpr int kExtents = 10;
+enum Extent { kArea, kBelow, kBeyond, kBottom, kRight, kHighest, kLowest, kUnfinite, kDigest, kDigest2 };
+constexpr int kDigests = 2;
 
 PIXELREFER_FAST_BOTH float float_of_bits(uint32_t bits) {
   float value;
@@ -66,5 +67,14 @@ struct Half {
 // Highest and lowest value as words whose maximum is taken as of numbers without a sign, and which are never below 0.
 PIXELREFER_FAST_BOTH uint64_t highest_word(int64_t value) { return static_cast<uint64_t>(value) ^ uint64_t{1} << 63; }
 PIXELREFER_FAST_BOTH uint64_t lowest_word(int64_t value) { return ~highest_word(value); }
+
+// What a byte of a mask's bits adds to one of the words that tell its content: a multiple of a word that its place among
+// the mask's bytes decides (splitmix64: Steele, Lea and Flood 2014), so that their sum is the same in any order.
+PIXELREFER_FAST_BOTH uint64_t digest_part(uint8_t bits, int64_t place, int which) {
+  uint64_t word = (2 * static_cast<uint64_t>(place) + which + 1) * 0x9e3779b97f4a7c15u;
+  word = (word ^ word >> 30) * 0xbf58476d1ce4e5b9u;
+  word = (word ^ word >> 27) * 0x94d049bb133111ebu;
+  return bits * (word ^ word >> 31);
+}
 
 }  // namespace pixelrefer_fast

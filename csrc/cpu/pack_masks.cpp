@@ -14,7 +14,7 @@ void pack(const void* masks, const int64_t* strides, int64_t count, int64_t heig
   std::fill(extents, extents + count * kExtents, int64_t{0});
   for (int64_t m = 0; m < count; ++m) {
     int64_t* extent = extents + m * kExtents;
-    uint64_t highest = 0, lowest = 0;
+    uint64_t highest = 0, lowest = 0, digests[kDigests] = {};
     for (int64_t r = 0; r < height; ++r, bits += row_bytes) {
       const Raw* line = static_cast<const Raw*>(masks) + m * strides[0] + r * strides[1];
       int64_t area = 0, first = width, last = -1;
@@ -36,9 +36,13 @@ void pack(const void* masks, const int64_t* strides, int64_t count, int64_t heig
       extent[kBeyond] = std::max(extent[kBeyond], width - first);
       extent[kBottom] = r + 1;
       extent[kRight] = std::max(extent[kRight], last + 1);
+      for (int64_t b = first / 8; b <= last / 8; ++b) {
+        for (int i = 0; i < kDigests; ++i) digests[i] += digest_part(bits[b], r * row_bytes + b, i);
+      }
     }
     extent[kHighest] = static_cast<int64_t>(highest);
     extent[kLowest] = static_cast<int64_t>(lowest);
+    for (int i = 0; i < kDigests; ++i) extent[kDigest + i] = static_cast<int64_t>(digests[i]);
   }
 }
 

@@ -1,5 +1,5 @@
-// Masks to bits, areas and boxes in one pass: a warp votes on 32 pixels of a row at once, a block takes kWarps rows, and
-// blocks join what they found by sums and maxima, whose order does not matter.
+// Masks to bits, areas, boxes and digests in one pass: a warp votes on 32 pixels of a row at once, a block takes kWarps
+// rows, and blocks join what they found by sums and maxima, whose order does not matter.
 #include "ops.h"
 #include "scan.cuh"
 
@@ -14,12 +14,18 @@ constexpr int64_t kMostBlocks = 1 << 16;
 struct RowExtent {
   int area, first, last;
   unsigned unfinite;
-  unsigned long long highest, lowest;
+  unsigned long long highest, lowest, digests[kDigests];
 };
 
 __device__ __forceinline__ unsigned long long warp_max(unsigned long long value) {
 #pragma unroll
   for (int step = kWarp / 2; step > 0; step /= 2) value = max(value, __shfl_down_sync(kAllLanes, value, step));
+  return value;  // right in lane 0
+}
+
+__device__ __forceinline__ unsigned long long warp_sum(unsigned long long value) {
+#pragma unroll
+  for (int step = kWarp / 2; step > 0; step /= 2) value += __shfl_down_sync(kAllLanes, value, step);
   return value;  // right in lane 0
 }
 
@@ -42,7 +48,7 @@ __global__ void __launch_bounds__(kThreads) pack_rows(
   const int64_t groups = (height + kWarps - 1) / kWarps, row_bytes = (width + 7) / 8;
   for (int64_t item = blockIdx.x; item < count * groups; item += gridDim.x) {
     const int64_t mask = item / groups, row = item % groups * kWarps + warp;
-    RowExtent own{0, width, -1, 0, 0, 0};
+    RowExtent own{0, width, -1, 0, 0, 0, {}};
     if (row < height) {
       const Raw* line = masks + mask * mask_stride + row * row_stride;
       uint8_t* packed = bits + (mask * height + row) * row_bytes;
@@ -77,6 +83,13 @@ __global__ void __launch_bounds__(kThreads) pack_rows(
           }
         }
       }
+      if (own.area > 0) {
+        __syncwarp();  // four lanes have written the row's bytes
+        for (int byte = own.first / 8 + lane; byte <= own.last / 8; byte += kWarp) {
+#pragma unroll
+          for (int d = 0; d < kDigests; ++d) own.digests[d] += digest_part(packed[byte], row * row_bytes + byte, d);
+        }
+      }
     }
     if (Values::kFloats) {
       own.unfinite = __ballot_sync(kAllLanes, own.unfinite != 0);
@@ -84,10 +97,12 @@ __global__ void __launch_bounds__(kThreads) pack_rows(
       own.highest = warp_max(own.highest);
       own.lowest = warp_max(own.lowest);
     }
+#pragma unroll
+    for (int d = 0; d < kDigests; ++d) own.digests[d] = warp_sum(own.digests[d]);
     if (lane == 0) found[warp] = own;
     __syncthreads();
     if (threadIdx.x == 0) {
-      RowExtent all{0, width, -1, 0, 0, 0};
+      RowExtent all{0, width, -1, 0, 0, 0, {}};
       int top = kWarps, bottom = 0;
       for (int w = 0; w < kWarps; ++w) {
         all.unfinite |= found[w].unfinite;
@@ -97,6 +112,8 @@ __global__ void __launch_bounds__(kThreads) pack_rows(
         all.last = max(all.last, found[w].last);
         all.highest = max(all.highest, found[w].highest);
         all.lowest = max(all.lowest, found[w].lowest);
+#pragma unroll
+        for (int d = 0; d < kDigests; ++d) all.digests[d] += found[w].digests[d];
         top = min(top, w);
         bottom = w + 1;
       }
@@ -108,6 +125,8 @@ __global__ void __launch_bounds__(kThreads) pack_rows(
       if (all.area > 0) {
         const int64_t start = item % groups * kWarps;
         atomicAdd(extent + kArea, static_cast<unsigned long long>(all.area));
+#pragma unroll
+        for (int d = 0; d < kDigests; ++d) atomicAdd(extent + kDigest + d, all.digests[d]);
         raise(kBelow, height - start - top);
         raise(kBeyond, width - all.first);
         raise(kBottom, start + bottom);

@@ -154,6 +154,7 @@ def _encode(
     known = [scenes.get(r) if r.scene else None for r in requests]
     joint = merge(requests, [p.plan for p in batch if p.plan is not None], [scene is None for scene in known])
 
+    even = all(map(_starts_evenly, batch))
     drawn: list[torch.Tensor] = []
 
     def starts(counts: Sequence[int]) -> torch.Tensor:
@@ -169,8 +170,9 @@ def _encode(
         drawn.append(own)
         return own
 
+    whole = [part.scene for part in joint.parts]
     tokens, found = yield from network.encode_in_parts(
-        joint.plan, joint.source, starts, [part.scene for part in joint.parts], network.kept_features, most
+        joint.plan, joint.source, None if even else starts, whole, network.kept_features, most
     )
     with torch.inference_mode(False):
         tokens = tokens.clone()  # tells whether it was written to, which `decoding.prefixes.content` wants to know
@@ -184,11 +186,16 @@ def _encode(
         objects.append(network.objects_of(request, counts, tokens[row : row + sum(counts)], own or scene, fingerprint))
         row += sum(counts)
         if p.made_of is not None:
-            _declare(objects[-1], p.made_of, drawn[0][part.marks.start : part.marks.stop], network)
+            begun = None if _starts_evenly(p) else drawn[0][part.marks.start : part.marks.stop]
+            _declare(objects[-1], p.made_of, begun, network)
     return objects
 
 
-def _declare(objects: Objects, made_of: MadeOf, starts: torch.Tensor, network: Network) -> None:
+def _starts_evenly(prepared: Prepared) -> bool:
+    return prepared.encode.kmeans_start is None and prepared.encode.kmeans_seed is None
+
+
+def _declare(objects: Objects, made_of: MadeOf, starts: torch.Tensor | None, network: Network) -> None:
     """Tell what tokens are made of, so that prompts find prefixes of others that are made of the same."""
     maker = f"{network.fingerprint} {network.backend} ".encode()
     given = [(objects.tokens, made_of.objects(starts))]

@@ -26,13 +26,18 @@ class MadeOf:
         self._plan = plan
         self._pixels = {n: _pixels(request.source, n, file) for n in {v.image for v in plan.views}}
 
-    def objects(self, starts: torch.Tensor) -> bytes | None:
-        """Of the object tokens of all marks, which begin their clustering with `starts` (M, n); None: not known."""
+    def objects(self, starts: torch.Tensor | None) -> bytes | None:
+        """Of the object tokens of all marks; None: not known.
+
+        Args:
+            starts: with which their clustering begins, (M, n) in host memory; None: evenly spaced.
+        """
         marks = self._plan.marks
         views = [self._plan.views[v] for mark in marks for v in _views_of(mark)]
-        grids = [mark.mask_grid.flatten() for mark in marks]
-        cells = torch.cat(grids).cpu().numpy().tobytes() if grids else b""
-        return self._of(views, [*map(_layout, marks), cells, starts.contiguous().numpy().tobytes()])
+        grids = [mark.mask_grid.flatten() for mark in marks if mark.on_device is None]
+        cells = torch.cat(grids).numpy().tobytes() if grids else b""
+        start = b"" if starts is None else starts.contiguous().numpy().tobytes()
+        return self._of(views, [*map(_layout, marks), cells, start])
 
     def scene(self) -> bytes | None:
         """Of the vision tokens of the whole images or frames."""
@@ -55,9 +60,11 @@ def _views_of(mark: MarkPlan) -> list[int]:
 
 
 def _layout(mark: MarkPlan) -> bytes:
-    """All of a mark that its tokens depend on besides pixels and mask, and where its mask ends."""
+    """All of a mark that its tokens depend on besides pixels and mask, where its mask ends, and what tells a mask that
+    lies on a device."""
     views = mark.local_view is not None, mark.global_view is not None
-    return repr((mark.box, mark.image_size, tuple(mark.mask_grid.shape), views)).encode()
+    digest = None if mark.on_device is None else mark.on_device.digest
+    return repr((mark.box, mark.image_size, tuple(mark.mask_grid.shape), digest, views)).encode()
 
 
 def _pixels(source: FrameSource, image: int, file: object) -> bytes | None:

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from pixelrefer_fast import ops
 from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.device import trust
 from pixelrefer_fast.device.graphs import Capturer, GraphStore
 from pixelrefer_fast.device.static_tables import StaticTables, TableShape
 from pixelrefer_fast.device.weights import WatchedWeights, WeightsState
-from pixelrefer_fast.encoding.encoder import PassLayout, VisionEncoder
+from pixelrefer_fast.encoding.encoder import PassLayout, PassTables, VisionEncoder
 from pixelrefer_fast.encoding.object_tokenizer import ObjectTokenizer, kmeans_starts
 from pixelrefer_fast.encoding.pass_sizes import PassSizes, pass_sizes
 from pixelrefer_fast.ops.infuse import Groups, plan_groups
@@ -35,7 +36,7 @@ class PassInputs:
 
     Attributes:
         patches: (P, 588) on the device, of the views that are encoded.
-        layout: of these views.
+        tables: of these views, in host memory.
         places: (F',) int64, the rows of all features that theirs become.
         known: other features (n, D), by the row of the first.
         selection: what is read of all features.
@@ -43,7 +44,7 @@ class PassInputs:
     """
 
     patches: torch.Tensor
-    layout: PassLayout
+    tables: PassTables
     places: torch.Tensor
     known: Mapping[int, torch.Tensor]
     selection: Selection
@@ -58,7 +59,6 @@ class PassInputs:
         selection: Selection,
         starts: torch.Tensor,
         known: Mapping[int, torch.Tensor],
-        backend: str,
     ) -> PassInputs:
         """Of a plan of which some views are known.
 
@@ -68,13 +68,12 @@ class PassInputs:
             reads: of their patches (`Selection.reads_of`).
             selection, starts: of the whole plan.
             known: features of views, by their numbers in the plan.
-            backend: who packs the views.
         """
         bounds = list(pairwise(selection.first_rows))
         fresh = [np.arange(*bounds[view]) for view in range(len(bounds)) if view not in known]
         return cls(
             patches,
-            PassLayout.of(grids, reads, backend),
+            PassTables.of(grids, reads),
             torch.from_numpy(np.concatenate([np.arange(0), *fresh])),
             {bounds[view][0]: features for view, features in known.items()},
             selection,
@@ -157,9 +156,8 @@ class CapturedPasses:
             self._buffers.fill(sizes, inputs)
             result = self.store.replay(sizes)
             assert result is not None
-        counts, n = inputs.selection.counts, self._clusters
-        total = len(counts) * n if self._kind == "lite" else sum(min(count, n) for count in counts)
-        return self._buffers.features[: inputs.selection.first_rows[-1]], result[:total].clone()
+        selection = inputs.selection
+        return self._buffers.features[: selection.first_rows[-1]], result[: selection.tokens].clone()
 
     @torch.no_grad()
     def warm_up(self) -> None:
@@ -188,10 +186,11 @@ class CapturedPasses:
         buffers, tables = self._buffers, self._buffers.tables[sizes].views
         features = buffers.features[: sizes.rows + 1]
         if sizes.patches:
+            packed = ops.pack_views(tables["grids"], sizes.patches, backend=self._backend)
             layout = PassLayout(
-                row=tables["row"],
-                column=tables["column"],
-                cu_seqlens=tables["cu_seqlens"],
+                row=packed.row,
+                column=packed.column,
+                cu_seqlens=packed.cu_seqlens,
                 read=tables["read"],
                 cu_reads=tables["cu_reads"],
                 longest=sizes.longest,
@@ -209,6 +208,7 @@ class CapturedPasses:
             positions=tables["positions"],
             offsets=tables["offsets"],
             counts=(sizes.largest,) * sizes.marks,
+            tokens=sizes.marks * self._clusters,
             local_groups=_padded_groups(sizes, tables["local_order"], tables["local_groups"]),
             global_groups=_padded_groups(sizes, tables["global_order"], tables["global_groups"]),
         )
@@ -240,34 +240,32 @@ class _Buffers:
         return 4 * patches * PIXELS + rows * len(like) * like.element_size() + tables
 
     def fill(self, sizes: PassSizes, inputs: PassInputs) -> None:
-        layout, selection = inputs.layout, inputs.selection
+        own, selection = inputs.tables, inputs.selection
         self.patches[: len(inputs.patches)] = inputs.patches
         for row, features in inputs.known.items():
             self.features[row : row + len(features)] = features
+        marks = len(selection.counts)
         index, weights = selection.index, selection.weights
         if index.shape[1] != CORNERS:
             index, weights = index.expand(-1, CORNERS), F.pad(torch.ones_like(weights), (0, CORNERS - 1))
         given = {
-            "row": layout.row,
-            "column": layout.column,
-            "cu_seqlens": layout.cu_seqlens,
-            "read": layout.read,
-            "cu_reads": layout.cu_reads,
+            "grids": own.grids,
+            "read": own.read,
+            "cu_reads": own.cu_reads,
             "places": inputs.places,
             "index": index,
             "weights": weights,
             "positions": selection.positions,
-            "offsets": selection.offsets,
+            # of marks that are padding where the others end, which only a device may know
+            "offsets": torch.cat([selection.offsets, selection.offsets[-1:].expand(sizes.marks - marks)]),
             "starts": inputs.starts,
         }
         padding: dict[str, torch.Tensor | int] = {
-            "cu_seqlens": len(layout.row),
-            "cu_reads": len(layout.read),
+            "grids": torch.tensor([0, 0, 1]),
+            "cu_reads": len(own.read),
             "places": sizes.rows,
-            "offsets": sum(selection.counts),
         }
         for name, groups in (("local", selection.local_groups), ("global", selection.global_groups)):
-            marks = len(groups.order)
             given |= {f"{name}_order": groups.order, f"{name}_groups": groups.groups}
             if sizes.groups:
                 # a group without rows has the marks that are padding, further ones have none
@@ -284,9 +282,7 @@ def _shapes(sizes: PassSizes, clusters: int) -> dict[str, TableShape]:
     int32, int64 = torch.int32, torch.int64
     grouped = sizes.marks if sizes.groups else 0
     return {
-        "row": TableShape((sizes.patches,), int32),
-        "column": TableShape((sizes.patches,), int32),
-        "cu_seqlens": TableShape((sizes.views + 1,), int32),
+        "grids": TableShape((sizes.views, 3), int64),
         "read": TableShape((sizes.patches,), int64),
         "cu_reads": TableShape((sizes.views + 1,), int32),
         "places": TableShape((sizes.patches,), int64),
@@ -333,6 +329,7 @@ def example(sizes: PassSizes, kind: str, clusters: int, like: torch.Tensor) -> P
         positions=torch.rand(index.numel(), 2, generator=generator),
         offsets=torch.arange(sizes.marks + 1) * cells,
         counts=counts,
+        tokens=sizes.marks * clusters,
         local_groups=plan_groups(context),
         global_groups=plan_groups(context),
     )
@@ -340,7 +337,7 @@ def example(sizes: PassSizes, kind: str, clusters: int, like: torch.Tensor) -> P
     known = {} if views else {0: torch.randn(rows, len(like), generator=generator).to(like)}
     return PassInputs(
         patches.to(like.device),
-        PassLayout.of(grids, selection.reads),
+        PassTables.of(grids, selection.reads),
         torch.arange(views * cells),
         known,
         selection,

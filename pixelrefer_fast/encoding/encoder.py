@@ -6,7 +6,7 @@ Every view is a sequence of its own; reference model/damovl_encoder/modeling_dam
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,6 +22,41 @@ from pixelrefer_fast.ops.rope2d import rope2d_table
 Grid = tuple[int, int, int]  # rows, columns, merge
 # Patches that go through the layers together: it bounds the MLP's activations (4304 wide, float32: 280 MB).
 PASS_PATCHES = 16384
+
+
+@dataclass(frozen=True)
+class PassTables:
+    """What decides the layout of a pass over views: made in host memory, small."""
+
+    grids: torch.Tensor  # (V, 3) int64: rows, columns, merge
+    read: torch.Tensor  # (F,) int64: the patches whose features are read, in order
+    cu_reads: torch.Tensor  # (V + 1,) int32: the views among those
+    patches: int
+    longest: int  # patches of the largest view
+    most_reads: int  # of one view
+    places: int  # rows and columns are below this
+
+    @classmethod
+    def of(cls, grids: Sequence[Grid], reads: torch.Tensor | None) -> PassTables:
+        """Of views of these grids.
+
+        Args:
+            grids: (rows, columns, merge) of each view.
+            reads: (P,) bool in host memory, or None where all features are read.
+        """
+        sizes = [h * w for h, w, _ in grids]
+        marked = np.ones(sum(sizes), bool) if reads is None else reads.numpy()
+        before = np.concatenate([[0], np.cumsum(marked)])  # reads before each patch
+        cu_reads = before[np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])].astype(np.int32)
+        return cls(
+            torch.tensor(grids, dtype=torch.int64).reshape(-1, 3),
+            torch.from_numpy(np.flatnonzero(marked)),
+            torch.from_numpy(cu_reads),
+            sum(sizes),
+            max(sizes, default=0),
+            int(np.diff(cu_reads).max(initial=0)),
+            max((side for h, w, _ in grids for side in (h, w)), default=1),
+        )
 
 
 @dataclass(frozen=True)
@@ -42,35 +77,34 @@ class PassLayout:
     partial: bool  # whether some patches' features are not read
 
     @classmethod
-    def of(cls, grids: Sequence[Grid], reads: torch.Tensor | None, backend: str = "auto") -> PassLayout:
-        """The layout of a pass over views, in host memory.
+    def of(
+        cls,
+        grids: Sequence[Grid],
+        reads: torch.Tensor | None,
+        device: torch.device | str = "cpu",
+        backend: str = "auto",
+    ) -> PassLayout:
+        """The layout of a pass over views, made where the pass runs: the host sends a row a view, and what is read.
 
         Args:
-            grids: (rows, columns, merge) of each view.
-            reads: (P,) bool in host memory, or None where all features are read.
+            grids, reads: as of `PassTables.of`.
+            device: where the pass runs.
             backend: who packs the views.
         """
-        sizes = [h * w for h, w, _ in grids]
-        packed = ops.pack_views(torch.tensor(grids, dtype=torch.int64).reshape(-1, 3), sum(sizes), backend=backend)
-        if reads is None:
-            reads = torch.ones(sum(sizes), dtype=torch.bool)
-        cu_reads = F.pad(reads.cumsum(0, dtype=torch.int32), (1, 0))[packed.cu_seqlens]
+        tables = PassTables.of(grids, reads)
+        own_grids, read, cu_reads = upload([tables.grids, tables.read, tables.cu_reads], torch.device(device))
+        packed = ops.pack_views(own_grids, tables.patches, backend=backend)
         return cls(
             packed.row,
             packed.column,
             packed.cu_seqlens,
-            torch.from_numpy(np.flatnonzero(reads.numpy())),
+            read,
             cu_reads,
-            max(sizes, default=0),
-            max(cu_reads.diff().tolist(), default=0),
-            max((side for h, w, _ in grids for side in (h, w)), default=1),
-            int(cu_reads[-1]) < sum(sizes),
+            tables.longest,
+            tables.most_reads,
+            tables.places,
+            len(read) < tables.patches,
         )
-
-    def to(self, device: torch.device) -> PassLayout:
-        tables = [self.row, self.column, self.cu_seqlens, self.read, self.cu_reads]
-        row, column, cu_seqlens, read, cu_reads = upload(tables, device)
-        return replace(self, row=row, column=column, cu_seqlens=cu_seqlens, read=read, cu_reads=cu_reads)
 
 
 class EncoderLayer(nn.Module):
@@ -180,8 +214,9 @@ class VisionEncoder(nn.Module):
         parts, start = [], 0
         for part in _passes(grids):
             stop = start + sum(h * w for h, w, _ in part)
-            layout = PassLayout.of(part, None if reads is None else reads[start:stop], backend)
-            parts.append(self.run(patches[start:stop], layout.to(patches.device), backend))
+            own_reads = None if reads is None else reads[start:stop]
+            layout = PassLayout.of(part, own_reads, patches.device, backend)
+            parts.append(self.run(patches[start:stop], layout, backend))
             start = stop
         if len(parts) == 1:
             return parts[0]

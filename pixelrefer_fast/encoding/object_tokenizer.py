@@ -61,6 +61,13 @@ def kmeans_starts(
     return starts
 
 
+def even_starts(offsets: torch.Tensor, clusters: int) -> torch.Tensor:
+    """As `kmeans_starts` where no start is given or drawn, made where the selected patches' offsets (M + 1,) lie."""
+    counts = offsets.diff()[:, None]
+    ranks = torch.arange(clusters, device=offsets.device) * counts // clusters
+    return torch.where(counts > clusters, ranks, 0)
+
+
 class ObjectTokenizer(nn.Module):
     """Selected features to object tokens; in Lite with the infusion of context."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypeVar
 
@@ -16,8 +17,9 @@ from pixelrefer_fast.device.transfers import upload
 from pixelrefer_fast.encoding.captured_passes import CapturedPasses, PassInputs
 from pixelrefer_fast.encoding.encoder import VisionEncoder
 from pixelrefer_fast.encoding.kept_features import KeptFeatures, completed
-from pixelrefer_fast.encoding.object_tokenizer import ObjectTokenizer
+from pixelrefer_fast.encoding.object_tokenizer import ObjectTokenizer, even_starts, kmeans_starts
 from pixelrefer_fast.encoding.objects import SceneTokens
+from pixelrefer_fast.encoding.pass_sizes import PassSizes
 from pixelrefer_fast.encoding.patches import pack_patches
 from pixelrefer_fast.encoding.projector import VisionProjector, kept_tokens
 from pixelrefer_fast.planning.request import FrameSource
@@ -27,6 +29,18 @@ from pixelrefer_fast.planning.views import ViewPlan
 Result = TypeVar("Result")
 Starts = Callable[[Sequence[int]], torch.Tensor]
 """From the numbers of selected patches of a plan's marks to their first centroids, (M, n) int64 ranks."""
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What is known of a plan before a pixel of it is read."""
+
+    selection: Selection  # its tables where the masks were drawn, for all views
+    starts: torch.Tensor  # (M, n) first centroids
+    known: dict[int, torch.Tensor]  # features that are kept, by view
+    fresh: list[int]  # the other views
+    own: list[int]  # those of the first part
+    sizes: PassSizes | None  # of the captured pass that computes it; None: it runs as it is
 
 
 class VisionSide(nn.Module):
@@ -63,16 +77,45 @@ class VisionSide(nn.Module):
         return slots | self.projector.checkpoint_slots()
 
     @stage("plan")
-    def select(self, plan: ViewPlan, starts: Starts) -> tuple[Selection, torch.Tensor]:
-        """The feature rows that each mark reads, and its first centroids (M, n); both in host memory."""
-        selection = select_patches(plan, self.backend)
-        return selection, starts(selection.counts)
+    def select(self, plan: ViewPlan, starts: Starts | None, brought: bool = True) -> tuple[Selection, torch.Tensor]:
+        """The feature rows that each mark reads, and its first centroids (M, n).
+
+        Args:
+            plan: the views and the marks.
+            starts: makes the centroids; None: evenly spaced ones.
+            brought: whether the host is told what was selected (`select_patches`); always where `starts` is given.
+        """
+        selection = select_patches(plan, self.backend, brought)
+        if starts is not None:
+            return selection, starts(selection.counts)
+        clusters = self.config.mask_num
+        if brought:
+            return selection, kmeans_starts(selection.counts, clusters)
+        return selection, even_starts(selection.offsets, clusters)
+
+    def _begin(
+        self,
+        plan: ViewPlan,
+        source: FrameSource,
+        starts: Starts | None,
+        kept: KeptFeatures | None,
+        most: int | None,
+        brought: bool,
+    ) -> _Begun:
+        selection, centroids = self.select(plan, starts, brought)
+        known = {} if kept is None else kept.find(plan, source, selection, (self.backend, *self.encoder.state()))
+        fresh = [v for v in range(len(plan.views)) if v not in known]
+        own = _part(plan, fresh, most)
+        sizes = None
+        if self.captured is not None and not heard() and len(own) == len(fresh):
+            sizes = self.captured.fitting(plan.only(own).views, selection, centroids)
+        return _Begun(selection, centroids, known, fresh, own, sizes)
 
     def encode(
         self,
         plan: ViewPlan,
         source: FrameSource,
-        starts: Starts,
+        starts: Starts | None,
         scenes: Sequence[tuple[int, ...]],
         kept: KeptFeatures | None = None,
     ) -> tuple[torch.Tensor, list[SceneTokens | None]]:
@@ -81,7 +124,7 @@ class VisionSide(nn.Module):
         Args:
             plan: the views of one or more requests.
             source: their pixels.
-            starts: makes the first centroids.
+            starts: makes the first centroids; None: evenly spaced ones.
             scenes: the views of each request's whole images or frames, in order; empty where none is wanted.
             kept: what it knows of the views is not encoded again, and it learns the rest.
 
@@ -98,7 +141,7 @@ class VisionSide(nn.Module):
         self,
         plan: ViewPlan,
         source: FrameSource,
-        starts: Starts,
+        starts: Starts | None,
         scenes: Sequence[tuple[int, ...]],
         kept: KeptFeatures | None,
         most: Callable[[], int | None],
@@ -111,20 +154,25 @@ class VisionSide(nn.Module):
         """
         plan, places = plan.context_first()
         scenes = [tuple(places[v] for v in scene) for scene in scenes]
-        on_host, centroids = self.select(plan, starts)
-        known = {} if kept is None else kept.find(plan, source, on_host, (self.backend, *self.encoder.state()))
-        fresh = [v for v in range(len(plan.views)) if v not in known]
-        own = _part(plan, fresh, most())
-        captured = None if heard() or len(own) < len(fresh) else self.captured
-        sizes = None if captured is None else captured.fitting(plan.only(own).views, on_host, centroids)
-        if captured is not None and sizes is not None:
-            reads = on_host.reads_of(plan, own)
+        limit = most()
+        # the shapes of a captured pass do not depend on what is selected: if one has room for whatever that may be,
+        # nothing of masks on a device is brought here
+        stays = starts is None and self.captured is not None and not heard()
+        stays = stays and any(mark.on_device is not None for mark in plan.marks)
+        begun = self._begin(plan, source, starts, kept, limit, brought=not stays)
+        if stays and begun.sizes is None:
+            begun = self._begin(plan, source, starts, kept, limit, brought=True)
+        selected, centroids, known = begun.selection, begun.starts, begun.known
+        fresh, own = begun.fresh, begun.own
+        if begun.sizes is not None:
+            assert self.captured is not None
+            reads = selected.reads_of(plan, own)
             packed = self.further_views(plan.only(own), source)
             patches = dict(zip(own, packed.split([plan.views[v].patches for v in own]), strict=True))
-            inputs = PassInputs.of(packed, plan.only(own).grids, reads, on_host, centroids, known, self.backend)
-            features, tokens = captured.run(sizes, inputs)
+            inputs = PassInputs.of(packed, plan.only(own).grids, reads, selected, centroids, known)
+            features, tokens = self.captured.run(begun.sizes, inputs)
         else:
-            packed, selection, centroids = self.views(plan.only(own), source, on_host, centroids)
+            packed, selection, centroids = self.views(plan.only(own), source, selected, centroids)
             parts: list[torch.Tensor] = []
             patches = {}
             done = 0
@@ -140,8 +188,8 @@ class VisionSide(nn.Module):
             features = completed(selection, parts[0] if len(parts) == 1 else torch.cat(parts), known)
             tokens = self.object_tokens(features, selection, centroids)
         if kept is not None:
-            kept.keep(plan, source, on_host, features, known)
-        return tokens, self.scene_tokens(plan, scenes, on_host, patches, features)
+            kept.keep(plan, source, selected, features, known)
+        return tokens, self.scene_tokens(plan, scenes, selected, patches, features)
 
     @stage("views")
     def views(

@@ -1,4 +1,4 @@
-"""Masks of whole images to packed bits, areas and boxes."""
+"""Masks of whole images to packed bits, areas, boxes and digests."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from pixelrefer_fast.ops._check import check_device, check_dtype, check_shape
 from pixelrefer_fast.ops._extension import available, declines, out_variant
 from pixelrefer_fast.ops._registry import Reason, register_op
 
-EXTENTS = 8
-AREA, BELOW, BEYOND, BOTTOM, RIGHT, HIGHEST, LOWEST, UNFINITE = range(EXTENTS)  # columns of `extents`
+EXTENTS = 10
+# columns of `extents`
+AREA, BELOW, BEYOND, BOTTOM, RIGHT, HIGHEST, LOWEST, UNFINITE, DIGEST, DIGEST2 = range(EXTENTS)
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 DTYPES = (torch.bool, torch.uint8, torch.int32, torch.int64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -21,12 +22,13 @@ class PackedMasks(NamedTuple):
     """Masks as bits, and what planning asks of them: sums and maxima that begin with 0, in any order the same."""
 
     bits: torch.Tensor  # (N, H, ceil(W / 8)) uint8: rows as np.packbits packs them, the first pixel in the highest bit
-    extents: torch.Tensor  # (N, 8) int64; all of a mask without a marked pixel are 0, but for `UNFINITE`
+    extents: torch.Tensor  # (N, 10) int64; all of a mask without a marked pixel are 0, but for `UNFINITE`
     # AREA: marked pixels
     # BELOW, BEYOND: rows from the first marked one to the end, columns likewise
     # BOTTOM, RIGHT: end of the marked rows and columns
     # HIGHEST, LOWEST: of integers that are marked; value ^ INT64_MIN and value ^ INT64_MAX, floats have none
     # UNFINITE: 1 where a float, marked or not, is NaN or infinite
+    # DIGEST, DIGEST2: tell the content of masks of one size; sums over the bytes of `bits`, each times a random word
 
 
 def _samples(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple]:
@@ -48,7 +50,7 @@ def _samples(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple]:
     samples=_samples,
 )
 def pack_masks(masks: torch.Tensor, cuts: torch.Tensor) -> PackedMasks:
-    """Pack masks, and find the area, the box and the range of values of each.
+    """Pack masks, and find the area, the box, the range of values and a digest of each.
 
     Args:
         masks: (N, H, W) bool, integers or floats, of any strides; H and W at least 1. Integers other than 0 are
@@ -82,7 +84,27 @@ def pack_masks(masks: torch.Tensor, cuts: torch.Tensor) -> PackedMasks:
         values = masks.long()
         extents[:, HIGHEST] = torch.where(marked, values, INT64_MIN).amax((1, 2)) ^ INT64_MIN
         extents[:, LOWEST] = torch.where(marked, values, INT64_MAX).amin((1, 2)) ^ INT64_MAX
+    whole = bits.flatten(1).long()
+    for which, digest in enumerate((DIGEST, DIGEST2)):
+        extents[:, digest] = (whole * _place_words(whole.shape[1], which, masks.device)).sum(1)
     return PackedMasks(bits, extents)
+
+
+def _place_words(places: int, which: int, device: torch.device) -> torch.Tensor:
+    """(places,) int64: a random word for each (splitmix64: Steele, Lea and Flood 2014); products wrap around."""
+    word = (2 * torch.arange(places, device=device) + which + 1) * _signed(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        word = (word ^ _shifted(word, shift)) * _signed(factor)
+    return word ^ _shifted(word, 31)
+
+
+def _signed(word: int) -> int:
+    return word - 2**64
+
+
+def _shifted(word: torch.Tensor, bits: int) -> torch.Tensor:
+    """To the right, as of numbers without a sign."""
+    return word >> bits & 2 ** (64 - bits) - 1
 
 
 @pack_masks.check

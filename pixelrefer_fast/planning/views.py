@@ -72,6 +72,15 @@ class View:
 
 
 @dataclass(frozen=True)
+class DeviceMask:
+    """What planning knows of a mask without bringing it to the host."""
+
+    # at most so many cells of its grid are selected: in Lite those that reach into its box, in Full it is known
+    most: int
+    digest: tuple[int, int]  # `PackedMask.digest`
+
+
+@dataclass(frozen=True)
 class MarkPlan:
     """What one mark needs; views are indices into the plan's views."""
 
@@ -85,6 +94,7 @@ class MarkPlan:
     tokens: int  # placeholders in the prompt
     global_view: int | None  # Lite only
     local_view: int | None  # Lite only
+    on_device: DeviceMask | None = None  # of a mask that lies there, what the host knows of it
 
 
 @dataclass
@@ -238,8 +248,11 @@ def plan_views(
             _Place(mark.name, mark.image, mark.mask.shape, mask, view, crop, box, shape, global_view, local_view)
         )
     grids = _mask_grids(places, config.kind == "full", backend)
-    tokens = [config.mask_num] * len(places) if config.kind == "lite" else _selected(grids, config.mask_num, backend)
-    for place, grid, count in zip(places, grids, tokens, strict=True):
+    # Full's prompt has a token for each selected patch, up to a number
+    selected: Sequence[int | None] = (
+        [None] * len(places) if config.kind == "lite" else _selected(places, grids, backend)
+    )
+    for place, grid, count in zip(places, grids, selected, strict=True):
         plan.marks.append(
             MarkPlan(
                 name=place.name,
@@ -248,9 +261,10 @@ def plan_views(
                 mask_grid=grid,
                 box=place.box,
                 image_size=place.image_size,
-                tokens=count,
+                tokens=config.mask_num if count is None else min(config.mask_num, count),
                 global_view=place.global_view,
                 local_view=place.local_view,
+                on_device=place.known(count),
             )
         )
     return plan
@@ -271,12 +285,31 @@ class _Place:
     global_view: int | None
     local_view: int | None
 
+    def known(self, selected: int | None) -> DeviceMask | None:
+        """Of a mask on a device, and how many cells are selected if that is known; None: it is in host memory."""
+        if not isinstance(self.mask, PackedMask):
+            return None
+        if selected is not None or self.mask.bounds is None:
+            return DeviceMask(selected or 0, self.mask.digest)
+        bounds, (top, left, bottom, right) = self.mask.bounds, self.crop
+        rows = _reaching(self.grid[0], bottom - top, bounds[0] - top, bounds[2] - top)
+        columns = _reaching(self.grid[1], right - left, bounds[1] - left, bounds[3] - left)
+        return DeviceMask(rows * columns, self.mask.digest)
+
     def weight_bits(self, rounded: bool) -> tuple[int, int]:
         """Of both passes, where they round as Full's reference does, which resizes uint8; Lite's keeps fractions."""
         if not rounded:
             return 0, 0
         top, left, bottom, right = self.crop
         return weight_bits(self.grid[0], bottom - top), weight_bits(self.grid[1], right - left)
+
+
+def _reaching(size: int, source: int, first: int, last: int) -> int:
+    """How many of `size` cells along an axis read any of the pixels from `first` to `last` of `source`."""
+    at = np.maximum((2 * np.arange(size) + 1) * source - size, 0)
+    low = np.minimum(at // (2 * size), source - 1)
+    high = np.minimum(low + (at % (2 * size) > 0), source - 1)
+    return int(np.count_nonzero((high >= first) & (low <= last)))
 
 
 def _mask_grids(places: Sequence[_Place], rounded: bool, backend: str) -> list[torch.Tensor]:
@@ -303,15 +336,18 @@ def _packed_grids(
     return tuple(own.view(place.grid) for own, place in zip(cells.split(sizes), places, strict=True))
 
 
-def _selected(grids: Sequence[torch.Tensor], most: int, backend: str) -> list[int]:
-    """How many cells of each grid are selected, at most `most`: Full's prompt has a token for each."""
-    there = [grid for grid in grids if grid.device.type != "cpu"]
+def _selected(places: Sequence[_Place], grids: Sequence[torch.Tensor], backend: str) -> list[int]:
+    """How many cells of each grid are selected; of masks on a device all are brought together."""
+    there = [grid for place, grid in zip(places, grids, strict=True) if isinstance(place.mask, PackedMask)]
     brought: Iterator[int] = iter(())
     if there:
         (shapes,) = upload([torch.tensor([grid.shape for grid in there])], there[0].device)
         cells = torch.cat([grid.flatten() for grid in there])
         brought = iter(ops.pack_objects(cells, shapes, 0, backend=backend).counts.tolist())
-    return [min(most, int(grid.sum()) if grid.device.type == "cpu" else next(brought)) for grid in grids]
+    return [
+        next(brought) if isinstance(place.mask, PackedMask) else int(grid.sum())
+        for place, grid in zip(places, grids, strict=True)
+    ]
 
 
 def _crop_view(mark: Mark, crop: Box, size: tuple[int, int], kind: str, budget: int) -> View:

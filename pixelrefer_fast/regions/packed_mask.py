@@ -21,6 +21,7 @@ class PackedMask:
         bits: (B,) uint8, the highest bit of a byte first.
         first_bit: where the image's first pixel lies in them.
         row_bits: from one row of the image to the next.
+        digest: tells its content from that of any other mask of its size, by two words of `ops.pack_masks`.
     """
 
     height: int
@@ -30,6 +31,7 @@ class PackedMask:
     bits: torch.Tensor
     first_bit: int
     row_bits: int
+    digest: tuple[int, int]
 
     @property
     def shape(self) -> tuple[int, int]:

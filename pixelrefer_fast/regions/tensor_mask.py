@@ -17,6 +17,8 @@ from pixelrefer_fast.ops.pack_masks import (
     BELOW,
     BEYOND,
     BOTTOM,
+    DIGEST,
+    DIGEST2,
     HIGHEST,
     INT64_MAX,
     INT64_MIN,
@@ -128,7 +130,8 @@ def tensor_masks(masks: torch.Tensor, logits: bool = False, numbered: bool = Fal
         if extent[AREA]:
             bounds = (height - extent[BELOW], width - extent[BEYOND], extent[BOTTOM] - 1, extent[RIGHT] - 1)
         first = 8 * per_mask * number
-        made.append(TensorMask(PackedMask(height, width, extent[AREA], bounds, flat, first, row_bits)))
+        digest = extent[DIGEST], extent[DIGEST2]
+        made.append(TensorMask(PackedMask(height, width, extent[AREA], bounds, flat, first, row_bits, digest)))
     return made
 
 

@@ -30,6 +30,7 @@ from pixelrefer_fast.ops import (
     scatter_tokens,
 )
 from pixelrefer_fast.ops.pack_masks import DTYPES as MASK_DTYPES
+from pixelrefer_fast.ops.pack_masks import EXTENTS
 from pixelrefer_fast.ops.scatter_tokens import gather_tokens
 
 SOURCES = sorted((Path(__file__).parents[2] / "csrc" / "cuda").glob("*.cu"))
@@ -120,7 +121,7 @@ def _pack_masks(
 ) -> list[torch.Tensor]:
     count, height, width = masks.shape
     bits = _poisoned(count * height * -(-width // 8), torch.uint8).view(count, height, -(-width // 8))
-    extents = _poisoned(8 * count, torch.int64).view(count, 8)
+    extents = _poisoned(EXTENTS * count, torch.int64).view(count, EXTENTS)
     kind = max(MASK_DTYPES.index(masks.dtype) - 1, 0)  # bool and uint8 are one
     last = sum((size - 1) * step for size, step in zip(masks.shape, masks.stride(), strict=True)) + 1
     buffers = [Buffer(masks.data_ptr(), last * masks.element_size() if masks.numel() else 0, "masks")]

@@ -411,8 +411,8 @@ def test_the_captured_example_leaves_no_room(kind: str, request: pytest.FixtureR
         inputs = example(sizes, kind, model.config.mask_num, like)
         assert len(inputs.selection.counts) == sizes.marks
         assert len(inputs.patches) <= sizes.patches
-        assert inputs.layout.longest <= sizes.longest
-        assert len(inputs.layout.cu_seqlens) <= sizes.views + 1
+        assert inputs.tables.longest <= sizes.longest
+        assert len(inputs.tables.grids) <= sizes.views
         assert inputs.selection.first_rows[-1] <= sizes.rows
         assert int(inputs.selection.index.max()) < inputs.selection.first_rows[-1]
 

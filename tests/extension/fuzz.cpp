@@ -195,6 +195,11 @@ void fuzz_masks_of(bool on_cuda, MaskType type, const std::vector<Raw>& values, 
       extent[kHighest] = highest ^ std::numeric_limits<int64_t>::min();
       extent[kLowest] = lowest ^ std::numeric_limits<int64_t>::max();
     }
+    for (int64_t b = 0; b < height * row_bytes; ++b) {
+      for (int i = 0; i < kDigests; ++i) {
+        extent[kDigest + i] = static_cast<int64_t>(extent[kDigest + i] + digest_part(bits[m * height * row_bytes + b], b, i));
+      }
+    }
   }
   Array<uint8_t> bits_out(bits.size());
   Array<int64_t> extents_out(extents.size());

@@ -14,6 +14,8 @@ from pixelrefer_fast.ops.pack_masks import (
     BELOW,
     BEYOND,
     BOTTOM,
+    DIGEST,
+    DIGEST2,
     HIGHEST,
     INT64_MAX,
     INT64_MIN,
@@ -21,6 +23,19 @@ from pixelrefer_fast.ops.pack_masks import (
     RIGHT,
     UNFINITE,
 )
+
+
+def _digest(packed: np.ndarray, which: int) -> int:
+    """Of the bytes of a mask, in whole numbers of Python."""
+    total = 0
+    for place, byte in enumerate(packed.flatten().tolist()):
+        word = (2 * place + which + 1) * 0x9E3779B97F4A7C15 % 2**64
+        word = (word ^ word >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        word = (word ^ word >> 27) * 0x94D049BB133111EB % 2**64
+        total += byte * (word ^ word >> 31)
+    total %= 2**64
+    return total if total < 2**63 else total - 2**64
+
 
 VALUES = {
     torch.bool: [False, True],
@@ -55,6 +70,7 @@ def test_against_numpy(
         assert extent[UNFINITE] == int(dtype.is_floating_point and not mask.isfinite().all())
         rows, columns = np.flatnonzero(marked.any(1)), np.flatnonzero(marked.any(0))
         assert extent[AREA] == marked.sum()
+        assert [extent[DIGEST], extent[DIGEST2]] == [_digest(packed, which) for which in range(2)]
         if not len(rows):
             assert extent[:UNFINITE] == [0] * UNFINITE
             continue

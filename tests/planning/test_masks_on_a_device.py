@@ -22,8 +22,10 @@ from plans import FULL, LITE
 
 from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.device.counters import counting
+from pixelrefer_fast.encoding.object_tokenizer import even_starts, kmeans_starts
 from pixelrefer_fast.ops._extension import available
 from pixelrefer_fast.ops.infuse import Groups
+from pixelrefer_fast.ops.pack_masks import EXTENTS
 from pixelrefer_fast.planning.merge import join
 from pixelrefer_fast.planning.request import FrameSource, Request, bind_regions
 from pixelrefer_fast.planning.selection import Selection, select_patches
@@ -121,7 +123,7 @@ def _check_plans(one: ViewPlan, other: ViewPlan, rounded: bool = True) -> None:
     assert one.scene == other.scene
     for a, b in zip(one.marks, other.marks, strict=True):
         for field in fields(a):
-            if field.name != "mask_grid":
+            if field.name not in ("mask_grid", "on_device"):
                 assert _equal(getattr(a, field.name), getattr(b, field.name)), field.name
         assert torch.equal(a.mask_grid > 0, b.mask_grid > 0)
         # OpenCV rounds places in the crop to float32, which has steps of 6e-5 at 1000
@@ -139,16 +141,49 @@ def test_the_plan_of_the_host(backend: str, config: ModelConfig, drawn: Any) -> 
     _check_selection(select_patches(plans[0], "torch"), select_patches(plans[1], backend))
 
 
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+@settings(max_examples=40, deadline=None)
+@given(config=st.sampled_from([LITE, FULL]), drawn=_requests())
+def test_what_is_selected_without_telling_the_host(backend: str, config: ModelConfig, drawn: Any) -> None:
+    """The same patches, weights and places, behind which others follow that nobody reads; and the same starts."""
+    plan = join(config, [_request(config, *own, on_device=True) for own in drawn]).plan
+    told, untold = (select_patches(plan, backend, brought) for brought in (True, False))
+    assert torch.equal(untold.offsets, told.offsets)
+    assert all(most >= count for most, count in zip(untold.counts, told.counts, strict=True))
+    if config.kind == "full":
+        assert untold.counts == told.counts
+    assert len(untold.index) == len(untold.weights) == len(untold.positions) == sum(untold.counts)
+    selected = sum(told.counts)
+    assert torch.equal(told.reads.nonzero()[:, 0][told.index], untold.index[:selected])
+    assert torch.equal(untold.weights[:selected], told.weights)
+    assert torch.equal(untold.positions[:selected], told.positions)
+    assert bool(untold.reads.all())
+    assert list(untold.first_rows) == plan.first_rows
+    assert untold.tokens == told.tokens == sum(mark.tokens for mark in plan.marks)
+    assert torch.equal(even_starts(untold.offsets, 5), kmeans_starts(told.counts, 5))
+
+
+def test_few_cells_more_may_be_selected_than_are() -> None:
+    """Of a filled box all that reach into it."""
+    mask = torch.zeros(200, 300, dtype=torch.bool)
+    mask[40:110, 60:200] = True
+    source = FrameSource.of(np.zeros((200, 300, 3), np.uint8))
+    regions = as_regions(mask[None])
+    plan = join(LITE, [Request(source, regions, bind_regions(source, regions), [])]).plan
+    assert select_patches(plan, brought=False).counts == select_patches(plan).counts
+    assert 0 < select_patches(plan).counts[0] < plan.marks[0].mask_grid.numel()
+
+
 @pytest.mark.parametrize("config", [LITE, FULL], ids=["lite", "full"])
 def test_nothing_of_a_mask_is_read(config: ModelConfig) -> None:
-    """Eight numbers a mask, then how many patches are selected and which of the packed ones are read."""
+    """Ten numbers a mask, then how many patches are selected and which of the packed ones are read."""
     masks = torch.zeros(5, 400, 600, dtype=torch.bool)
     for i in range(5):
         masks[i, 30 * i : 100 + 50 * i, 20 : 300 + 50 * i] = True
     source = FrameSource.of(np.zeros((400, 600, 3), np.uint8))
     with Brought() as made:
         regions = as_regions(masks)
-    assert made.reads == [5 * 8 * 8]
+    assert made.reads == [5 * EXTENTS * 8]
     with Brought() as planned:
         request = Request(source, regions, bind_regions(source, regions), [])
         plan = join(config, [request]).plan

@@ -163,6 +163,8 @@ inline constexpr cuda_on_cpu::GridSize gridDim;
 
 inline void __syncthreads() { cuda_on_cpu::wait_for(cuda_on_cpu::Wait::block); }
 
+inline void __syncwarp() { cuda_on_cpu::exchange(0); }
+
 inline unsigned __ballot_sync(unsigned, bool predicate) {
   unsigned votes = 0;
   const auto all = cuda_on_cpu::exchange<int>(predicate);
