@@ -37,6 +37,7 @@ KERNELS = (
     "infuse",
     "norm_linear",
     "object_pool",
+    "object_tokens",
     "paged_attention",
     "rope2d",
     "swiglu",

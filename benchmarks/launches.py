@@ -17,7 +17,8 @@ import os
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,19 +90,25 @@ def region_pass(
 
 def count(of: Pass, dry: bool = True) -> tuple[Any, Any]:
     """Counts of the whole region stage, and of pooling and infusion alone."""
+    from pixelrefer_fast.bench.run.askers import add_counts
     from pixelrefer_fast.device.counters import counting
+    from pixelrefer_fast.device.stages import listen
 
-    projection = of.tokenizer.feat_linear
+    parts: list[Any] = []
+
+    @contextmanager
+    def keep(call: Any) -> Iterator[None]:
+        with counting(of.features.device.type, dry) as found:
+            yield
+        if call.stage != "projector":
+            parts.append(found)
+
     with torch.inference_mode():
         with counting(of.features.device.type, dry) as whole:
             of.run()
-        of.tokenizer.feat_linear = torch.nn.Identity()
-        try:
-            with counting(of.features.device.type, dry) as inner:
-                of.run()
-        finally:
-            of.tokenizer.feat_linear = projection
-    return whole, inner
+        with listen(keep):
+            of.run()
+    return whole, add_counts(parts)
 
 
 def table(counted: dict[tuple[int, int], tuple[Any, Any]]) -> list[list[str]]:

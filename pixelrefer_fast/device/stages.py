@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, ParamSpec, TypeVar, get_args
+from typing import Any, Literal, ParamSpec, TypeVar, get_args
 
 StageName = Literal["plan", "views", "encoder", "pooling", "infusion", "projector", "prompt", "prefill", "decode"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
@@ -26,13 +26,17 @@ class StageCall:
 
     Attributes:
         stage: which.
-        run: does it (again), on the same arguments.
+        run: does it (again), on the same arguments; others may be given by name.
         result: what it returned, once it has.
     """
 
     stage: StageName
-    run: Callable[[], object]
+    run: functools.partial[Any]
     result: object = field(init=False)
+
+    def run_by(self, backend: str) -> object:
+        """Do it again by another backend, where that is an argument of it."""
+        return self.run(backend=backend) if "backend" in self.run.keywords else self.run()
 
 
 Listener = Callable[[StageCall], AbstractContextManager[object]]

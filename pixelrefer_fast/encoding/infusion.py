@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pixelrefer_fast import ops
 from pixelrefer_fast.encoding.constants import Constant
 from pixelrefer_fast.ops.infuse import Groups, is_projected
 from pixelrefer_fast.planning.selection import Selection
@@ -29,12 +28,9 @@ class InfusionStep(nn.Module):
         value_bias = self.in_proj.bias.chunk(3)[2]
         return self._out_bias.of(torch.addmv, self.out_proj.bias, self.out_proj.weight, value_bias)
 
-    def forward(self, tokens: torch.Tensor, features: torch.Tensor, groups: Groups, backend: str) -> torch.Tensor:
-        """(M, n, D) tokens to the infused ones."""
-        projected = is_projected(groups, tokens.shape[1], tokens.shape[2], HEADS)
-        return ops.infuse(
-            tokens,
-            features,
+    def arguments(self, groups: Groups, n: int) -> tuple[list[torch.Tensor], list[int]]:
+        """What `ops.object_tokens` takes of this step, for n tokens a mark: `steps` and `step_sizes`."""
+        tensors = [
             groups.order,
             groups.groups,
             self.norm.weight,
@@ -43,18 +39,13 @@ class InfusionStep(nn.Module):
             self.in_proj.bias.chunk(3)[0],
             self.out_proj.weight,
             self.out_bias(),
-            HEADS,
-            groups.max_members,
-            groups.max_rows,
-            groups.first_row,
-            groups.span,
-            projected,
-            backend=backend,
-        )
+        ]
+        projected = is_projected(groups, n, self.norm.normalized_shape[0], HEADS)
+        return tensors, [groups.max_members, groups.max_rows, groups.first_row, groups.span, int(projected)]
 
 
 class Infusion(nn.Module):
-    """Local view first, then the global one."""
+    """Weights of the two steps: local view first, then the global one."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -63,12 +54,11 @@ class Infusion(nn.Module):
         # In every released checkpoint and used by nothing; kept so that a saved copy is whole.
         self.mask_embedding = nn.Conv2d(1, width, kernel_size=1)
 
-    def forward(
-        self, tokens: torch.Tensor, features: torch.Tensor, selection: Selection, backend: str = "auto"
-    ) -> torch.Tensor:
-        """(M, n, D) pooled tokens to infused ones; `features` are (F, D), those that `selection` was made for."""
-        tokens = self.local_step(tokens, features, selection.local_groups, backend)
-        return self.global_step(tokens, features, selection.global_groups, backend)
+    def arguments(self, selection: Selection, n: int) -> tuple[list[torch.Tensor], list[int]]:
+        """What `ops.object_tokens` takes of both steps, for n tokens a mark: `steps` and `step_sizes`."""
+        tensors, sizes = self.local_step.arguments(selection.local_groups, n)
+        more_tensors, more_sizes = self.global_step.arguments(selection.global_groups, n)
+        return tensors + more_tensors, sizes + more_sizes
 
     @torch.no_grad()
     def prepare(self) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from pixelrefer_fast import ops
 from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.checks.values import check_seed, is_integer, shown
-from pixelrefer_fast.encoding.infusion import Infusion
+from pixelrefer_fast.encoding.infusion import HEADS, Infusion
 from pixelrefer_fast.planning.selection import Selection
 
 ITERATIONS = {"lite": 3, "full": 5}
@@ -94,14 +94,10 @@ class ObjectTokenizer(nn.Module):
         Returns:
             (T, C): n tokens a mark in Lite, min(n, selected patches) in Full.
         """
-        pooled = self.pool(features, selection, starts, backend)
-        return self.project(self.infuse(pooled, features, selection, backend), selection)
-
-    def pool(
-        self, features: torch.Tensor, selection: Selection, starts: torch.Tensor, backend: str = "auto"
-    ) -> torch.Tensor:
-        """(M, n, D) pooled tokens of all marks."""
-        return ops.object_pool(
+        n = starts.shape[1]
+        steps, step_sizes = ([], []) if self.infusion is None else self.infusion.arguments(selection, n)
+        into, _, out = self.feat_linear
+        tokens: torch.Tensor = ops.object_tokens(
             features,
             selection.index,
             selection.weights,
@@ -110,30 +106,17 @@ class ObjectTokenizer(nn.Module):
             starts,
             self.pos_linear.weight,
             self.pos_linear.bias,
+            steps,
+            step_sizes,
+            [into.weight, into.bias, out.weight, out.bias],
             self.iterations,
             max((0, *selection.counts)),  # torch.compile knows no max(default=)
+            HEADS,
+            # in Full those of marks with fewer patches than n are left out
+            sum(min(count, n) for count in selection.counts) if self.infusion is None else None,
             backend=backend,
         )
-
-    def infuse(
-        self, pooled: torch.Tensor, features: torch.Tensor, selection: Selection, backend: str = "auto"
-    ) -> torch.Tensor:
-        """(M, n, D) pooled tokens with the context of their views, in Lite; in Full as they are."""
-        return pooled if self.infusion is None else self.infusion(pooled, features, selection, backend)
-
-    def project(self, pooled: torch.Tensor, selection: Selection) -> torch.Tensor:
-        """(M, n, D) tokens to (T, C), packed: those of marks with fewer patches than n are left out in Full."""
-        if self.infusion is not None:
-            return self.feat_linear(pooled.flatten(0, 1))
-        # made of what lies on the device: an upload could not be captured. Of a padded selection there are fewer tokens
-        # than its counts say, and those behind them are anybody's
-        marks, clusters = pooled.shape[:2]
-        own = selection.offsets.diff().clamp(max=clusters)  # tokens of each mark
-        ends = own.cumsum(0)
-        place = torch.arange(sum(min(count, clusters) for count in selection.counts), device=pooled.device)
-        mark = torch.searchsorted(ends, place, right=True).clamp(max=marks - 1)
-        rank = (place - (ends - own)[mark]).clamp(max=clusters - 1)
-        return self.feat_linear(pooled[mark, rank])
+        return tokens
 
     def checkpoint_slots(self) -> dict[str, torch.Tensor]:
         """Where each tensor of a released checkpoint goes, by checkpoint key."""

@@ -213,26 +213,8 @@ class VisionSide(nn.Module):
         return self.encoder(patches, grids, reads, self.backend)
 
     def object_tokens(self, features: torch.Tensor, selection: Selection, starts: torch.Tensor) -> torch.Tensor:
-        """Features (F, D) to object tokens (T, C) of all marks: pooling, in Lite infusion, and projection."""
-        tokens = self.pool(features, selection, starts)
-        if self.config.kind == "lite":
-            tokens = self.infuse(tokens, features, selection)
-        return self.project(tokens, selection)
-
-    @stage("pooling")
-    def pool(self, features: torch.Tensor, selection: Selection, starts: torch.Tensor) -> torch.Tensor:
-        """(M, n, D) pooled tokens of all marks."""
-        return self.object_tokenizer.pool(features, selection, starts, self.backend)
-
-    @stage("infusion")
-    def infuse(self, pooled: torch.Tensor, features: torch.Tensor, selection: Selection) -> torch.Tensor:
-        """Lite: (M, n, D) pooled tokens with the context of their views."""
-        return self.object_tokenizer.infuse(pooled, features, selection, self.backend)
-
-    @stage("projector")
-    def project(self, pooled: torch.Tensor, selection: Selection) -> torch.Tensor:
-        """(M, n, D) tokens to object tokens (T, C), packed."""
-        return self.object_tokenizer.project(pooled, selection)
+        """Features (F, D) to object tokens (T, C) of all marks: the stages pooling, in Lite infusion, and projector."""
+        return self.object_tokenizer(features, selection, starts, self.backend)
 
     @stage("projector")
     def scene_tokens(

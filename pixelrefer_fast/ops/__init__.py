@@ -7,6 +7,7 @@ from pixelrefer_fast.ops.infuse import infuse
 from pixelrefer_fast.ops.mask_grids import mask_grids
 from pixelrefer_fast.ops.norm_linear import norm_linear
 from pixelrefer_fast.ops.object_pool import object_pool
+from pixelrefer_fast.ops.object_tokens import object_tokens
 from pixelrefer_fast.ops.pack_masks import pack_masks
 from pixelrefer_fast.ops.pack_objects import pack_objects
 from pixelrefer_fast.ops.pack_views import pack_views
@@ -31,6 +32,7 @@ __all__ = [
     "mask_grids",
     "norm_linear",
     "object_pool",
+    "object_tokens",
     "pack_masks",
     "pack_objects",
     "pack_views",

@@ -75,6 +75,9 @@ class Op(Generic[P, R]):
 
     The definition is the one place that says what the arguments are. The first of them is a tensor, and the operation
     runs on its device.
+
+    An operation that is made of others, its `parts`, has a definition that takes `backend` by name ("torch" unless
+    given) and hands it on to them. They find their providers, fall back and are heard as they are when called alone.
     """
 
     definition: Callable[P, R]
@@ -83,6 +86,7 @@ class Op(Generic[P, R]):
     samples: Callable[[torch.Generator, torch.dtype], Iterator[tuple[Any, ...]]]
     mutates: tuple[str, ...] = ()
     static: tuple[str, ...] = ()
+    parts: tuple[Op[..., Any], ...] = ()
     _providers: list[Provider] = field(default_factory=list)
     _passed_over: Counter[str] = field(default_factory=Counter)
     _check: Callable[[tuple[Any, ...]], None] | None = None
@@ -91,6 +95,9 @@ class Op(Generic[P, R]):
     def __post_init__(self) -> None:
         self.__doc__ = self.definition.__doc__
         self.signature = inspect.signature(self.definition, eval_str=True)
+        if self.parts:
+            arguments = [p for p in self.signature.parameters.values() if p.name != "backend"]
+            self.signature = self.signature.replace(parameters=arguments)
         parameters = self.signature.parameters.values()
         self._arity = len(parameters)
         self._defaults = tuple(p.default for p in parameters if p.default is not p.empty)
@@ -187,13 +194,16 @@ class Op(Generic[P, R]):
         """Run the first provider that takes the call, else the definition."""
         if kwargs or len(args) != self._arity:
             args = self._completed(args, kwargs)
-        for listener in _LISTENERS:
+        for listener in () if self.parts else _LISTENERS:
             listener(self, args)
         if backend != "auto" and backend not in BACKENDS and backend not in [p.backend for p in self._providers]:
             known = ("auto", *BACKENDS, *(p.backend for p in self._providers if p.backend not in BACKENDS))
             raise BackendError(f"backend: expected one of {known}, got {backend!r}")
         if self._check is not None:
             self._check(args)
+        definition: Callable[..., Any] = self.definition
+        if self.parts:
+            return definition(*args, backend=backend)
         for provider in self._providers if backend != "torch" else ():
             if backend == "auto":
                 if args[0].device.type not in provider.devices:
@@ -206,7 +216,6 @@ class Op(Generic[P, R]):
             if backend == provider.backend:
                 raise BackendError(f"op {self.name}: backend {backend!r} was asked for but declines: {reason}")
             self._pass_over(provider.backend, reason)
-        definition: Callable[..., Any] = self.definition
         return definition(*args)
 
     def empty_results(self, *args: Any, **kwargs: Any) -> Any:
@@ -230,8 +239,9 @@ class Op(Generic[P, R]):
         """Who can compute this operation here: (backend, available, reason when it is not)."""
         rows = [("torch", True, "")]
         libraries = [p.backend for p in self._providers if p.backend in LIBRARIES]
+        own = [*self._providers, *(p for part in self.parts for p in part._providers)]
         for backend in (*BACKENDS[1:], *libraries):
-            found = [p for p in self._providers if p.backend == backend]
+            found = [p for p in own if p.backend == backend]
             reason = found[0].available() if found else ABSENT
             rows.append((backend, reason is None, reason or ""))
         return rows
@@ -257,6 +267,7 @@ def register_op(
     samples: Callable[[torch.Generator, torch.dtype], Iterator[tuple[Any, ...]]],
     mutates: tuple[str, ...] = (),
     static: tuple[str, ...] = (),
+    parts: tuple[Op[..., Any], ...] = (),
 ) -> Callable[[Callable[P, R]], Op[P, R]]:
     """Make the decorated PyTorch definition an operation and an operator, whose schema is the definition's signature.
 
@@ -266,10 +277,11 @@ def register_op(
         samples: yields argument tuples in a dtype, the odd and the empty ones included.
         mutates: arguments that are written to.
         static: integers for whose value torch.compile makes a graph; for others one graph serves all values.
+        parts: operations that the definition is made of and hands `backend` on to.
     """
 
     def register(definition: Callable[P, R]) -> Op[P, R]:
-        op = Op(definition, source, tolerance, samples, mutates, static)
+        op = Op(definition, source, tolerance, samples, mutates, static, parts)
         arguments, returns = schema_of(op.signature, mutates, static).split(") ->")
         library.define(f'{op.name}{arguments}, *, str backend="auto") ->{returns}')
         library.impl(op.name, op.dispatch, "CompositeExplicitAutograd")

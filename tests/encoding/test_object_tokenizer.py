@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from pixelrefer_fast import ops
 from pixelrefer_fast.checkpoint.config import ModelConfig, VisionConfig
+from pixelrefer_fast.encoding.infusion import HEADS
 from pixelrefer_fast.encoding.object_tokenizer import ObjectTokenizer, kmeans_starts
 from pixelrefer_fast.planning.selection import select_patches
 from pixelrefer_fast.planning.views import MarkPlan, View, ViewPlan
@@ -305,7 +306,10 @@ def test_iterations(kind: str, iterations: int) -> None:
         linear = tokenizer.pos_linear.weight, tokenizer.pos_linear.bias
         pooled = ops.object_pool(features, *rows, starts, *linear, count, 60)
         if tokenizer.infusion is not None:
-            pooled = tokenizer.infusion(pooled, features, selection)
+            local, whole = tokenizer.infusion.local_step, tokenizer.infusion.global_step
+            for step, groups in ((local, selection.local_groups), (whole, selection.global_groups)):
+                tensors, sizes = step.arguments(groups, 2)
+                pooled = ops.infuse(pooled, features, *tensors, HEADS, *sizes[:4], bool(sizes[4]))
         return tokenizer.feat_linear(pooled[0])
 
     torch.testing.assert_close(tokens, expected(iterations), rtol=0, atol=1e-6)

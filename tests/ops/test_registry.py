@@ -56,6 +56,7 @@ def test_the_operations_are_registered() -> None:
         "mask_grids",
         "norm_linear",
         "object_pool",
+        "object_tokens",
         "pack_masks",
         "pack_objects",
         "pack_views",

@@ -32,6 +32,9 @@ SCHEMAS = {
     "object_pool": "Tensor features, Tensor index, Tensor weights, Tensor positions, Tensor offsets, Tensor starts, "
     "Tensor pos_weight, Tensor pos_bias, int iterations, int max_patches, "
     '*, str backend="auto") -> Tensor',
+    "object_tokens": "Tensor features, Tensor index, Tensor weights, Tensor positions, Tensor offsets, Tensor starts, "
+    "Tensor pos_weight, Tensor pos_bias, Tensor[] steps, SymInt[] step_sizes, Tensor[] projection, SymInt iterations, "
+    'SymInt max_patches, SymInt heads, SymInt? tokens, *, str backend="auto") -> Tensor',
     "pack_masks": 'Tensor masks, Tensor cuts, *, str backend="auto") -> (Tensor, Tensor)',
     "pack_masks_out": "Tensor masks, Tensor cuts, Tensor(a!) bits, Tensor(b!) extents) -> ()",
     "pack_objects": "Tensor mask_grids, Tensor grid_shapes, SymInt capacity, "

@@ -25,6 +25,11 @@ def _places(name: str, kind: type) -> list[tuple[int, str]]:
     return [(i, names[i]) for i, value in enumerate(sample) if type(value) is kind]
 
 
+def _named(name: str) -> str:
+    """The operation, or one that it is made of, as a pattern."""
+    return f"({'|'.join([name, *(part.name for part in registry()[name].parts)])})"
+
+
 def _called_with(name: str, place: int, value: Any, backend: str) -> None:
     _, sample = _arguments(name)
     registry()[name](*sample[:place], value, *sample[place + 1 :], backend=backend)
@@ -41,7 +46,7 @@ def test_no_tensor(name: str, backend: str) -> None:
         else:
             values = ([1.0], None)
         for value in values:
-            message = f"^{name}: expected {argument}, a tensor, got {type(value).__name__}$"
+            message = f"^{_named(name)}: expected {argument}, a tensor, got {type(value).__name__}$"
             with pytest.raises(ValueError, match=message):
                 _called_with(name, place, value, backend)
 
@@ -52,9 +57,11 @@ def test_on_another_device(name: str, backend: str) -> None:
     _, sample = _arguments(name)
     first, *others = _places(name, torch.Tensor)
     for place, argument in others:
-        with pytest.raises(ValueError, match=rf"^{name}: expected .*\b{argument}\b.* on (cpu|one device), got .*meta"):
+        with pytest.raises(
+            ValueError, match=rf"^{_named(name)}: expected .*\b{argument}\b.* on (cpu|one device), got .*meta"
+        ):
             _called_with(name, place, sample[place].to("meta"), backend)
-    with pytest.raises(ValueError, match=f"^{name}: expected .* on .*, got "):
+    with pytest.raises(ValueError, match=f"^{_named(name)}: expected .* on .*, got "):
         _called_with(name, first[0], sample[first[0]].to("meta"), backend)
 
 
@@ -63,5 +70,6 @@ def test_on_another_device(name: str, backend: str) -> None:
 @pytest.mark.parametrize("value", [-1, 2**31, 2**70, None, "3", 2.5, float("nan"), True])
 def test_no_count(name: str, value: Any, backend: str) -> None:
     for place, argument in _places(name, int):
-        with pytest.raises(ValueError, match=f"^{name}: expected {argument}, an integer from 0 to 2147483647, got "):
+        message = f"^{_named(name)}: expected {argument}, an integer from 0 to 2147483647, got "
+        with pytest.raises(ValueError, match=message):
             _called_with(name, place, value, backend)

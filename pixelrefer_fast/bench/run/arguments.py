@@ -107,6 +107,41 @@ def object_pool(
     return features.to(device, dtype), *given, *parameters, iterations, max(counts)
 
 
+def object_tokens(
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    objects: int = 1,
+    patches: Sizes = CROP,
+    tokens: int = TOKENS,
+    width: int = WIDTH,
+    llm_width: int = LLM_WIDTH,
+    rows: Sequence[int] = (LOCAL, GLOBAL),
+    heads: int = 8,
+    iterations: int = 3,
+) -> Arguments:
+    """Of PixelRefer-Lite: objects that share the views of their context, whose feature `rows` come first."""
+    pool = object_pool(
+        device, dtype, objects=objects, patches=patches, tokens=tokens, width=width, iterations=iterations
+    )
+    draw = functools.partial(normal, device=device, dtype=dtype)
+    features = torch.cat([draw((sum(rows), width), 10), pool[0]])
+    steps: list[torch.Tensor] = []
+    step_sizes: list[int] = []
+    for i, own in enumerate(rows):
+        plan = plan_groups(torch.tensor([[sum(rows[:i]), own]]).expand(objects, 2))
+        step = infuse(device, dtype, objects=objects, rows=own, tokens=tokens, width=width, heads=heads)
+        steps += [plan.order.to(device), plan.groups.to(device), *step[4:10]]
+        step_sizes += [plan.max_members, plan.max_rows, plan.first_row, plan.span, int(step[-1])]
+    projection = [
+        draw((llm_width, width), 11) * width**-0.5,
+        draw((llm_width,), 12) * 0.1,
+        draw((llm_width, llm_width), 13) * llm_width**-0.5,
+        draw((llm_width,), 14) * 0.1,
+    ]
+    return features, pool[1] + sum(rows), *pool[2:8], steps, step_sizes, projection, *pool[8:], heads, None
+
+
 def pack_masks(
     device: torch.device, dtype: torch.dtype, *, objects: int = 1, height: int = 1080, width: int = 1920
 ) -> Arguments:
@@ -308,6 +343,7 @@ MAKERS: dict[str, Callable[..., Arguments]] = {
         mask_grids,
         norm_linear,
         object_pool,
+        object_tokens,
         pack_masks,
         pack_objects,
         pack_views,

@@ -160,6 +160,8 @@ def tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def _in_float64(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_in_float64(item) for item in value]
     return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 

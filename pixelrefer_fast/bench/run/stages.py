@@ -222,10 +222,10 @@ class StagedQuestion:
         return {"steps": len(self.sequence.tokens) - 1}
 
     def results(self, name: StageName) -> list[torch.Tensor]:
-        """The tensors that a stage makes, made again."""
+        """The tensors that a stage makes, made again by the backend that the model has now."""
         made: list[torch.Tensor] = []
         for call in self._calls[name]:
-            result = call.run()
+            result = call.run_by(self.model.network.backend)
             parts = result if isinstance(result, (list, tuple)) else (result,)
             tensors = (part for part in parts if isinstance(part, torch.Tensor) and part.is_floating_point())
             made += [tensor for tensor in tensors if tensor.numel()]

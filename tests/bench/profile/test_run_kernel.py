@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.utils._pytree import tree_leaves
 
 from pixelrefer_fast import ops
 from pixelrefer_fast.bench.profile import calls, run_kernel
@@ -21,6 +22,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "add_norm": {"rows": 3, "width": 16},
     "infuse": {"objects": 3, "rows": [4, 4, 6], "first": [0, 0, 4], "tokens": 2, "width": 16, "heads": 2},
     "object_pool": {"objects": 2, "patches": [5, 3], "tokens": 2, "width": 16, "corners": 4},
+    "object_tokens": {"objects": 2, "patches": [5, 3], "tokens": 2, "width": 16, "llm_width": 6, "rows": [3, 4]},
     "best_token": {"rows": 2, "vocabulary": 30, "said": 3},
     "mask_grids": {"objects": 2},
     "pack_masks": {"objects": 2, "height": 9, "width": 40},
@@ -41,7 +43,7 @@ SMALL: dict[str, dict[str, Any]] = {
 def test_every_operation_takes_the_arguments_made_for_it(name: str) -> None:
     made = arguments.make(name, CPU, torch.float32, SMALL[name])
     again = arguments.make(name, CPU, torch.float32, SMALL[name])
-    for value, same in zip(made, again, strict=True):
+    for value, same in zip(tree_leaves(made), tree_leaves(again), strict=True):
         assert torch.equal(value, same) if isinstance(value, torch.Tensor) else value == same
     registry()[name].definition(*made)
     assert set(SMALL[name]) <= set(arguments.sizes_of(name))

@@ -149,12 +149,12 @@ def test_wrong_answers_are_found(small_lite: Any, load: loads.Load) -> None:
 
 
 def test_wrong_object_tokens_are_found(small_lite: Any, load: loads.Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = ops.object_pool
+    right = ops.object_tokens
 
     def wrong(*args: Any, backend: str = "auto") -> Any:
         return right(*args, backend=backend) + (0.0 if backend == "torch" else 0.01)
 
-    monkeypatch.setattr(ops, "object_pool", wrong)
+    monkeypatch.setattr(ops, "object_tokens", wrong)
     ours = Ours(small_lite)
     with as_measured(small_lite):
         found = check(ours, load.requests[:1], answer_all(ours, load.requests[:1], 1), 1)
