@@ -29,8 +29,8 @@ class Session(Generic[Request]):
         self._running: dict[int, _Running[Request]] = {}  # by the id of the request
 
     def widen(self, sequences: int) -> None:
-        """Let so many be decoded at once, if nothing is being decoded."""
-        if sequences > self._decoder.max_running and not self._running:
+        """Let so many be decoded at once, if nothing is being decoded, and no steps are captured for fewer."""
+        if sequences > self._decoder.max_running and not self._running and not self._decoder.captured:
             with contextlib.suppress(RuntimeError):  # somebody else's are
                 self._decoder.clear()
                 self._decoder.max_running = sequences

@@ -135,6 +135,12 @@ class Decoder:
         return self._own.engine
 
     @property
+    def captured(self) -> bool:
+        """Whether prompts or steps were captured, which other settings would make void."""
+        engine = self._engine
+        return engine is not None and engine.captured
+
+    @property
     def context_length(self) -> int:
         return self.llm.config.max_position_embeddings
 

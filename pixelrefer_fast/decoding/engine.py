@@ -101,6 +101,12 @@ class Engine:
         return bool(len(self._waiting) or self._starting or self._running or len(self._readbacks))
 
     @property
+    def captured(self) -> bool:
+        """Whether prompts or steps were captured."""
+        stores = (self.graphs, None if self.prefills is None else self.prefills.store)
+        return any(store is not None and store.counts()["graphs"] for store in stores)
+
+    @property
     def place(self) -> tuple[torch.device, torch.dtype]:
         """Where the cache lies and what it is made of."""
         return self._pool.device, self._pool.dtype

@@ -9,6 +9,7 @@ import torch
 from decoding import alone, answers, drain, new_decoder, prompt
 from recorded_graphs import SIZE, Recorded, Recorder
 
+from pixelrefer_fast.batching.session import Session
 from pixelrefer_fast.decoding import Decoder, Generation
 from pixelrefer_fast.decoding import decoder as decoder_module
 from pixelrefer_fast.decoding import engine as engine_module
@@ -84,6 +85,18 @@ def test_fourteen_graphs_for_any_traffic(lite: Any, recorder: Recorder) -> None:
     assert counts["graph_graphs"] == 14
     assert counts["graph_replays"] == counts["steps"]
     assert counts["graph_not_kept"] == 0
+
+
+def test_a_large_batch_keeps_what_is_captured(lite: Any) -> None:
+    """It is decoded in turns; where nothing is captured, at once."""
+    for limit, most in ((ROOM, 8), (0, 20)):
+        decoder = _warm(lite, graph_bytes=limit)
+        Session(decoder).widen(20)
+        sequences = [decoder.submit(prompt(9, i), Generation(max_new_tokens=4)) for i in range(20)]
+        decoder.advance()
+        assert decoder.counts()["running"] == decoder.max_running == most
+        assert answers(sequences) == [alone(lite, prompt(9, i), Generation(max_new_tokens=4)) for i in range(20)]
+        assert decoder.captured is bool(limit)
 
 
 @pytest.mark.parametrize(
