@@ -24,11 +24,6 @@ WHAT = "What is <region>?"
 RUNS: dict[str, Any] = {"max_new_tokens": 40, "min_new_tokens": 40}
 
 
-@pytest.fixture(params=["lite", "full"])
-def model(assets: Any, request: pytest.FixtureRequest) -> Any:
-    return pf.load(assets / request.param, device="cpu", dtype="float32", feature_bytes=0)
-
-
 def _image(seed: int, height: int = 48, width: int = 56) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 

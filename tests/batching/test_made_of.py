@@ -25,11 +25,6 @@ def nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "READABLE", frozenset())
 
 
-@pytest.fixture(params=["lite", "full"])
-def model(assets: Any, request: pytest.FixtureRequest) -> Any:
-    return pf.load(assets / request.param, device="cpu", dtype="float32", feature_bytes=0)
-
-
 def _image(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (80, 96, 3), dtype=np.uint8)
 

@@ -61,12 +61,7 @@ def infuse(
         draw((max(begin + count for begin, count in context), width), 2),
         plan.order.to(device),
         plan.groups.to(device),
-        draw((width,), 7) * 0.1 + 1,
-        draw((width,), 8) * 0.1,
-        draw((3 * width, width), 3) * width**-0.5,
-        draw((width,), 4) * 0.1,
-        draw((width, width), 5) * width**-0.5,
-        draw((width,), 6) * 0.1,
+        *_infusion_weights(draw, width),
         heads,
         plan.max_members,
         plan.max_rows,
@@ -74,6 +69,18 @@ def infuse(
         plan.span,
         is_projected(plan, tokens, width, heads),
     )
+
+
+def _infusion_weights(draw: Callable[[tuple[int, ...], int], torch.Tensor], width: int) -> list[torch.Tensor]:
+    """Of one step, in the order of `ops.infuse`."""
+    return [
+        draw((width,), 7) * 0.1 + 1,
+        draw((width,), 8) * 0.1,
+        draw((3 * width, width), 3) * width**-0.5,
+        draw((width,), 4) * 0.1,
+        draw((width, width), 5) * width**-0.5,
+        draw((width,), 6) * 0.1,
+    ]
 
 
 def object_pool(
@@ -130,9 +137,9 @@ def object_tokens(
     step_sizes: list[int] = []
     for i, own in enumerate(rows):
         plan = plan_groups(torch.tensor([[sum(rows[:i]), own]]).expand(objects, 2))
-        step = infuse(device, dtype, objects=objects, rows=own, tokens=tokens, width=width, heads=heads)
-        steps += [plan.order.to(device), plan.groups.to(device), *step[4:10]]
-        step_sizes += [plan.max_members, plan.max_rows, plan.first_row, plan.span, int(step[-1])]
+        steps += [plan.order.to(device), plan.groups.to(device), *_infusion_weights(draw, width)]
+        projected = is_projected(plan, tokens, width, heads)
+        step_sizes += [plan.max_members, plan.max_rows, plan.first_row, plan.span, int(projected)]
     projection = [
         draw((llm_width, width), 11) * width**-0.5,
         draw((llm_width,), 12) * 0.1,
