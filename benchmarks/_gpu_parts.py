@@ -35,6 +35,7 @@ KERNELS = (
     "add_norm",
     "best_token",
     "infuse",
+    "linear_gelu",
     "norm_linear",
     "object_pool",
     "object_tokens",

@@ -59,6 +59,7 @@ def _cpu_attention_flops(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *arg
 FORMULAS = {
     **flop_registry,
     aten.addmm_: flop_registry[aten.addmm],
+    aten._addmm_activation: flop_registry[aten.addmm],
     aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops,
 }
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from pixelrefer_fast import ops
@@ -163,7 +162,8 @@ class EncoderLayer(nn.Module):
             q, k, v, cu_queries, layout.cu_seqlens, longest, layout.longest, backend=backend
         )
         x, normed = self._add(x, self.out(attended.flatten(1)), self.norm2, backend)
-        return self._add(x, self.fc2(F.gelu(self.fc1(normed), approximate="tanh")), following, backend)
+        inner = ops.linear_gelu(normed, self.fc1.weight, self.fc1.bias, backend=backend)
+        return self._add(x, self.fc2(inner), following, backend)
 
     def _add(
         self, x: torch.Tensor, delta: torch.Tensor, norm: nn.LayerNorm, backend: str

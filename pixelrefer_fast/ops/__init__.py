@@ -4,6 +4,7 @@ from pixelrefer_fast.ops._registry import BACKENDS, BackendError, Op, check_back
 from pixelrefer_fast.ops.add_norm import add_norm
 from pixelrefer_fast.ops.best_token import best_token
 from pixelrefer_fast.ops.infuse import infuse
+from pixelrefer_fast.ops.linear_gelu import linear_gelu
 from pixelrefer_fast.ops.mask_grids import mask_grids
 from pixelrefer_fast.ops.norm_linear import norm_linear
 from pixelrefer_fast.ops.object_pool import object_pool
@@ -29,6 +30,7 @@ __all__ = [
     "gather_tokens",
     "infuse",
     "kernels_serve",
+    "linear_gelu",
     "mask_grids",
     "norm_linear",
     "object_pool",

@@ -33,6 +33,8 @@ class Library:
         majors: compute capabilities (the first number) that it has kernels for.
         largest_head: the largest head size; all take multiples of 8 only.
         documented: where all this is written down.
+        into: its function that writes into a given tensor, which comes first, and keeps nothing for a gradient; used
+            where the installed version has it. "" where the other one launches nothing beside its kernel.
     """
 
     backend: str
@@ -44,6 +46,7 @@ class Library:
     majors: tuple[int, ...]
     largest_head: int
     documented: str
+    into: str = ""
 
 
 FLASH_PARAMETERS = ("q", "k", "v", "cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
@@ -82,6 +85,7 @@ LIBRARIES = (
         majors=(8, 9, 10, 11, 12),
         largest_head=256,
         documented="docs.pytorch.org/docs/stable/nn.attention.varlen.html",
+        into="varlen_attn_out",
     ),
     Library(
         backend="flash_attn",
@@ -156,7 +160,12 @@ def run(
         options |= [(name, value) for name, value in library.causal if name in _parameters(library)][:1]
     if library.grouped and q.shape[1] != k.shape[1]:
         options[library.grouped] = True
-    returned = function(**dict(zip(library.parameters, arguments, strict=True)), **options)
+    named = dict(zip(library.parameters, arguments, strict=True))
+    into = _into(library)
+    if into is not None:
+        # torch's other function also fills the state of a random generator: a launch for nothing in each layer
+        return into(q.new_empty(q.shape), **named, **options)
+    returned = function(**named, **options)
     return returned[0] if isinstance(returned, tuple) else returned
 
 
@@ -307,6 +316,17 @@ def _load(library: Library) -> Callable[..., Any] | str:
     if missing:
         return f"{library.module}.{library.function} has no parameter {missing[0]} in the version installed"
     return function
+
+
+@functools.cache
+def _into(library: Library) -> Callable[..., torch.Tensor] | None:
+    """The library's function that writes into a given tensor; None where it has none that takes the same arguments."""
+    function = getattr(_import(library.module), library.into, None) if library.into else None
+    if function is None:
+        return None
+    known = inspect.signature(function).parameters
+    same = next(iter(known)) == "out" and _parameters(library) <= known.keys()
+    return function if same else None
 
 
 @functools.cache

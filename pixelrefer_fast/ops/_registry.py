@@ -32,8 +32,8 @@ R = TypeVar("R")
 Reason = str | None
 
 BACKENDS = ("torch", "triton", "cuda")
-# names of providers that are libraries, of attention all of them
-LIBRARIES = ("flash_attn_4", "flash_attn_3", "torch_varlen", "flash_attn", "xformers")
+# names of providers that are libraries: of attention, and cuBLASLt, whose products end in an activation
+LIBRARIES = ("flash_attn_4", "flash_attn_3", "torch_varlen", "flash_attn", "xformers", "cublaslt")
 
 ABSENT = "not part of this version"
 

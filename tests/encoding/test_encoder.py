@@ -8,11 +8,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from plain_memory import plain_memory
 
 from pixelrefer_fast import ops
 from pixelrefer_fast.checkpoint.config import VisionConfig
+from pixelrefer_fast.device.counters import counting
 from pixelrefer_fast.encoding import encoder as module
 from pixelrefer_fast.encoding.encoder import Grid, PassLayout, VisionEncoder
+from pixelrefer_fast.ops.linear_gelu import _found
 
 CONFIG = VisionConfig(hidden_size=48, num_layers=3, num_heads=3, intermediate_size=80)
 GRIDS: list[Grid] = [(3, 5, 1), (4, 6, 2), (1, 1, 1), (4, 6, 1), (2, 2, 2), (3, 5, 1)]
@@ -148,6 +151,36 @@ def test_the_last_layer_leaves_out_what_nobody_reads(encoder: VisionEncoder, mon
     reads[[2, 7]] = True
     encoder(_patches(GRIDS[:1]), GRIDS[:1], reads)
     assert seen == [15, 15, 2]
+
+
+@pytest.mark.kernel
+def test_a_layer_is_eight_launches(
+    encoder: VisionEncoder, kernel_device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU: four products, one of them with GELU at its end, rotation, attention and twice residual and norm."""
+    for op in (ops.add_norm, ops.linear_gelu, ops.rope2d, ops.varlen_attention):
+        for provider in op._providers:
+            monkeypatch.setattr(provider, "devices", ("cpu", "cuda"))
+            monkeypatch.setattr(provider, "available", lambda: None)
+    if kernel_device.type == "cpu":  # where the same function is the erf form, which counting does not mind
+        monkeypatch.setitem(_found, (kernel_device, torch.float32), None)
+    launches = []
+    for layers in (2, 3):
+        model = copy.deepcopy(encoder).to(kernel_device)
+        model.layers = model.layers[-layers:]
+        patches = _patches(GRIDS).to(kernel_device)
+        layout = PassLayout.of(GRIDS, None, kernel_device)
+        with plain_memory(), torch.inference_mode(), counting(kernel_device.type, dry=True) as counts:
+            model.run(patches, layout)
+        launches.append(counts.launches)
+    assert launches[1] - launches[0] == {
+        "add_norm.rows": 2,
+        "aten._addmm_activation": 1,
+        "aten.addmm": 2,
+        "aten.mm": 1,
+        "rope2d.rope2d": 1,
+        "varlen_attention.attention_float32": 1,
+    }
 
 
 @pytest.mark.parametrize("reads", [torch.zeros(14, dtype=torch.bool), torch.zeros(15)], ids=["length", "dtype"])

@@ -53,6 +53,7 @@ def test_the_operations_are_registered() -> None:
         "add_norm",
         "best_token",
         "infuse",
+        "linear_gelu",
         "mask_grids",
         "norm_linear",
         "object_pool",
@@ -143,7 +144,11 @@ def test_samples_repeat_with_their_generator(name: str) -> None:
 @pytest.mark.parametrize("name", OPS)
 def test_every_operation_says_who_can_compute_it(name: str) -> None:
     rows = registry()[name].providers()
-    libraries = {"varlen_attention": LIBRARIES, "paged_attention": ("flash_attn_3",)}.get(name, ())
+    libraries = {
+        "linear_gelu": ("cublaslt",),
+        "paged_attention": ("flash_attn_3",),
+        "varlen_attention": tuple(name for name in LIBRARIES if name != "cublaslt"),
+    }.get(name, ())
     assert [r[0] for r in rows] == ["torch", "triton", "cuda", *libraries]
     assert rows[0] == ("torch", True, "")
     for backend, available, reason in rows:

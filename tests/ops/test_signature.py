@@ -26,6 +26,7 @@ SCHEMAS = {
     "infuse": "Tensor tokens, Tensor features, Tensor order, Tensor groups, Tensor ln_weight, Tensor ln_bias, "
     "Tensor in_weight, Tensor query_bias, Tensor out_weight, Tensor out_bias, int heads, SymInt max_members, "
     'SymInt max_rows, SymInt first_row, SymInt span, bool projected, *, str backend="auto") -> Tensor',
+    "linear_gelu": 'Tensor x, Tensor weight, Tensor bias, *, str backend="auto") -> Tensor',
     "mask_grids": 'Tensor bits, Tensor table, SymInt cells, *, str backend="auto") -> Tensor',
     "mask_grids_out": "Tensor bits, Tensor table, Tensor(a!) cells) -> ()",
     "norm_linear": 'Tensor x, Tensor norm, float eps, Tensor weight, Tensor? bias, *, str backend="auto") -> Tensor',

@@ -101,6 +101,7 @@ def forgotten() -> Iterator[None]:
         libraries._load.cache_clear()
         libraries._import.cache_clear()
         libraries._parameters.cache_clear()
+        libraries._into.cache_clear()
 
     forget()
     yield
@@ -201,14 +202,46 @@ def test_torch_versions_that_cannot_be_asked(install: Callable[[str], Seen], on_
         varlen_attention(q, k, v, *rest, True, backend="torch_varlen")
 
 
+def test_torch_writes_into_a_given_tensor_where_it_can(
+    install: Callable[[str], Seen], on_device: Callable[[int], None]
+) -> None:
+    """The other function fills the state of a random generator in each layer."""
+    seen = install("torch_varlen")
+    on_device(8)
+    module: Any = sys.modules["torch.nn.attention.varlen"]
+    calls: list[tuple] = []
+
+    def varlen_attn_out(
+        out, query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None,
+        window_size=(-1, -1), enable_gqa=False,
+    ):  # fmt: skip
+        calls.append((window_size, enable_gqa))
+        return out.copy_(_answer(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, window_size == (-1, 0)))
+
+    module.varlen_attn_out = varlen_attn_out
+    q, k, v, *rest = _arguments()
+    for arguments in ((q, k, v, *rest), (q, k[:, :1], v[:, :1], *rest, True)):
+        expected = varlen_attention(*arguments, backend="torch")
+        assert torch.equal(varlen_attention(*arguments, backend="torch_varlen"), expected)
+    assert calls == [((-1, -1), False), ((-1, 0), True)]
+    assert not seen.calls
+    # one of another interface is left alone
+    module.varlen_attn_out = lambda out, query: out
+    libraries._into.cache_clear()
+    varlen_attention(*_arguments(), backend="torch_varlen")
+    assert len(seen.calls) == 1
+
+
 def test_the_signature_of_this_torch() -> None:
     """torch's function is installed, if not its device: the names are those it has."""
     import inspect
 
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention import varlen
 
-    names = list(inspect.signature(varlen_attn).parameters)
+    names = list(inspect.signature(varlen.varlen_attn).parameters)
     assert tuple(names[:7]) == _library("torch_varlen").parameters
+    if hasattr(varlen, "varlen_attn_out"):
+        assert list(inspect.signature(varlen.varlen_attn_out).parameters) == ["out", *names]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

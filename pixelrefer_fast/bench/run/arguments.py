@@ -266,6 +266,19 @@ def norm_linear(
     return x, norm, 1e-6, weight, bias
 
 
+def linear_gelu(
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    rows: int = CROP + LOCAL + GLOBAL,
+    width: int = WIDTH,
+    inner: int = 4304,
+) -> Arguments:
+    """`rows` of a pass of the encoder, `inner` the width of its MLP."""
+    weight = normal((inner, width), 2, device, dtype) * width**-0.5
+    return normal((rows, width), 0, device, dtype), weight, normal((inner,), 1, device, dtype)
+
+
 def scatter_tokens(
     device: torch.device, dtype: torch.dtype, *, objects: int = 1, tokens: int = TOKENS, width: int = LLM_WIDTH
 ) -> Arguments:
@@ -347,6 +360,7 @@ MAKERS: dict[str, Callable[..., Arguments]] = {
         add_norm,
         best_token,
         infuse,
+        linear_gelu,
         mask_grids,
         norm_linear,
         object_pool,

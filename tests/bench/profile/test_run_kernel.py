@@ -24,6 +24,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "object_pool": {"objects": 2, "patches": [5, 3], "tokens": 2, "width": 16, "corners": 4},
     "object_tokens": {"objects": 2, "patches": [5, 3], "tokens": 2, "width": 16, "llm_width": 6, "rows": [3, 4]},
     "best_token": {"rows": 2, "vocabulary": 30, "said": 3},
+    "linear_gelu": {"rows": 2, "width": 8, "inner": 5},
     "mask_grids": {"objects": 2},
     "pack_masks": {"objects": 2, "height": 9, "width": 40},
     "norm_linear": {"rows": 2, "width": 8, "made": 5},

@@ -78,11 +78,12 @@ def _encoder_pass(config: ModelConfig, part: Sequence[tuple[int, int]], machine:
             works += [Work("varlen_attention", 4 * pairs * width, attention, times, runs), together]
         works += [
             machine.linear("out", queries, width, width, times=times),
-            machine.linear("fc1", queries, width, inner, times=times),
-            machine.pointwise("gelu", queries * inner, 2, times=times),
+            machine.linear("linear_gelu", queries, width, inner, times=times),
             machine.linear("fc2", queries, inner, width, times=times),
             _add_norm(queries, width, machine, 2 * times),
         ]
+        if not machine.kernels:  # elsewhere it is the end of the product
+            works.append(machine.pointwise("gelu", queries * inner, 2, times=times))
     return works
 
 
