@@ -25,6 +25,10 @@ CONFIGS = Path(__file__).resolve().parent / "configs"
 # what a launch configuration may hold besides the kernel's own BLOCK_* sizes
 OPTIONS = ("num_warps", "num_stages")
 
+# devices that share a file of launch configurations, by compute capability. sm_86's give a block 99 KiB of shared
+# memory, where sm_80's give 163 and the others 227.
+FAMILIES = {80: "sm_80", 86: "sm_86", 89: "sm_86", 90: "sm_90", 100: "sm_100", 120: "sm_86", 121: "sm_86"}
+
 # how every kernel is compiled unless it says otherwise: results depend on it, and Triton's own choice is another from
 # 3.10 on
 PINNED = {"enable_fp_fusion": True}
@@ -110,10 +114,10 @@ def _mend_interpreter() -> None:
 def configuration(name: str, size: int, device: torch.device | None = None) -> dict[str, int]:
     """The launch configuration of a kernel: block sizes, warps and stages.
 
-    `kernels/configs/<file>/<device name>.json` holds what was tuned on that device, `default.json` beside it what fits
-    every device from sm_80 on. Each kernel has a list of entries; the first whose `upto` is at least `size` is taken
-    (the last one has none). `size` must be something that few values cover: never a packed length. The result is kept
-    and shared: not to be changed.
+    `kernels/configs/<file>/<device name>.json` holds what was tuned on that device; beside it a file for its family, of
+    kernels that want something else there than elsewhere, each entry with its `reason`; and `default.json`. Each kernel
+    has a list of entries; the first whose `upto` is at least `size` is taken (the last one has none). `size` must be
+    something that few values cover: never a packed length. The result is kept and shared: not to be changed.
     """
     return _chosen(name, size, device)
 
@@ -122,17 +126,30 @@ def configuration(name: str, size: int, device: torch.device | None = None) -> d
 def _chosen(name: str, size: int, device: torch.device | None) -> dict[str, int]:
     file, kernel = name.split(".")
     own = _table(file, _device_name(device)) if device is not None and device.type == "cuda" else {}
-    entries = own.get(kernel) or _table(file, "default")[kernel]
+    entries = own.get(kernel) or untuned(file, device)[kernel]
     entry = next(e for e in entries if "upto" not in e or size <= e["upto"])
     return {k: v for k, v in entry.items() if k != "upto"}
 
 
+def untuned(file: str, device: torch.device | None) -> dict[str, list[dict[str, int]]]:
+    """Entries of a file's kernels on a device for which nothing was tuned: its family's, else the default's."""
+    shared = _table(file, _family(device)) if device is not None and device.type == "cuda" else {}
+    return {**_table(file, "default"), **shared}
+
+
 def shipped(name: str) -> Iterator[tuple[str, dict[str, int]]]:
-    """Every shipped configuration of a kernel: (device name or "default", entry), for the compile check."""
+    """Every shipped configuration of a kernel: (device name, family or "default", entry), for the compile check."""
     file, kernel = name.split(".")
     for found in sorted((CONFIGS / file).glob("*.json")):
         for entry in _table(file, found.stem).get(kernel, []):
             yield found.stem, dict(entry)
+
+
+@functools.cache
+def _family(device: torch.device) -> str:
+    """Name of the file that a CUDA device shares with its like, "default" for one that is not known."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return FAMILIES.get(10 * major + minor, "default")
 
 
 @functools.cache
@@ -143,4 +160,7 @@ def _device_name(device: torch.device) -> str:
 @functools.cache
 def _table(file: str, stem: str) -> dict[str, list[dict[str, int]]]:
     path = CONFIGS / file / f"{stem}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    read = json.loads(path.read_text(encoding="utf-8"))
+    return {name: [{k: v for k, v in e.items() if k != "reason"} for e in entries] for name, entries in read.items()}

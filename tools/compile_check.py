@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Compile every kernel in every shipped launch configuration for sm_80, sm_90 and sm_100; no device is needed.
+"""Compile every kernel in every shipped launch configuration for sm_80, sm_90 and sm_100, and what a family of devices
+has of its own for its members; no device is needed.
 
     python tools/compile_check.py               check: what `make compile-check` runs
     python tools/compile_check.py --update      and write docs/kernels/resources.{md,json}
@@ -10,7 +11,7 @@ A kernel is refused where it
 
 * spills: any byte of local memory a thread, which an array that is indexed at run time takes as well;
 * takes more shared memory than a block may have (163, 227 and 227 KiB; sm_86, sm_89 and sm_120 have 99, and the largest
-  case of each kernel that fits them is compiled for them as well: the page names those that do not);
+  case of each kernel that has no configuration of its own for them is compiled for them as well);
 * has a matrix product on 16-bit types that does not reach the tensor cores by the architecture's own instruction
   (mma.sync, wgmma, tcgen05);
 * takes more registers or shared memory than in the committed table. Registers count as the hardware allots them, in
@@ -41,17 +42,23 @@ from typing import Any
 import count_tables
 
 from pixelrefer_fast.bench.profile.resources import compile_case
+from pixelrefer_fast.kernels import _launch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 KERNELS = REPOSITORY / "kernels"
 BASELINE = REPOSITORY / "docs" / "kernels" / "resources.json"
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes that one block may have
-# devices that are compiled for as sm_80 is and give a block less: of each kernel the case with most shared memory is
-# compiled for them, and takes what it takes on sm_80, so that all others fit where theirs of sm_80 does
+# devices that are compiled for as sm_80 is and give a block less: of each kernel without a configuration of its own for
+# them, the case with most shared memory is compiled for them, and takes what it takes on sm_80, so that all others fit
 TIGHT = (86, 89, 120)
+TIGHT_FAMILY = "sm_86"
 TIGHT_LIMIT = 99 * 1024
 EXPECTED_MATRIX = {80: ("mma",), 90: ("wgmma",), 100: ("tcgen05", "mma"), **dict.fromkeys(TIGHT, ("mma",))}
 REGISTER_UNIT = 8
+# what a family's own configurations are compiled for
+FAMILIES = {
+    family: [a for a in EXPECTED_MATRIX if _launch.FAMILIES[a] == family] for family in _launch.FAMILIES.values()
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ class Row:
         kernel: `file.kernel`.
         shape: what the case is for.
         configuration: constants and launch options, as text.
-        arch: 80, 90 or 100.
+        arch: 80, 90 or 100; 86, 89 or 120 for a configuration of their own.
         source: hash of the kernel's source, its file's other kernels, signature and constants.
         registers: a thread.
         local: bytes of local memory a thread: spills.
@@ -119,18 +126,41 @@ def cases_of(path: Path) -> list[Any]:
     for name in sorted(launched - {c.name for c in cases}):
         raise SystemExit(f"{path}: compile_cases() has none for {name}")
     for device, name, entry in shipped_entries(path.stem):
-        wanted = {k: v for k, v in entry.items() if k != "upto"}
-        if not any(wanted.items() <= {**c.constants, **c.options}.items() for c in cases):
+        if not any(_configured(c, entry) for c in cases):
             raise SystemExit(f"{path}: compile_cases() has none for {name} in the configuration {entry} of {device}")
     return cases
 
 
 def shipped_entries(stem: str) -> Iterator[tuple[str, str, dict[str, int]]]:
-    """(device, name, entry) of every committed launch configuration of a kernel file."""
-    for path in sorted((KERNELS / "configs" / stem).glob("*.json")):
-        for name, entries in json.loads(path.read_text(encoding="utf-8")).items():
-            for entry in entries:
-                yield path.stem, name, entry
+    """(device, name, entry) of every committed launch configuration of a kernel file.
+
+    Raises:
+        SystemExit: an entry of a family's file does not say why it is there, or a kernel's are the default's.
+    """
+    folder = KERNELS / "configs" / stem
+    tables = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    for device, table in tables.items():
+        for name, entries in table.items():
+            bare = [{k: v for k, v in entry.items() if k != "reason"} for entry in entries]
+            if device in FAMILIES and not all(entry.get("reason") for entry in entries):
+                raise SystemExit(f"{folder}/{device}.json: expected a reason in each entry of {name}")
+            if device in FAMILIES and bare == tables["default"].get(name):
+                raise SystemExit(f"{folder}/{device}.json: {name} has the default's entries")
+            for entry in bare:
+                yield device, name, entry
+
+
+def _configured(case: Any, entry: dict[str, int]) -> bool:
+    return {k: v for k, v in entry.items() if k != "upto"}.items() <= {**case.constants, **case.options}.items()
+
+
+def compiled_for(case: Any) -> list[int]:
+    """Architectures of a case: those of the families that alone have its configuration, else all but `TIGHT`."""
+    stem, _, own = case.name.partition(".")
+    devices = {device for device, name, entry in shipped_entries(stem) if name == own and _configured(case, entry)}
+    if devices and devices <= set(FAMILIES):
+        return sorted(arch for device in devices for arch in FAMILIES[device])
+    return sorted(SHARED_LIMIT)
 
 
 def configuration(case: Any) -> str:
@@ -177,11 +207,19 @@ def faults(row: Row, case: Any) -> Iterator[str]:
 
 
 def tight(jobs: Sequence[tuple[Any, int]], rows: Sequence[Row]) -> Iterator[str]:
-    """What is refused on devices with little shared memory: each kernel's largest case of sm_80, compiled for them."""
+    """What is refused on devices with little shared memory: what does not fit, and what their compiler makes of each
+    kernel's largest case of sm_80."""
     largest: dict[str, tuple[Any, Row]] = {}
     for (case, arch), row in zip(jobs, rows, strict=True):
-        more = case.name not in largest or row.shared > largest[case.name][1].shared
-        if arch == 80 and row.shared <= TIGHT_LIMIT and more:
+        if arch != 80 or own_entries(case.name, TIGHT_FAMILY):
+            continue
+        if row.shared > TIGHT_LIMIT:
+            file, _, name = row.kernel.partition(".")
+            yield (
+                f"{row}: {row.shared} bytes of shared memory, a block of sm_86, sm_89 and sm_120 has {TIGHT_LIMIT}: "
+                f"expected {name} in kernels/configs/{file}/{TIGHT_FAMILY}.json"
+            )
+        elif case.name not in largest or row.shared > largest[case.name][1].shared:
             largest[case.name] = case, row
     tried = [(case, arch) for case, _ in largest.values() for arch in TIGHT]
     for (case, _), row in zip(tried, _compile_all(tried) if tried else (), strict=True):
@@ -189,6 +227,14 @@ def tight(jobs: Sequence[tuple[Any, int]], rows: Sequence[Row]) -> Iterator[str]
         on_80 = largest[case.name][1].shared
         if row.shared > on_80:
             yield f"{row}: {row.shared} bytes of shared memory, on sm_80 {on_80}: no other case is known to fit"
+
+
+def own_entries(kernel: str, family: str) -> list[dict[str, Any]]:
+    """What a family's file has for a kernel, reasons included."""
+    file, _, name = kernel.partition(".")
+    path = KERNELS / "configs" / file / f"{family}.json"
+    found = json.loads(path.read_text(encoding="utf-8")).get(name, []) if path.is_file() else []
+    return list(found)
 
 
 def worse(row: Row, before: Row) -> Iterator[str]:
@@ -246,7 +292,7 @@ def page(triton_version: str, rows: Sequence[Row], counted: Sequence[count_table
         "",
         f"Triton {triton_version}, compiled without a device. A cell holds registers a thread, KiB of shared memory",
         "and the matrix instruction.",
-        *(_fits(rows) if rows else []),
+        *_families(rows),
         *(COUNTED if counted else []),
     ]
     for kernel in dict.fromkeys([*(r.kernel for r in rows), *(r.kernel for r in counted)]):
@@ -267,16 +313,22 @@ COUNTED = (
 )
 
 
-def _fits(rows: Sequence[Row]) -> list[str]:
-    large = [row for row in rows if row.arch == 80 and row.shared > TIGHT_LIMIT]
-    return [
+def _families(rows: Sequence[Row]) -> Iterator[str]:
+    yield from (
         "",
-        f"A block of sm_86, sm_89 and sm_120 has {TIGHT_LIMIT // 1024} KiB of shared memory; kernels take there what",
-        "they take on sm_80, and the largest case of each that fits is compiled for them. "
-        + ("These do not fit:" if large else "Every configuration fits."),
-        *([""] if large else []),
-        *(f"* {row.kernel} ({row.shape}; {row.configuration}): {row.shared / 1024:.4g} KiB" for row in large),
+        "Launch configurations are the same on all devices (`kernels/configs/*/default.json`) but for those that were",
+        "tuned on a device and these of families. A block of sm_86, sm_89 and sm_120 has 99 KiB of shared memory;",
+        "all else takes there what it takes on sm_80, and the largest case of each kernel is compiled for them.",
+    )
+    entries = [
+        (k, f, entry) for k in dict.fromkeys(r.kernel for r in rows) for f in FAMILIES for entry in own_entries(k, f)
     ]
+    if entries:
+        yield from ("", "| kernel | devices | configuration | why |", "| :--- | :--- | :--- | :--- |")
+    for kernel, family, entry in entries:
+        devices = ", ".join(f"sm_{arch}" for arch in FAMILIES[family])
+        shown = ", ".join(f"{k}={v}" for k, v in entry.items() if k != "reason")
+        yield f"| {kernel} | {devices} | {shown} | {entry['reason']} |"
 
 
 def tables(rows: Sequence[Row]) -> list[str]:
@@ -291,7 +343,7 @@ def tables(rows: Sequence[Row]) -> list[str]:
             cells.setdefault((row.shape, row.configuration), {})[row.arch] = cell
         headings = ["for", "configuration", *(f"sm_{arch}" for arch in arches)]
         text += ["", f"## {kernel}", "", f"| {' | '.join(headings)} |", "| :--- | :--- |" + " ---: |" * len(arches)]
-        text += [f"| {shape} | {c} | {' | '.join(by[a] for a in arches)} |" for (shape, c), by in cells.items()]
+        text += [f"| {shape} | {c} | {' | '.join(by.get(a, '') for a in arches)} |" for (shape, c), by in cells.items()]
     return text
 
 
@@ -302,7 +354,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--update", action="store_true", help="write the table unless something is refused")
     parser.add_argument("--accept-worse", action="store_true", help="let --update write larger numbers")
     parser.add_argument("--listed", action="store_true", help="compile nothing, compare the table's sources")
-    parser.add_argument("--arch", type=int, nargs="+", choices=sorted(SHARED_LIMIT), default=sorted(SHARED_LIMIT))
+    parser.add_argument("--arch", type=int, nargs="+", choices=sorted(EXPECTED_MATRIX), default=sorted(EXPECTED_MATRIX))
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose shape holds this text (a dtype)")
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
@@ -311,7 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     files = [p.resolve() for p in options.files] or kernel_files()
     cases = [case for path in files for case in cases_of(path) if options.only in case.shape]
-    jobs = [(case, arch) for case in cases for arch in options.arch]
+    jobs = [(case, arch) for case in cases for arch in compiled_for(case) if arch in options.arch]
     wanted = {(c.name, c.shape, configuration(c), arch): source_hash(c) for c, arch in jobs}
     if len(wanted) != len(jobs):
         raise SystemExit("compile-check: two cases of a kernel have the same shape and configuration")

@@ -4,10 +4,10 @@
     python tools/tune.py                        all kernels
     python tools/tune.py object_pool infuse     these files
 
-From the shipped default one setting after the other is doubled and halved while that makes the operation's benchmark
-cases (`benchmarks/ops/`) faster, each entry with the cases that use it. A trial must compile and give what the default
-gives in every dtype of the cases; the times are those of the first. `make compile-check` judges the result as it does
-any shipped configuration.
+From what is shipped for its family, or the default, one setting after the other is doubled and halved while that makes
+the operation's benchmark cases (`benchmarks/ops/`) faster, each entry with the cases that use it. A trial must compile
+and give what the shipped one gives in every dtype of the cases; the times are those of the first. `make compile-check`
+judges the result as it does any shipped configuration.
 """
 
 from __future__ import annotations
@@ -103,7 +103,11 @@ class Tuner:
 
         def configuration(name: str, size: int, device: Any = None) -> Entry:
             self.used.add((name, size))
-            return dict(self.tried[name]) if name in self.tried else _launch.configuration(name, size)
+            if name in self.tried:
+                return dict(self.tried[name])
+            file, _, kernel = name.partition(".")
+            entries = _launch.untuned(file, device)[kernel]
+            return {k: v for k, v in entries[entry_index(entries, size)].items() if k != "upto"}
 
         asking = [module for module in self.modules if hasattr(module, "configuration")]
         for module in asking:
@@ -184,7 +188,7 @@ def entry_index(entries: Sequence[Entry], size: int) -> int:
 
 
 def tune(name: str, cases: Iterable[Any], device: Any, budget: float, clock: Any) -> dict[str, list[Entry]]:
-    """The entries of a kernel file, tuned; those that no case uses stay the default's.
+    """The entries of a kernel file, tuned; those that no case uses stay as they are shipped.
 
     Args:
         name: of the operation and its kernel file.
@@ -192,8 +196,10 @@ def tune(name: str, cases: Iterable[Any], device: Any, budget: float, clock: Any
         budget: seconds for the whole file.
         clock: as a `Tuner` takes it.
     """
+    from pixelrefer_fast.kernels import _launch
+
     until = time.monotonic() + budget
-    table: dict[str, list[Entry]] = json.loads((CONFIGS / name / "default.json").read_text(encoding="utf-8"))
+    table = {kernel: [dict(entry) for entry in entries] for kernel, entries in _launch.untuned(name, device).items()}
     tuner = Tuner(name, clock)
     with tuner.installed():
         served: dict[tuple[str, int], list[Workload]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from kernel_place import KERNEL_DTYPES
 from pool_cases import Case, case_of_tokens, random_case
 
 from pixelrefer_fast.device.launches import Launch, listen
+from pixelrefer_fast.kernels import _launch
 from pixelrefer_fast.kernels import object_pool as kernel
 from pixelrefer_fast.kernels.object_pool import TIE_FLOAT32
 from pixelrefer_fast.ops import object_pool
@@ -86,6 +88,23 @@ def test_numbers_of_patches_around_the_tiles(count: int, judge: Callable[..., No
     judge(random_case([count, 2], 4, 16, 1, separate=True).to(dtype=torch.float16))
     if count < 100:  # the tiles of float32 are smaller
         judge(random_case([count, 2], 4, 16, 1, separate=True))
+
+
+@pytest.mark.parametrize("corners", [1, 4])
+def test_the_configuration_of_devices_with_little_shared_memory(
+    dtype: torch.dtype, corners: int, judge: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = json.loads((_launch.CONFIGS / "object_pool" / "sm_86.json").read_text())
+
+    def configuration(name: str, size: int, device: torch.device) -> dict[str, int]:
+        own = shipped.get(name.split(".")[1])
+        asked.add(name)
+        return {k: v for k, v in own[0].items() if k != "reason"} if own else _launch.configuration(name, size, device)
+
+    asked: set[str] = set()
+    monkeypatch.setattr(kernel, "configuration", configuration)
+    judge(random_case([70, 3], 4, 72, 1, corners, separate=True).to(dtype=dtype))
+    assert any(name.startswith("object_pool.gram") for name in asked)
 
 
 @pytest.mark.slow

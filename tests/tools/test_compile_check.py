@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -115,13 +118,59 @@ def test_a_kernel_that_takes_more_than_before_is_refused(tmp_path: Path, baselin
     assert baseline.read_text() == written
 
 
-def test_what_devices_with_less_shared_memory_cannot_take_is_named(tmp_path: Path, baseline: Path) -> None:
+def test_what_devices_with_less_shared_memory_cannot_take_is_refused(tmp_path: Path, baseline: Path) -> None:
     """Stages of 16 KiB: seven fit a block of sm_80, which has 163 KiB, and none of 99 KiB."""
     path = scratch(tmp_path, product("bf16", 64, 8), product("fp16", 64, 2))
-    assert "2 compiled" in check(path, "--arch", "80", "--baseline", baseline, "--update")
-    page = baseline.with_suffix(".md").read_text()
-    assert "* scratch.product (bf16 64;" in page
-    assert "* scratch.product (fp16 64;" not in page
+    printed = check(path, "--arch", "80", "--baseline", baseline, "--update", fails=True)
+    assert "scratch.product (bf16 64;" in printed
+    assert "a block of sm_86, sm_89 and sm_120 has 101376: expected product in kernels/configs/scratch/sm_86" in printed
+    assert "scratch.product (fp16 64;" not in printed
+    assert not baseline.exists()
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The tool with configuration files of its own, in `tmp_path`."""
+    monkeypatch.syspath_prepend(TOOL.parent)
+    for name in ("compile_check", "count_tables"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    found = importlib.import_module("compile_check")
+    monkeypatch.setattr(found, "KERNELS", tmp_path)
+    folder = tmp_path / "configs" / "scratch"
+    folder.mkdir(parents=True)
+    (folder / "default.json").write_text('{"a": [{"BLOCK": 64, "num_warps": 4}], "b": [{"BLOCK": 8}]}')
+    return found
+
+
+def test_a_familys_configurations_are_compiled_for_its_devices_and_explained(tool: Any, tmp_path: Path) -> None:
+    path = tmp_path / "configs" / "scratch" / "sm_86.json"
+    path.write_text('{"a": [{"BLOCK": 32, "num_warps": 4, "reason": "64 do not fit"}]}')
+    own, shared = (
+        SimpleNamespace(name="scratch.a", constants={"BLOCK": n}, options={"num_warps": 4}) for n in (32, 64)
+    )
+    assert tool.compiled_for(own) == [86, 89, 120]
+    assert tool.compiled_for(shared) == [80, 90, 100]
+    rows = [tool.Row("scratch.a", "bf16", "BLOCK=32", arch, "", 8, 0, 2048, "") for arch in tool.compiled_for(own)]
+    rows.append(tool.Row("scratch.a", "bf16", "BLOCK=64", 80, "", 9, 0, 2048, ""))
+    page = tool.page("3", rows, [])
+    assert "| scratch.a | sm_86, sm_89, sm_120 | BLOCK=32, num_warps=4 | 64 do not fit |" in page
+    assert "| bf16 | BLOCK=32 |  | 8, 2 KiB | 8, 2 KiB | 8, 2 KiB |" in page
+    # a kernel that the family has for itself is not judged by what it takes elsewhere
+    row = tool.Row("scratch.a", "", "", 80, "", 8, 0, 160 * 1024, "")
+    assert list(tool.tight([(shared, 80)], [row])) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": [{"BLOCK": 32, "num_warps": 4}]}', "expected a reason in each entry of a"),
+        ('{"b": [{"BLOCK": 8, "reason": "as it was"}]}', "b has the default's entries"),
+    ],
+)
+def test_a_familys_configuration_has_a_reason(tool: Any, tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "configs" / "scratch" / "sm_90.json").write_text(text)
+    with pytest.raises(SystemExit, match=message):
+        list(tool.shipped_entries("scratch"))
 
 
 def test_a_table_of_other_kernels_is_refused(tmp_path: Path, baseline: Path) -> None:
