@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,11 +13,9 @@ from pixelrefer_fast.checkpoint.config import ModelConfig
 from pixelrefer_fast.checkpoint.digests import model_fingerprint, tensor_digest
 from pixelrefer_fast.decoding import Decoder
 from pixelrefer_fast.decoding.prompt import Prompt, build_prompt
-from pixelrefer_fast.device.graphs import GRAPH_BYTES
 from pixelrefer_fast.device.stages import stage
 from pixelrefer_fast.device.transfers import upload
 from pixelrefer_fast.device.weights import WatchedWeights, WeightsState
-from pixelrefer_fast.encoding.captured_passes import CapturedPasses
 from pixelrefer_fast.encoding.kept_features import KeptFeatures
 from pixelrefer_fast.encoding.objects import Objects, SceneTokens
 from pixelrefer_fast.encoding.vision import VisionSide, places_of
@@ -31,9 +28,6 @@ from pixelrefer_fast.segmenting import Segmenter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-log = logging.getLogger("pixelrefer_fast")
 
 
 class Network(VisionSide):
@@ -117,18 +111,7 @@ class Network(VisionSide):
             ValueError: there are no CUDA graphs where this model is.
             RuntimeError: something is being decoded.
         """
-        default = GRAPH_BYTES if ops.kernels_serve(self.device, self.backend) else 0
-        limit = default if graph_bytes is None else graph_bytes
-        self.captured = None
-        if limit:
-            captured = CapturedPasses(self.encoder, self.object_tokenizer, self.config, self.backend, limit)
-            if reason := captured.unusable(self.device):
-                raise ValueError(f"graph_bytes: expected 0 on {self.device}, got {limit}: {reason}")
-            self.captured = captured
-            try:
-                captured.warm_up()
-            except torch.OutOfMemoryError as error:
-                log.warning("encoder: no memory to capture further passes, which run as they are (%s)", error)
+        self.capture_passes(graph_bytes)
         self.decoder.graph_bytes = graph_bytes
         self.decoder.warmup()
 

@@ -227,7 +227,9 @@ class _Buffers:
     def __init__(self, sizes: Sequence[PassSizes], clusters: int, like: torch.Tensor) -> None:
         device = like.device
         shapes = {s: _shapes(s, clusters) for s in sizes}
-        self.patches = torch.zeros(max(s.patches for s in sizes), PIXELS, device=device)
+        most = max(s.patches for s in sizes)
+        # loaders make a model's dtype the default: this is float32 all the same
+        self.patches = torch.zeros(most, PIXELS, dtype=torch.float32, device=device)
         self.features = torch.zeros(max(s.rows for s in sizes) + 1, len(like), dtype=like.dtype, device=device)
         bytes_ = torch.zeros(max(map(StaticTables.bytes_of, shapes.values())), dtype=torch.uint8, device=device)
         self.tables = {s: StaticTables(own, bytes_) for s, own in shapes.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -11,7 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from pixelrefer_fast import ops
 from pixelrefer_fast.checkpoint.config import ModelConfig
+from pixelrefer_fast.device.graphs import GRAPH_BYTES
 from pixelrefer_fast.device.stages import heard, stage
 from pixelrefer_fast.device.transfers import upload
 from pixelrefer_fast.encoding.captured_passes import CapturedPasses, PassInputs
@@ -25,6 +28,8 @@ from pixelrefer_fast.encoding.projector import VisionProjector, kept_tokens
 from pixelrefer_fast.planning.request import FrameSource
 from pixelrefer_fast.planning.selection import Selection, select_patches
 from pixelrefer_fast.planning.views import ViewPlan
+
+log = logging.getLogger("pixelrefer_fast")
 
 Result = TypeVar("Result")
 Starts = Callable[[Sequence[int]], torch.Tensor]
@@ -41,6 +46,23 @@ class _Begun:
     fresh: list[int]  # the other views
     own: list[int]  # those of the first part
     sizes: PassSizes | None  # of the captured pass that computes it; None: it runs as it is
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a plan became.
+
+    Attributes:
+        selection: its tables where the masks were drawn.
+        patches: (P, 588) packed of each view that was not known.
+        features: (F, D) of all views.
+        tokens: (T, C) object tokens of all marks.
+    """
+
+    selection: Selection
+    patches: Mapping[int, torch.Tensor]
+    features: torch.Tensor
+    tokens: torch.Tensor
 
 
 class VisionSide(nn.Module):
@@ -71,6 +93,30 @@ class VisionSide(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.projector.first.weight.dtype
 
+    def capture_passes(self, graph_bytes: int | None = None) -> None:
+        """Capture passes from patches to object tokens, anew where they were.
+
+        Args:
+            graph_bytes: of device memory that they may keep; 0: nothing is captured; None: 1 GiB where kernels compute
+                on a CUDA device, 0 elsewhere.
+
+        Raises:
+            ValueError: there are no CUDA graphs where these weights are.
+        """
+        self.captured = None
+        default = GRAPH_BYTES if ops.kernels_serve(self.device, self.backend) else 0
+        limit = default if graph_bytes is None else graph_bytes
+        if not limit:
+            return
+        captured = CapturedPasses(self.encoder, self.object_tokenizer, self.config, self.backend, limit)
+        if reason := captured.unusable(self.device):
+            raise ValueError(f"graph_bytes: expected 0 on {self.device}, got {limit}: {reason}")
+        self.captured = captured
+        try:
+            captured.warm_up()
+        except torch.OutOfMemoryError as error:
+            log.warning("encoder: no memory to capture further passes, which run as they are (%s)", error)
+
     def vision_slots(self) -> dict[str, torch.Tensor]:
         """Where each vision tensor of a released checkpoint goes, by checkpoint key; views of this module's memory."""
         slots = self.encoder.checkpoint_slots() | self.object_tokenizer.checkpoint_slots()
@@ -99,6 +145,7 @@ class VisionSide(nn.Module):
         source: FrameSource,
         starts: Starts | None,
         kept: KeptFeatures | None,
+        captured: CapturedPasses | None,
         most: int | None,
         brought: bool,
     ) -> _Begun:
@@ -107,8 +154,8 @@ class VisionSide(nn.Module):
         fresh = [v for v in range(len(plan.views)) if v not in known]
         own = _part(plan, fresh, most)
         sizes = None
-        if self.captured is not None and not heard() and len(own) == len(fresh):
-            sizes = self.captured.fitting(plan.only(own).views, selection, centroids)
+        if captured is not None and len(own) == len(fresh):
+            sizes = captured.fitting(plan.only(own).views, selection, centroids)
         return _Begun(selection, centroids, known, fresh, own, sizes)
 
     def encode(
@@ -154,23 +201,45 @@ class VisionSide(nn.Module):
         """
         plan, places = plan.context_first()
         scenes = [tuple(places[v] for v in scene) for scene in scenes]
+        done = yield from self.passes(plan, source, starts, kept, self.captured, most)
+        return done.tokens, self.scene_tokens(plan, scenes, done.selection, done.patches, done.features)
+
+    @torch.inference_mode()
+    def passes(
+        self,
+        plan: ViewPlan,
+        source: FrameSource,
+        starts: Starts | None,
+        kept: KeptFeatures | None,
+        captured: CapturedPasses | None,
+        most: Callable[[], int | None],
+    ) -> Generator[None, None, Encoded]:
+        """From pixels to object tokens, as `encode_in_parts`.
+
+        Args:
+            plan: as `ViewPlan.context_first` orders its views.
+            source, starts, kept, most: as there.
+            captured: what is replayed where it has room, unless somebody listens to the stages; for one caller at a
+                time.
+        """
         limit = most()
+        captured = None if heard() else captured
         # the shapes of a captured pass do not depend on what is selected: if one has room for whatever that may be,
         # nothing of masks on a device is brought here
-        stays = starts is None and self.captured is not None and not heard()
+        stays = starts is None and captured is not None
         stays = stays and any(mark.on_device is not None for mark in plan.marks)
-        begun = self._begin(plan, source, starts, kept, limit, brought=not stays)
+        begun = self._begin(plan, source, starts, kept, captured, limit, brought=not stays)
         if stays and begun.sizes is None:
-            begun = self._begin(plan, source, starts, kept, limit, brought=True)
+            begun = self._begin(plan, source, starts, kept, captured, limit, brought=True)
         selected, centroids, known = begun.selection, begun.starts, begun.known
         fresh, own = begun.fresh, begun.own
         if begun.sizes is not None:
-            assert self.captured is not None
+            assert captured is not None
             reads = selected.reads_of(plan, own)
             packed = self.further_views(plan.only(own), source)
             patches = dict(zip(own, packed.split([plan.views[v].patches for v in own]), strict=True))
             inputs = PassInputs.of(packed, plan.only(own).grids, reads, selected, centroids, known)
-            features, tokens = self.captured.run(begun.sizes, inputs)
+            features, tokens = captured.run(begun.sizes, inputs)
         else:
             packed, selection, centroids = self.views(plan.only(own), source, selected, centroids)
             parts: list[torch.Tensor] = []
@@ -189,7 +258,7 @@ class VisionSide(nn.Module):
             tokens = self.object_tokens(features, selection, centroids)
         if kept is not None:
             kept.keep(plan, source, selected, features, known)
-        return tokens, self.scene_tokens(plan, scenes, selected, patches, features)
+        return Encoded(selected, patches, features, tokens)
 
     @stage("views")
     def views(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from device_only import device_only, launches_only
+from mixed_requests import mixed_requests
 from recorded import recorded_cases
 from recorded_graphs import SIZE, Recorded, Recorder
 
@@ -24,8 +25,13 @@ from pixelrefer_fast.encoding.captured_passes import CapturedPasses, example
 from pixelrefer_fast.encoding.kept_features import KeptFeatures
 from pixelrefer_fast.encoding.object_tokenizer import kmeans_starts
 from pixelrefer_fast.encoding.pass_sizes import LADDER, PassSizes, pass_sizes
+from pixelrefer_fast.engines.packed_pass import embed_items
+from pixelrefer_fast.engines.prompts import chat_prompt
+from pixelrefer_fast.engines.writer import PromptWriter
+from pixelrefer_fast.media import open_media
 from pixelrefer_fast.ops.infuse import Groups
 from pixelrefer_fast.planning.merge import merge
+from pixelrefer_fast.planning.options import EncodeOptions, read_options
 from pixelrefer_fast.planning.request import FrameSource, Request
 from pixelrefer_fast.planning.selection import select_patches
 from pixelrefer_fast.planning.views import Mark, ViewPlan, plan_views
@@ -172,6 +178,29 @@ def test_neighbours_change_no_bit(
     for number in (2, 4):
         together, _ = _encoded(model, *_joint(model, requests[:number]))
         assert torch.equal(together[: len(alone)], alone)
+
+
+def test_items_of_other_engines_through_captured_passes(
+    model: Any, passes: dict[str, CapturedPasses], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of few and of many of them, of images and videos: the bits of the pass that runs as it is."""
+    _one_form(monkeypatch, False)
+    captured = passes[model.kind]
+    writer = PromptWriter(model.config, model.tokenizer, 4096)
+    rows = []
+    for ask in mixed_requests(model.kind, 16, seed=5):
+        encode = read_options({k: v for k, v in ask.options.items() if k != "max_new_tokens"}, EncodeOptions)
+        rows.append(writer.write(chat_prompt(ask.question or ""), open_media(ask.media), ask.regions, encode)[1])
+    steps = [rows[0], rows[1][:1], [item for own in rows[2:5] for item in own], [item for own in rows for item in own]]
+    before = captured.store.counts()
+    for step in steps:
+        expected = embed_items(model.network, step)
+        _poison(captured)
+        for tokens, same in zip(embed_items(model.network, step, captured), expected, strict=True):
+            assert torch.equal(tokens, same)
+    after = captured.store.counts()
+    assert after["replays"] - before["replays"] >= 3  # of whatever has room
+    assert after["captures"] == before["captures"] == len(LADDER)
 
 
 def test_a_mask_finer_than_its_features(

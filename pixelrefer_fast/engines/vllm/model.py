@@ -7,10 +7,12 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 from vllm.config import VllmConfig
+from vllm.distributed import get_pp_group
 from vllm.model_executor.models.interfaces import SupportsLoRA, SupportsMultiModal, SupportsPP
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, init_vllm_registered_model, maybe_prefix
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.sequence import IntermediateTensors
+from vllm.utils.torch_utils import set_default_torch_dtype
 
 from pixelrefer_fast.checkpoint import open_checkpoint
 from pixelrefer_fast.checkpoint.tokenizer import IMAGE_TOKEN
@@ -27,7 +29,8 @@ LANGUAGE_MODEL = "Qwen2ForCausalLM"
 class PixelReferForVllm(nn.Module, SupportsMultiModal, SupportsPP, SupportsLoRA):
     """PixelRefer and PixelRefer-Lite.
 
-    The vision side's weights are held by every rank; vLLM shards those of the language model.
+    The vision side's weights are held by every rank; vLLM shards those of the language model. Where vLLM captures CUDA
+    graphs, the vision side's are captured too (`VisionSide.captured`), once its weights are loaded.
     """
 
     packed_modules_mapping = {  # noqa: RUF012  # as vLLM declares it
@@ -62,6 +65,9 @@ class PixelReferForVllm(nn.Module, SupportsMultiModal, SupportsPP, SupportsLoRA)
                 prefix=maybe_prefix(prefix, "language_model"),
                 architectures=[LANGUAGE_MODEL],
             )
+        own = vllm_config.model_config
+        # only a first stage encodes; of the pool from which sleeping weights come, graphs must not take memory
+        self._captures = not own.enforce_eager and not own.enable_cumem_allocator and get_pp_group().is_first_rank
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
 
     def embed_multimodal(self, **fields: Iterable[torch.Tensor]) -> list[torch.Tensor]:
@@ -71,7 +77,7 @@ class PixelReferForVllm(nn.Module, SupportsMultiModal, SupportsPP, SupportsLoRA)
             return []
         rows = zip(*fields.values(), strict=True)
         items = [VisionItem.from_tensors(dict(zip(fields, row, strict=True))) for row in rows]
-        return embed_items(self.vision, items)
+        return embed_items(self.vision, items, self.vision.captured)
 
     def forward(
         self,
@@ -109,4 +115,9 @@ class PixelReferForVllm(nn.Module, SupportsMultiModal, SupportsPP, SupportsLoRA)
         loaded: set[str] = AutoWeightsLoader(self).load_weights(others())
         if missing:
             raise ValueError(f"checkpoint: expected all tensors of the vision side, missing {sorted(missing)[:3]}")
+        if self._captures:
+            # now, so that vLLM finds this memory taken when it measures what is left for its cache. Loaders make the
+            # model's dtype the default, and what is captured must not learn of it
+            with set_default_torch_dtype(torch.float32):
+                self.vision.capture_passes()
         return loaded | {f"vision.{name}" for name, _ in self.vision.named_parameters()}
