@@ -107,15 +107,27 @@ class EngineModel(Protocol):
         **options: Unpack[EngineKeywords],
     ) -> Iterator[Event]: ...
 
+    @overload
     def describe(
         self,
         image_or_video: object,
         regions: object,
         question: str | None = None,
         *,
-        details: bool = False,
+        details: Literal[False] = False,
         **options: Unpack[EngineKeywords],
-    ) -> list[str] | list[Answer]: ...
+    ) -> list[str]: ...
+
+    @overload
+    def describe(
+        self,
+        image_or_video: object,
+        regions: object,
+        question: str | None = None,
+        *,
+        details: Literal[True],
+        **options: Unpack[EngineKeywords],
+    ) -> list[Answer]: ...
 
     def ask_iter(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from pixelrefer_fast import Ask, PixelReferLite
+from pixelrefer_fast.batching.engines import EngineModel
 
 
 async def options(model: PixelReferLite, image: np.ndarray, mask: np.ndarray) -> None:
@@ -30,3 +31,9 @@ def text(model: PixelReferLite, image: np.ndarray, mask: np.ndarray) -> str:
         model.ask(image, "What is <region>?", [mask])
         + model.ask(image, "What is <region>?", [mask], details=True).finish_reason
     )
+
+
+def texts(model: EngineModel, image: np.ndarray, mask: np.ndarray) -> list[str]:
+    texts = model.describe(image, [mask], num_beams=2)
+    model.describe(image, [mask], num_beam=2)  # type: ignore[call-overload]
+    return texts + [answer.finish_reason for answer in model.describe(image, [mask], details=True)]
