@@ -15,6 +15,18 @@ def bounds(offsets, item, capacity, most):
 
 
 @triton.jit
+def _both(pos_weight, columns, valid):
+    """Both weights of each of the `columns`, in float32, loaded as one: apart, each is two bytes of every four."""
+    dtype: tl.constexpr = pos_weight.dtype.element_ty
+    pair: tl.constexpr = tl.int64 if dtype == tl.float32 else tl.int32
+    half: tl.constexpr = tl.int32 if dtype == tl.float32 else tl.int16
+    both = tl.load(pos_weight.to(tl.pointer_type(pair), bitcast=True) + columns, mask=valid, other=0)
+    first = both.to(half).to(dtype, bitcast=True)
+    second = (both >> dtype.primitive_bitwidth).to(half).to(dtype, bitcast=True)
+    return first.to(tl.float32), second.to(tl.float32)
+
+
+@triton.jit
 def tokens(
     features,
     index,
@@ -46,8 +58,7 @@ def tokens(
         feature = total.to(dtype)
     x = tl.load(positions + rows * 2, mask=inside, other=0.0).to(dtype).to(tl.float32)
     y = tl.load(positions + rows * 2 + 1, mask=inside, other=0.0).to(dtype).to(tl.float32)
-    along_x = tl.load(pos_weight + columns * 2, mask=valid, other=0.0).to(tl.float32)
-    along_y = tl.load(pos_weight + columns * 2 + 1, mask=valid, other=0.0).to(tl.float32)
+    along_x, along_y = _both(pos_weight, columns, valid)
     bias = tl.load(pos_bias + columns, mask=valid, other=0.0).to(tl.float32)
     term = (x[:, None] * along_x[None, :] + y[:, None] * along_y[None, :] + bias[None, :]).to(dtype)
     token = (feature.to(tl.float32) + term.to(tl.float32)).to(dtype)

@@ -263,6 +263,8 @@ def object_pool(
     features = features if features.stride(-1) == 1 else features.contiguous()
     index, weights, positions, offsets, starts = (x.contiguous() for x in (index, weights, positions, offsets, starts))
     pos_weight, pos_bias = pos_weight.contiguous(), pos_bias.contiguous()
+    if pos_weight.data_ptr() % (2 * pos_weight.element_size()):  # both weights of a column are loaded as one number
+        pos_weight = pos_weight.clone()
     (objects, clusters), width, (capacity, corners) = starts.shape, features.shape[1], index.shape
     device, kind = features.device, features.dtype
     pooled = torch.empty(objects, clusters, width, device=device, dtype=kind)

@@ -152,6 +152,15 @@ def test_positions_are_rounded_as_in_the_definition(kernel_device: torch.device)
         assert case.to(device=kernel_device).run(backend).eq(0).all(), backend
 
 
+@IN_BOTH_FORMS
+def test_weights_of_positions_that_lie_anywhere(dtype: torch.dtype, kernel_device: torch.device) -> None:
+    """Both of a column are loaded as one number, which must not begin between two of its size."""
+    case = random_case([5, 19], 3, 24, 2, separate=True).to(device=kernel_device, dtype=dtype)
+    apart = torch.empty(49, device=kernel_device, dtype=dtype)[1:].view(24, 2).copy_(case.pos_weight)
+    assert apart.data_ptr() % (2 * apart.element_size())
+    assert torch.equal(replace(case, pos_weight=apart).run("triton"), case.run("triton"))
+
+
 def test_strided_features(kernel_device: torch.device) -> None:
     case = random_case([20, 3], 4, 8, 3).to(device=kernel_device)
     wide = torch.full((len(case.features), 20), torch.nan, device=kernel_device)
