@@ -19,6 +19,7 @@ from pixelrefer_fast.kernels._infuse_parts import (
     token_rows,
 )
 from pixelrefer_fast.kernels._launch import launch
+from pixelrefer_fast.kernels._sizes import cdiv
 
 PITCH = 16  # score columns of a row are a multiple, which keeps rows aligned
 
@@ -194,17 +195,17 @@ def attend_folded(
 ) -> torch.Tensor:
     """(splits, R, D) float32 parts of what the attention gives, from folded queries (H, R, D), in two launches."""
     heads, rows, width = queries.shape
-    pitches = triton.cdiv(max_rows, PITCH)
+    pitches = cdiv(max_rows, PITCH)
     scratch = torch.empty(heads, rows, pitches * PITCH, dtype=torch.float32, device=queries.device)
     # as if each group had max_rows rows; how many it has, the device knows
     pairs, shared = heads * rows * max_rows, len(groups) * max_rows * width
     item = queries.element_size()
     name, config = configured("infuse.scores", width, queries)
-    line_blocks = triton.cdiv(max_members * n * heads, config["BLOCK_M"])
+    line_blocks = cdiv(max_members * n * heads, config["BLOCK_M"])
     launch(
         scores,
         name,
-        (len(groups) * line_blocks, triton.cdiv(max_rows, config["BLOCK_N"])),
+        (len(groups) * line_blocks, cdiv(max_rows, config["BLOCK_N"])),
         queries,
         features,
         order,
@@ -223,8 +224,8 @@ def attend_folded(
         moved=(queries.numel() + shared) * item + 4 * pairs,
     )
     name, config = configured("infuse.values", width // heads, queries)
-    line_blocks = triton.cdiv(max_members * n, config["BLOCK_M"])
-    splits = triton.cdiv(width, config["BLOCK_E"] * config["CHUNKS"])
+    line_blocks = cdiv(max_members * n, config["BLOCK_M"])
+    splits = cdiv(width, config["BLOCK_E"] * config["CHUNKS"])
     parts = torch.empty(splits, rows, width, dtype=torch.float32, device=queries.device)
     launch(
         values,
@@ -258,7 +259,7 @@ def add_output(parts: torch.Tensor, out_weight: torch.Tensor, carried: torch.Ten
     launch(
         output,
         name,
-        (triton.cdiv(rows, config["BLOCK_M"]), triton.cdiv(width, config["BLOCK_N"])),
+        (cdiv(rows, config["BLOCK_M"]), cdiv(width, config["BLOCK_N"])),
         parts,
         out_weight,
         carried,

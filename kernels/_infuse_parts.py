@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from pixelrefer_fast.kernels._launch import configuration
+from pixelrefer_fast.kernels._sizes import next_power_of_2
 
 
 @triton.jit
@@ -69,7 +70,7 @@ def head_parts(head_dim: int) -> dict[str, int]:
     """A head as a power of two, at least 16 as matrix products need, and what is left of it, 0 for nothing."""
     main = max(16, 1 << (head_dim.bit_length() - 1))
     rest = head_dim - main
-    return {"HEAD_MAIN": main, "HEAD_REST": max(16, triton.next_power_of_2(rest)) if rest > 0 else 0}
+    return {"HEAD_MAIN": main, "HEAD_REST": max(16, next_power_of_2(rest)) if rest > 0 else 0}
 
 
 def configured(name: str, size: int, like: torch.Tensor) -> tuple[str, dict[str, int]]:

@@ -7,12 +7,13 @@ them.
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ def launch(
     moved: int = 0,
     **constants: Any,
 ) -> None:
-    """Launch `kernel` over `grid` on the device of its first tensor; an empty grid launches nothing.
+    """Launch `kernel` over `grid` on the device of its first argument, a tensor; an empty grid launches nothing.
 
     Args:
         kernel: a `@triton.jit` function.
@@ -85,16 +86,25 @@ def launch(
         return
     if launches.watched() and not launches.told(Launch(name, tuple(grid), flops, moved, kernel.fn.__name__)):
         return
-    if interpreted():
+    prepared = _prepared()
+    if not isinstance(kernel, prepared.JITFunction):
         _mend_interpreter()
         with launches.launched():
             kernel[tuple(grid)](*args, **{**PINNED, **constants})
         return
-    device = next(a.device for a in args if isinstance(a, torch.Tensor))
+    device = args[0].get_device()  # -1 for the CPU's
     # entering a device that is entered already takes as long as half a launch
-    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
-    with torch.cuda.device(device) if elsewhere else nullcontext():
-        kernel[tuple(grid)](*args, **{**PINNED, **constants})
+    if device < 0 or device == torch.cuda.current_device():
+        prepared.launch(kernel, tuple(grid), args, constants, PINNED)
+    else:
+        with torch.cuda.device(device):
+            prepared.launch(kernel, tuple(grid), args, constants, PINNED)
+
+
+@functools.cache
+def _prepared() -> ModuleType:
+    """Imported by the first launch: it brings Triton, and this file is there before anybody needs that."""
+    return importlib.import_module("pixelrefer_fast.kernels._prepared")
 
 
 @functools.cache

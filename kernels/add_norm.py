@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from pixelrefer_fast.kernels._launch import OPTIONS, CompileCase, configuration, launch, shipped
+from pixelrefer_fast.kernels._sizes import next_power_of_2
 
 
 @triton.jit
@@ -67,7 +68,7 @@ def add_norm(
         eps,
         WIDTH=width,
         NORM=weight is not None,
-        BLOCK_D=triton.next_power_of_2(width),
+        BLOCK_D=next_power_of_2(width),
         **configuration("add_norm.rows", width, x.device),
         flops=x.numel() * (1 if weight is None else 9),
         moved=x.element_size() * (3 * x.numel() + normed.numel() + (0 if weight is None else 2 * width)),
@@ -87,6 +88,6 @@ def compile_cases() -> Iterator[CompileCase]:
                     "add_norm.rows",
                     f"{dtype}, {width} wide, {'with' if norm else 'without'} norm",
                     {"eps": "fp32", **dict.fromkeys(tensors, f"*{dtype}")},
-                    {"WIDTH": width, "NORM": norm, "BLOCK_D": triton.next_power_of_2(width)},
+                    {"WIDTH": width, "NORM": norm, "BLOCK_D": next_power_of_2(width)},
                     {option: entry[option] for option in OPTIONS},
                 )

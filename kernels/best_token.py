@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from pixelrefer_fast.kernels._launch import OPTIONS, CompileCase, configuration, launch, shipped
+from pixelrefer_fast.kernels._sizes import next_power_of_2
 
 PROGRAMS = 256  # wanted at once: two for each multiprocessor of the largest devices
 MOST_PARTS = 64  # of a row
@@ -260,7 +261,7 @@ def best_token(
         ENDS=widths[2],
         PARTS=parts,
         LENGTH=length,
-        BLOCK_P=triton.next_power_of_2(parts),
+        BLOCK_P=next_power_of_2(parts),
         **_blocks(widths),
         **config,
     )
@@ -276,7 +277,7 @@ def parts_of(rows: int, vocabulary: int, block: int) -> tuple[int, int]:
 
 def _blocks(widths: list[int]) -> dict[str, int]:
     names = ("BLOCK_S", "BLOCK_B", "BLOCK_E")
-    return {name: max(16, triton.next_power_of_2(n)) for name, n in zip(names, widths, strict=True)}
+    return {name: max(16, next_power_of_2(n)) for name, n in zip(names, widths, strict=True)}
 
 
 def compile_cases() -> Iterator[CompileCase]:
@@ -304,7 +305,7 @@ def compile_cases() -> Iterator[CompileCase]:
                     "ENDS": widths[2],
                     "PARTS": parts,
                     "LENGTH": length,
-                    "BLOCK_P": triton.next_power_of_2(parts),
+                    "BLOCK_P": next_power_of_2(parts),
                     **_blocks(widths),
                     **{k: v for k, v in entry.items() if k.startswith("BLOCK")},
                 },

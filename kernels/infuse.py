@@ -28,6 +28,7 @@ from pixelrefer_fast.kernels._infuse_parts import (
     token_rows,
 )
 from pixelrefer_fast.kernels._launch import OPTIONS, CompileCase, launch, shipped
+from pixelrefer_fast.kernels._sizes import cdiv
 
 LN_EPS = 1e-5
 
@@ -217,10 +218,9 @@ def infuse(
     projected: bool,
 ) -> torch.Tensor:
     """As the operation of this name; groups outside the features and above the maxima are the caller's mistake."""
-    features, order, groups = (x.contiguous() for x in (features, order, groups))
-    ln_weight, ln_bias, in_weight, query_bias, out_weight, out_bias = (
-        x.contiguous() for x in (ln_weight, ln_bias, in_weight, query_bias, out_weight, out_bias)
-    )
+    features, order, groups = features.contiguous(), order.contiguous(), groups.contiguous()
+    ln_weight, ln_bias, query_bias = ln_weight.contiguous(), ln_bias.contiguous(), query_bias.contiguous()
+    in_weight, out_weight, out_bias = in_weight.contiguous(), out_weight.contiguous(), out_bias.contiguous()
     objects, n, width = tokens.shape
     rows = objects * n
     carried = tokens.new_empty(rows, width)
@@ -231,10 +231,10 @@ def infuse(
         tokens.contiguous(), ln_weight, ln_bias, in_weight, query_bias, out_bias, queries, carried, heads, projected
     )
     if projected:
-        shared = features[first_row : first_row + span] @ in_weight[width:].T  # (span, 2 D)
+        shared = torch.mm(features[first_row : first_row + span], in_weight[width:].t())  # (span, 2 D)
         mixed = torch.empty_like(queries)
         _attend_projected(queries, shared, order, groups, mixed, n, heads, max_members, max_rows, first_row)
-        carried.addmm_(mixed, out_weight.T)
+        carried.addmm_(mixed, out_weight.t())
     else:
         parts = attend_folded(queries, features, order, groups, in_weight, n, max_members, max_rows)
         add_output(parts, out_weight, carried)
@@ -260,7 +260,7 @@ def _project_queries(
     launch(
         _queries,
         name,
-        (triton.cdiv(rows, config["BLOCK_M"]), heads),
+        (cdiv(rows, config["BLOCK_M"]), heads),
         tokens,
         ln_weight,
         ln_bias,
@@ -296,7 +296,7 @@ def _attend_projected(
     """Writes `mixed` (R, D) from projected queries (R, D), in one launch."""
     rows, width = queries.shape
     name, config = configured("infuse.attend", width // heads, queries)
-    line_blocks = triton.cdiv(max_members * n, config["BLOCK_M"])
+    line_blocks = cdiv(max_members * n, config["BLOCK_M"])
     launch(
         _attend,
         name,
@@ -344,7 +344,7 @@ def compile_cases() -> Iterator[CompileCase]:
                 size = width if kernel in (scores, output) else width // heads
                 for entry in _entries(name, size):
                     blocks = {k: v for k, v in entry.items() if k.startswith("BLOCK_") or k == "CHUNKS"}
-                    splits = triton.cdiv(width, blocks["BLOCK_E"] * blocks["CHUNKS"]) if "CHUNKS" in blocks else 3
+                    splits = cdiv(width, blocks["BLOCK_E"] * blocks["CHUNKS"]) if "CHUNKS" in blocks else 3
                     for folded in forms:
                         constants = {"WIDTH": width, "HEADS": heads, "FOLDED": folded, "SPLITS": splits}
                         constants |= head_parts(width // heads) | blocks

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from pixelrefer_fast.kernels._launch import OPTIONS, CompileCase, configuration, launch, shipped
+from pixelrefer_fast.kernels._sizes import cdiv
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -75,7 +76,7 @@ def norm_linear(
     launch(
         _norm_linear,
         name,
-        (triton.cdiv(made, config["BLOCK_O"]), triton.cdiv(count, config["BLOCK_R"])),
+        (cdiv(made, config["BLOCK_O"]), cdiv(count, config["BLOCK_R"])),
         x.contiguous(),
         norm.contiguous(),
         weight.contiguous(),

@@ -20,6 +20,7 @@ import triton.language as tl
 
 from pixelrefer_fast.kernels._cluster_tile import TIE_FLOAT32, TIE_FLOAT64, cluster_tile
 from pixelrefer_fast.kernels._launch import CompileCase, configuration, launch, shipped
+from pixelrefer_fast.kernels._sizes import cdiv, next_power_of_2
 from pixelrefer_fast.kernels._tokens import bounds, tokens
 
 # Patches of an object whose inner products stay in one program's registers. 64 of 16 bit would fit too, but of 64 rows
@@ -261,7 +262,8 @@ def object_pool(
     the device knows. What is read again from L2 is not counted as moved.
     """
     features = features if features.stride(-1) == 1 else features.contiguous()
-    index, weights, positions, offsets, starts = (x.contiguous() for x in (index, weights, positions, offsets, starts))
+    index, weights, positions = index.contiguous(), weights.contiguous(), positions.contiguous()
+    offsets, starts = offsets.contiguous(), starts.contiguous()
     pos_weight, pos_bias = pos_weight.contiguous(), pos_bias.contiguous()
     if pos_weight.data_ptr() % (2 * pos_weight.element_size()):  # both weights of a column are loaded as one number
         pos_weight = pos_weight.clone()
@@ -275,7 +277,7 @@ def object_pool(
     inner_flops = rows * (max_patches + 1) * width if max_patches > clusters else 0
     flops = 2 * iterations * rows * max_patches * clusters if max_patches > clusters else 0
     suffix = "_float32" if kind == torch.float32 else ""
-    block_clusters = max(16, triton.next_power_of_2(clusters))
+    block_clusters = max(16, next_power_of_2(clusters))
     if max_patches <= TILE:
         name = f"object_pool.cluster_tile{suffix}"
         launch(
@@ -301,14 +303,14 @@ def object_pool(
             **configuration(name, max_patches, device),
         )
     else:
-        blocks = triton.cdiv(max_patches, 64)
+        blocks = cdiv(max_patches, 64)
         wide = torch.float64 if kind == torch.float32 else torch.float32
         inner = torch.empty(capacity, blocks * 64, device=device, dtype=wide)
         sums = torch.empty(capacity, clusters, device=device, dtype=wide)
         labels = torch.empty(capacity, device=device, dtype=torch.int32)
         name = f"object_pool.gram{suffix}"
         config = configuration(name, max_patches, device)
-        tiles = triton.cdiv(max_patches, config["BLOCK_ROWS"])
+        tiles = cdiv(max_patches, config["BLOCK_ROWS"])
         launch(
             gram,
             name,
@@ -368,7 +370,7 @@ def object_pool(
         flops=rows * width,
         moved=pooled.numel() * features.element_size(),
         **common,
-        BLOCK_WIDTH=triton.next_power_of_2(width),
+        BLOCK_WIDTH=next_power_of_2(width),
         **configuration("object_pool.pool", max_patches, device),
     )
     return pooled

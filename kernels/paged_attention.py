@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from pixelrefer_fast.kernels._launch import OPTIONS, CompileCase, configuration, launch, shipped
+from pixelrefer_fast.kernels._sizes import next_power_of_2
 
 PROGRAMS = 256  # wanted at once: two for each multiprocessor of the largest devices
 MOST_PARTS = 32  # of a sequence's keys
@@ -226,8 +227,8 @@ def _name(dtype: torch.dtype) -> str:
 def _blocks(heads: int, groups: int, head_dim: int) -> dict[str, int]:
     """Rows and columns of a program's queries, as a matrix product takes them: powers of two from 16 on."""
     return {
-        "BLOCK_H": max(16, triton.next_power_of_2(heads // groups)),
-        "BLOCK_D": max(16, triton.next_power_of_2(head_dim // 2)),
+        "BLOCK_H": max(16, next_power_of_2(heads // groups)),
+        "BLOCK_D": max(16, next_power_of_2(head_dim // 2)),
     }
 
 

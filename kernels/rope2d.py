@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from pixelrefer_fast.kernels._launch import OPTIONS, CompileCase, configuration, launch, shipped
+from pixelrefer_fast.kernels._sizes import cdiv
 
 
 @triton.jit(do_not_specialize=["patches", "places"])
@@ -69,7 +70,7 @@ def rope2d(
     """As `pixelrefer_fast.ops.rope2d`; of `qkv` the dimensions (3, H, d) are contiguous."""
     patches, _, heads, head_dim = qkv.shape
     config = configuration("rope2d.rope2d", head_dim, qkv.device)
-    grid = (triton.cdiv(patches, config["BLOCK_P"]), triton.cdiv(heads * head_dim // 2, config["BLOCK_PAIRS"]))
+    grid = (cdiv(patches, config["BLOCK_P"]), cdiv(heads * head_dim // 2, config["BLOCK_PAIRS"]))
     launch(
         _rope2d,
         "rope2d.rope2d",

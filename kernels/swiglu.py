@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from pixelrefer_fast.kernels._launch import OPTIONS, CompileCase, configuration, launch, shipped
+from pixelrefer_fast.kernels._sizes import cdiv
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -76,7 +77,7 @@ def swiglu(x: torch.Tensor, norm: torch.Tensor, eps: float, weight: torch.Tensor
     launch(
         _swiglu,
         name,
-        (triton.cdiv(inner, config["BLOCK_I"]), triton.cdiv(count, config["BLOCK_R"])),
+        (cdiv(inner, config["BLOCK_I"]), cdiv(count, config["BLOCK_R"])),
         x.contiguous(),
         norm.contiguous(),
         weight.contiguous(),

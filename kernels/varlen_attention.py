@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from pixelrefer_fast.kernels._launch import OPTIONS, CompileCase, configuration, launch, shipped
+from pixelrefer_fast.kernels._sizes import cdiv, next_power_of_2
 
 
 @triton.jit
@@ -161,7 +162,7 @@ def varlen_attention(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     name = _name(q.dtype, causal)
     config = configuration(name, head_dim, q.device)
-    blocks = triton.cdiv(max_q, config["BLOCK_Q"])
+    blocks = cdiv(max_q, config["BLOCK_Q"])
     launch(
         _varlen_attention,
         name,
@@ -203,7 +204,7 @@ def _split(head_dim: int) -> dict[str, int]:
     """A head in two blocks of columns, powers of two from 16 on: 72 is 64 and 8 in 16, not 72 in 128."""
     main = max(16, 1 << (head_dim.bit_length() - 1))
     rest = head_dim - main
-    return {"MAIN": main, "REST": max(16, triton.next_power_of_2(rest)) if rest > 0 else 0}
+    return {"MAIN": main, "REST": max(16, next_power_of_2(rest)) if rest > 0 else 0}
 
 
 def compile_cases() -> Iterator[CompileCase]:

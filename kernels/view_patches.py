@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from pixelrefer_fast.kernels._launch import CompileCase, configuration, interpreted, launch, shipped
+from pixelrefer_fast.kernels._sizes import cdiv
 
 PATCH = 14
 VALUES = 3 * PATCH * PATCH
@@ -343,7 +344,7 @@ def view_patches(
     launch(
         view_patches_kernel,
         "view_patches.view_patches",
-        (triton.cdiv(lanes, config["BLOCK"]),),
+        (cdiv(lanes, config["BLOCK"]),),
         pixels,
         images,
         plan,

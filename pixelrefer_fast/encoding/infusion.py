@@ -24,24 +24,30 @@ class InfusionStep(nn.Module):
 
     def out_bias(self) -> torch.Tensor:
         """(D,) what the output product adds."""
-        # the weights of an attention sum to one: the value's bias passes through it to the output product
-        value_bias = self.in_proj.bias.chunk(3)[2]
-        return self._out_bias.of(torch.addmv, self.out_proj.bias, self.out_proj.weight, value_bias)
+        out = self.out_proj
+        return self._out_bias.of(_with_value_bias, out.bias, out.weight, self.in_proj.bias)
 
     def arguments(self, groups: Groups, n: int) -> tuple[list[torch.Tensor], list[int]]:
         """What `ops.object_tokens` takes of this step, for n tokens a mark: `steps` and `step_sizes`."""
+        norm, in_proj = self.norm, self.in_proj  # looked up once: a module's attributes are slow
+        width = norm.normalized_shape[0]
         tensors = [
             groups.order,
             groups.groups,
-            self.norm.weight,
-            self.norm.bias,
-            self.in_proj.weight,
-            self.in_proj.bias.chunk(3)[0],
+            norm.weight,
+            norm.bias,
+            in_proj.weight,
+            in_proj.bias[:width],
             self.out_proj.weight,
             self.out_bias(),
         ]
-        projected = is_projected(groups, n, self.norm.normalized_shape[0], HEADS)
+        projected = is_projected(groups, n, width, HEADS)
         return tensors, [groups.max_members, groups.max_rows, groups.first_row, groups.span, int(projected)]
+
+
+def _with_value_bias(out_bias: torch.Tensor, out_weight: torch.Tensor, in_bias: torch.Tensor) -> torch.Tensor:
+    # the weights of an attention sum to one: the value's bias passes through it to the output product
+    return torch.addmv(out_bias, out_weight, in_bias.chunk(3)[2])
 
 
 class Infusion(nn.Module):

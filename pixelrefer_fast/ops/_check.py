@@ -16,12 +16,17 @@ def check_shape(op: str, name: str, tensor: torch.Tensor, *shape: int | None) ->
     """Raise a ValueError unless `tensor` is a tensor of this shape; None stands for any size."""
     if not isinstance(tensor, torch.Tensor):
         raise ValueError(f"{op}: expected {name}, a tensor, got {type(tensor).__name__}")
-    given = tuple(tensor.shape)
-    if given == shape:  # the quick way: thirty are checked for one object
+    given = tensor.shape
+    if given == shape:  # the quick ways: thirty are checked for one object
         return
-    if len(given) != len(shape) or any(s is not None and s != g for s, g in zip(shape, given, strict=True)):
-        expected = "(" + ", ".join("any" if s is None else str(s) for s in shape) + ")"
-        raise ValueError(f"{op}: expected {name} of shape {expected}, got {given}")
+    if len(given) == len(shape):
+        for expected, size in zip(shape, given):  # noqa: B905 (compared above)
+            if expected is not None and expected != size:
+                break
+        else:
+            return
+    described = ", ".join("any" if s is None else str(s) for s in shape)
+    raise ValueError(f"{op}: expected {name} of shape ({described}), got {tuple(given)}")
 
 
 def check_dtype(op: str, name: str, tensor: torch.Tensor, *dtypes: torch.dtype) -> None:

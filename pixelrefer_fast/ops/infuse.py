@@ -289,17 +289,17 @@ def _check(
     check_shape(name, "features", features, None, width)
     check_shape(name, "order", order, len(tokens))
     check_shape(name, "groups", groups, None, 4)
-    matrices = {"features": features, "in_weight": in_weight, "out_weight": out_weight}
-    vectors = {"ln_weight": ln_weight, "ln_bias": ln_bias, "query_bias": query_bias, "out_bias": out_bias}
     check_shape(name, "in_weight", in_weight, 3 * width, width)
     check_shape(name, "out_weight", out_weight, width, width)
+    vectors = {"ln_weight": ln_weight, "ln_bias": ln_bias, "query_bias": query_bias, "out_bias": out_bias}
     for label, vector in vectors.items():
         check_shape(name, label, vector, width)
-    for label, floats in (matrices | vectors).items():
-        check_dtype(name, label, floats, tokens.dtype)
+    floats = {"features": features, "in_weight": in_weight, "out_weight": out_weight, **vectors}
+    for label, tensor in floats.items():
+        check_dtype(name, label, tensor, tokens.dtype)
     for label, integers in (("order", order), ("groups", groups)):
         check_dtype(name, label, integers, torch.int32)
-    check_device(name, tokens.device, order=order, groups=groups, **matrices, **vectors)
+    check_device(name, tokens.device, order=order, groups=groups, **floats)
     for label, count in (
         ("heads", heads),
         ("max_members", max_members),
