@@ -70,11 +70,12 @@ test-oldest:
 	tools/make_venv.sh $(OLDEST) torch==2.11.0 triton==3.6.0 transformers==5.17.0
 	$(THREADS) $(OLDEST)/bin/pytest $(QUICK_TESTS)
 
-# the newest of all that matters, in an environment of its own; torch but for this one, whose newer builds for a CPU
-# machine bring gigabytes of CUDA
+# the newest of all that matters, in an environment of its own, and every kernel compiled there; torch but for this one,
+# whose newer builds for a CPU machine bring gigabytes of CUDA
 test-newest:
 	tools/make_venv.sh $(NEWEST) torch==2.13.0 --upgrade "triton>=3.9" transformers numpy pillow opencv-python-headless
 	$(THREADS) $(NEWEST)/bin/pytest $(QUICK_TESTS)
+	TRITON_INTERPRET=0 $(NEWEST)/bin/python tools/compile_check.py
 
 # Ray Data in a cluster of one machine, in an environment of its own, which is kept; five minutes at
 # most by itself, more beside another target (.ci/run)

@@ -9,7 +9,8 @@ has of its own for its members; no device is needed.
 
 A kernel is refused where it
 
-* spills: any byte of local memory a thread, which an array that is indexed at run time takes as well;
+* spills: any byte of local memory a thread, which an array that is indexed at run time takes as well. With another
+  Triton than the table's, bytes that `docs/kernels/spills.json` names are let pass, and refused once they are gone;
 * takes more shared memory than a block may have (163, 227 and 227 KiB; sm_86, sm_89 and sm_120 have 99, and the largest
   case of each kernel that has no configuration of its own for them is compiled for them as well);
 * has a matrix product on 16-bit types that does not reach the tensor cores by the architecture's own instruction
@@ -47,6 +48,7 @@ from pixelrefer_fast.kernels import _launch
 REPOSITORY = Path(__file__).resolve().parent.parent
 KERNELS = REPOSITORY / "kernels"
 BASELINE = REPOSITORY / "docs" / "kernels" / "resources.json"
+SPILLS = "spills.json"  # beside it
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes that one block may have
 # devices that are compiled for as sm_80 is and give a block less: of each kernel without a configuration of its own for
 # them, the case with most shared memory is compiled for them, and takes what it takes on sm_80, so that all others fit
@@ -193,9 +195,17 @@ def compile_row(case: Any, arch: int) -> Row:
     )
 
 
-def faults(row: Row, case: Any) -> Iterator[str]:
+def known_spills(baseline: Path, triton_version: str) -> dict[str, int]:
+    """Bytes of local memory a thread by case, which a Triton that the table is not of is known to take."""
+    path = baseline.with_name(SPILLS)
+    if not path.is_file() or read_baseline(baseline)[0] == triton_version:
+        return {}
+    return dict(json.loads(path.read_text(encoding="utf-8")).get(triton_version, {}))
+
+
+def faults(row: Row, case: Any, spills: dict[str, int]) -> Iterator[str]:
     """Why a compiled kernel is refused whatever it was before."""
-    if row.local:
+    if row.local > spills.get(str(row), 0):
         yield f"{row}: {row.local} bytes of local memory a thread (spills)"
     limit = SHARED_LIMIT.get(row.arch, TIGHT_LIMIT)
     if row.shared > limit:
@@ -206,9 +216,11 @@ def faults(row: Row, case: Any) -> Iterator[str]:
         yield f"{row}: expected {' or '.join(wanted)} for its matrix product, got {row.matrix or 'none'}"
 
 
-def tight(jobs: Sequence[tuple[Any, int]], rows: Sequence[Row]) -> Iterator[str]:
+def tight(
+    jobs: Sequence[tuple[Any, int]], rows: Sequence[Row], spills: dict[str, int], local: dict[str, int]
+) -> Iterator[str]:
     """What is refused on devices with little shared memory: what does not fit, and what their compiler makes of each
-    kernel's largest case of sm_80."""
+    kernel's largest case of sm_80, whose local memory is added to `local`."""
     largest: dict[str, tuple[Any, Row]] = {}
     for (case, arch), row in zip(jobs, rows, strict=True):
         if arch != 80 or own_entries(case.name, TIGHT_FAMILY):
@@ -223,7 +235,8 @@ def tight(jobs: Sequence[tuple[Any, int]], rows: Sequence[Row]) -> Iterator[str]
             largest[case.name] = case, row
     tried = [(case, arch) for case, _ in largest.values() for arch in TIGHT]
     for (case, _), row in zip(tried, _compile_all(tried) if tried else (), strict=True):
-        yield from faults(row, case)
+        yield from faults(row, case, spills)
+        local[str(row)] = row.local
         on_80 = largest[case.name][1].shared
         if row.shared > on_80:
             yield f"{row}: {row.shared} bytes of shared memory, on sm_80 {on_80}: no other case is known to fit"
@@ -279,7 +292,22 @@ def write_page(path: Path) -> None:
     """The page of a committed table, with what `tools/kernel_counts.py` has counted where its file lies beside."""
     version, rows = read_baseline(path)
     counted = count_tables.read(path.with_name("counts.json"))[2]
-    path.with_suffix(".md").write_text(page(version, list(rows.values()), counted), encoding="utf-8")
+    text = page(version, list(rows.values()), counted)
+    if path.with_name(SPILLS).is_file():
+        text += "\n".join(_spills(json.loads(path.with_name(SPILLS).read_text(encoding="utf-8")))) + "\n"
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
+
+
+def _spills(known: dict[str, dict[str, int]]) -> Iterator[str]:
+    for version, spills in known.items():
+        yield from (
+            "",
+            f"## With Triton {version}",
+            "",
+            "All of this compiles and fits too (`make test-newest`). These spill, bytes a thread:",
+            "",
+        )
+        yield from (f"* {name}: {size}" for name, size in spills.items())
 
 
 def page(triton_version: str, rows: Sequence[Row], counted: Sequence[count_tables.CountRow]) -> str:
@@ -382,8 +410,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = _compile_all(jobs)
     if options.files:
         print("\n".join(tables(rows)) + "\n")
-    lines = [line for (case, _), row in zip(jobs, rows, strict=True) for line in faults(row, case)]
-    lines += tight(jobs, rows)
+    spills, local = known_spills(options.baseline, triton.__version__), {str(row): row.local for row in rows}
+    lines = [line for (case, _), row in zip(jobs, rows, strict=True) for line in faults(row, case, spills)]
+    lines += tight(jobs, rows, spills, local)
+    everything = not options.files and not options.only and options.arch == sorted(EXPECTED_MATRIX)
+    gone = [name for name in spills if not local.get(name, not everything)]
+    lines += [f"{name}: does not spill, though {SPILLS} says so" for name in gone]
     comparable = version == triton.__version__
     if comparable and not options.accept_worse:
         lines += [line for row in rows if row.key in before for line in worse(row, before[row.key])]
@@ -394,7 +426,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not comparable:
             print(f"the table is of Triton {version or 'nothing'}, this is {triton.__version__}: no numbers compared")
         lines += [f"{line} (make compile-check UPDATE=1)" for line in stale(wanted, before.values())]
-    return _report(lines, f"{len(rows)} compiled: no spills, all fit, none worse")
+    found = f"{len(spills)} known spills" if spills else "no spills"
+    return _report(lines, f"{len(rows)} compiled: {found}, all fit, none worse")
 
 
 def _compile_all(jobs: Sequence[tuple[Any, int]]) -> list[Row]:
