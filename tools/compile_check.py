@@ -195,12 +195,10 @@ def compile_row(case: Any, arch: int) -> Row:
     )
 
 
-def known_spills(baseline: Path, triton_version: str) -> dict[str, int]:
-    """Bytes of local memory a thread by case, which a Triton that the table is not of is known to take."""
+def read_spills(baseline: Path) -> dict[str, dict[str, int]]:
+    """By version of Triton that the table is not of: bytes of local memory a thread that cases are known to take."""
     path = baseline.with_name(SPILLS)
-    if not path.is_file() or read_baseline(baseline)[0] == triton_version:
-        return {}
-    return dict(json.loads(path.read_text(encoding="utf-8")).get(triton_version, {}))
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def faults(row: Row, case: Any, spills: dict[str, int]) -> Iterator[str]:
@@ -293,8 +291,7 @@ def write_page(path: Path) -> None:
     version, rows = read_baseline(path)
     counted = count_tables.read(path.with_name("counts.json"))[2]
     text = page(version, list(rows.values()), counted)
-    if path.with_name(SPILLS).is_file():
-        text += "\n".join(_spills(json.loads(path.with_name(SPILLS).read_text(encoding="utf-8")))) + "\n"
+    text += "".join(f"{line}\n" for line in _spills(read_spills(path)))
     path.with_suffix(".md").write_text(text, encoding="utf-8")
 
 
@@ -410,13 +407,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = _compile_all(jobs)
     if options.files:
         print("\n".join(tables(rows)) + "\n")
-    spills, local = known_spills(options.baseline, triton.__version__), {str(row): row.local for row in rows}
+    comparable = version == triton.__version__
+    spills = {} if comparable else read_spills(options.baseline).get(triton.__version__, {})
+    local = {str(row): row.local for row in rows}
     lines = [line for (case, _), row in zip(jobs, rows, strict=True) for line in faults(row, case, spills)]
     lines += tight(jobs, rows, spills, local)
     everything = not options.files and not options.only and options.arch == sorted(EXPECTED_MATRIX)
     gone = [name for name in spills if not local.get(name, not everything)]
     lines += [f"{name}: does not spill, though {SPILLS} says so" for name in gone]
-    comparable = version == triton.__version__
     if comparable and not options.accept_worse:
         lines += [line for row in rows if row.key in before for line in worse(row, before[row.key])]
     if options.update and not lines:
