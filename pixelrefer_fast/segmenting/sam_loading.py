@@ -16,7 +16,7 @@ from pixelrefer_fast.segmenting.tracking import Tracker
 from pixelrefer_fast.segmenting.words import WordFinder
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,12 @@ def _tracker(name: str, model: str, session: str, like: Input, device: str) -> T
 
 
 def _model(name: str, class_name: str, device: str) -> PreTrainedModel:
-    load = _class(name, class_name).from_pretrained
-    loaded, report = _loaded(name, load, name, dtype=torch.float32, output_loading_info=True)
+    kind = _class(name, class_name)
+    config = _loaded(name, kind.config_class.from_pretrained, name)
+    _mend(config)
+    loaded, report = _loaded(
+        name, kind.from_pretrained, name, config=config, dtype=torch.float32, output_loading_info=True
+    )
     missing = sorted(report["missing_keys"])
     if missing:  # transformers draws them at random, with a warning only
         raise ValueError(
@@ -113,6 +117,13 @@ def _model(name: str, class_name: str, device: str) -> PreTrainedModel:
         raise ValueError(
             f"device: expected 'auto' or a device that is here, got {device!r} ({brief(str(error))})"
         ) from None
+
+
+def _mend(config: PreTrainedConfig) -> None:
+    """transformers before 5.20 reads the mask decoder of SAM 2's tracker as a prompt encoder."""
+    part, kind = getattr(config, "mask_decoder_config", None), config.sub_configs.get("mask_decoder_config")
+    if part is not None and kind is not None and not isinstance(part, kind):
+        config.mask_decoder_config = kind(**part.to_dict())
 
 
 def _class(name: str, class_name: str) -> Any:

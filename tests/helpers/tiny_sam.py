@@ -75,6 +75,7 @@ def sam() -> PreTrainedModel:
 
 def sam2_video() -> PreTrainedModel:
     from transformers import Sam2HieraDetConfig, Sam2VideoConfig, Sam2VideoModel, Sam2VisionConfig
+    from transformers.models.sam2_video.configuration_sam2_video import Sam2VideoMaskDecoderConfig
 
     backbone = Sam2HieraDetConfig(
         hidden_size=8,
@@ -96,7 +97,7 @@ def sam2_video() -> PreTrainedModel:
     config = Sam2VideoConfig(
         vision_config=vision,
         prompt_encoder_config=_PROMPTS | {"patch_size": 16},
-        mask_decoder_config=_MASKS,
+        mask_decoder_config=Sam2VideoMaskDecoderConfig(**_MASKS),  # of a dict transformers 5.19 makes another class
         memory_attention_feed_forward_hidden_size=32,
         **_MEMORY,
     )
