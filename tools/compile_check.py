@@ -18,7 +18,10 @@ A kernel is refused where it
 * takes more registers or shared memory than in the committed table. Registers count as the hardware allots them, in
   eights a thread: a smaller difference changes nothing. The compiler gives the same numbers for the same source and
   version, so there is no noise to allow for; what is worse on purpose is written with `--update --accept-worse` and
-  shows in the table's diff. Numbers of another Triton version are compared with none of this one.
+  shows in the table's diff. Numbers of another Triton version are compared with none of this one;
+* has a loop that waits for its loads at once, or copies few bytes at a time (`tools/load_rules.py`), read in the first
+  case of each kernel, element type and shipped configuration. What `docs/kernels/loads.json` names is held to its
+  numbers; of another Triton no loads are read.
 """
 
 from __future__ import annotations
@@ -34,13 +37,16 @@ import multiprocessing
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import count_tables
+import known_loads
+import load_rules
+import sass
 
 from pixelrefer_fast.bench.profile.resources import compile_case
 from pixelrefer_fast.kernels import _launch
@@ -179,10 +185,10 @@ def source_hash(case: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def compile_row(case: Any, arch: int) -> Row:
-    """Compile, and read what it takes."""
+def compile_row(case: Any, arch: int, loads: bool = False) -> tuple[Row, dict[str, int]]:
+    """Compile, and read what it takes, and if asked which rules of loads it breaks how often."""
     compiled = compile_case(case, arch)
-    return Row(
+    row = Row(
         kernel=case.name,
         shape=case.shape,
         configuration=configuration(case),
@@ -193,6 +199,7 @@ def compile_row(case: Any, arch: int) -> Row:
         shared=compiled.shared,
         matrix=compiled.matrix,
     )
+    return row, load_rules.read(sass.disassemble(compiled.cubin)) if loads else {}
 
 
 def read_spills(baseline: Path) -> dict[str, dict[str, int]]:
@@ -232,7 +239,7 @@ def tight(
         elif case.name not in largest or row.shared > largest[case.name][1].shared:
             largest[case.name] = case, row
     tried = [(case, arch) for case, _ in largest.values() for arch in TIGHT]
-    for (case, _), row in zip(tried, _compile_all(tried) if tried else (), strict=True):
+    for (case, _), (row, _) in zip(tried, _compile_all(tried) if tried else (), strict=True):
         yield from faults(row, case, spills)
         local[str(row)] = row.local
         on_80 = largest[case.name][1].shared
@@ -291,6 +298,8 @@ def write_page(path: Path) -> None:
     version, rows = read_baseline(path)
     counted = count_tables.read(path.with_name("counts.json"))[2]
     text = page(version, list(rows.values()), counted)
+    loads = path.with_name(known_loads.NAME)
+    text += "".join(f"{line}\n" for line in known_loads.table(known_loads.read(loads))) if loads.is_file() else ""
     text += "".join(f"{line}\n" for line in _spills(read_spills(path)))
     path.with_suffix(".md").write_text(text, encoding="utf-8")
 
@@ -396,18 +405,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     version, table = read_baseline(options.baseline)
     stems = [p.stem for p in files]
 
+    def covered(kernel: str, place: str) -> bool:
+        named = kernel.split(".")[0] in stems or not options.files
+        return named and int(place.rpartition("_")[2]) in options.arch
+
     def chosen(row: Row) -> bool:
-        named = row.kernel.split(".")[0] in stems or not options.files
-        return named and row.arch in options.arch and options.only in row.shape
+        return covered(row.kernel, f"sm_{row.arch}") and options.only in row.shape
 
     before = {key: row for key, row in table.items() if chosen(row)}
     if options.listed:
         return _report(stale(wanted, before.values()), f"the table's {len(jobs)} rows are those of the kernels")
 
-    rows = _compile_all(jobs)
+    comparable = version == triton.__version__
+    listed = options.baseline.with_name(known_loads.NAME)  # without it, and of other tables, no loads are read
+    held = comparable and listed.is_file() and not options.only
+    read = {id(case) for case in load_rules.representatives(cases)} if held else set()
+    compiled = _compile_all(jobs, read)
+    rows = [row for row, _ in compiled]
     if options.files:
         print("\n".join(tables(rows)) + "\n")
-    comparable = version == triton.__version__
     spills = {} if comparable else read_spills(options.baseline).get(triton.__version__, {})
     local = {str(row): row.local for row in rows}
     lines = [line for (case, _), row in zip(jobs, rows, strict=True) for line in faults(row, case, spills)]
@@ -417,33 +433,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lines += [f"{name}: does not spill, though {SPILLS} says so" for name in gone]
     if comparable and not options.accept_worse:
         lines += [line for row in rows if row.key in before for line in worse(row, before[row.key])]
+    known = known_loads.read(listed) if held else []
+    loads = known_loads.Found(load_rules.COMPILED, covered, _broken(compiled))
+    lines += [] if options.accept_worse else known_loads.refused(known, loads)
     if options.update and not lines:
+        if held:
+            known_loads.write(listed, known_loads.merged(known, loads))
         others = [row for row in table.values() if not chosen(row)] if comparable else []
         write_table(options.baseline, triton.__version__, sorted([*others, *rows], key=lambda row: row.kernel))
     elif not options.update:
         if not comparable:
             print(f"the table is of Triton {version or 'nothing'}, this is {triton.__version__}: no numbers compared")
         lines += [f"{line} (make compile-check UPDATE=1)" for line in stale(wanted, before.values())]
+        lines += known_loads.outdated(known, loads)
     found = f"{len(spills)} known spills" if spills else "no spills"
     return _report(lines, f"{len(rows)} compiled: {found}, all fit, none worse")
 
 
-def _compile_all(jobs: Sequence[tuple[Any, int]]) -> list[Row]:
-    # kernels do not travel between processes; forked ones have them
+def _broken(compiled: Sequence[tuple[Row, dict[str, int]]]) -> dict[tuple[str, str, str], dict[str, float]]:
+    """By kernel, element type and rule of loads, in which case how often."""
+    return known_loads.gather(
+        ((row.kernel, load_rules.dtype_of(row.shape), rule), f"{row.shape}, sm_{row.arch}", times)
+        for row, rules in compiled
+        for rule, times in rules.items()
+    )
+
+
+def _compile_all(jobs: Sequence[tuple[Any, int]], read: Collection[int] = ()) -> list[tuple[Row, dict[str, int]]]:
+    # kernels do not travel between processes; forked ones have them, and by their ids which loads to read
     global _jobs
-    _jobs = jobs
+    _jobs = [(case, arch, id(case) in read) for case, arch in jobs]
     workers = min(len(os.sched_getaffinity(0)), max(len(jobs), 1))
     with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
         return list(pool.map(_compile_job, range(len(jobs))))
 
 
-_jobs: Sequence[tuple[Any, int]] = ()
+_jobs: Sequence[tuple[Any, int, bool]] = ()
 
 
-def _compile_job(i: int) -> Row:
-    case, arch = _jobs[i]
+def _compile_job(i: int) -> tuple[Row, dict[str, int]]:
+    case, arch, loads = _jobs[i]
     try:
-        return compile_row(case, arch)
+        return compile_row(case, arch, loads)
     except Exception as error:
         raise RuntimeError(f"{case.name} ({case.shape}; {configuration(case)}) on sm_{arch}: {error}") from None
 

@@ -12,7 +12,8 @@ Counted are instructions, barriers, matrix products, waits for loads that were a
 memory and wavefronts of shared memory, of one call of each operation in every shipped configuration (`CALLS`); the
 README of emulator/ says how. They are the same each time, so one that grew is refused; what is worse on purpose is
 written with `--update --accept-worse` and shows in the table's diff. Numbers of another Triton version are compared
-with none of this one.
+with none of this one. What moves more than the rules allow of the ideal (`tools/load_rules.py`) is refused too, but for
+what `docs/kernels/loads.json` names, which is held to its numbers.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from typing import Any
 
 import compile_check
 import count_tables
+import known_loads
+import load_rules
 from count_tables import CountRow
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -216,6 +219,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines = [f"changed: {stem} (make counts UPDATE=1)" for stem in stems if listed.get(stem) != now[stem]]
         return _report(lines, f"the table is of the {len(stems)} kernel files as they are")
 
+    def covered(kernel: str, place: str) -> bool:
+        return kernel.split(".")[0] in ops and int(place.rpartition("_")[2]) in options.arch
+
     rows = [row for own in count_all(calls_of(ops, options.arch), options.workers) for row in own]
     if options.ops:
         print("\n".join(_tables(rows)))
@@ -225,12 +231,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = {row.key: row for row in before}
     if comparable and not options.accept_worse:
         lines += [line for row in rows if row.key in known for line in count_tables.worse(row, known[row.key])]
+    loads = options.table.with_name(known_loads.NAME)
+    held = known_loads.read(loads) if comparable and loads.is_file() else None
+    moved = known_loads.Found(tuple(load_rules.MOST), covered, _broken(rows))
+    if held is not None and not options.accept_worse:
+        lines += known_loads.refused(held, moved)
     mine = {row.key for row in rows}
-    chosen = [r for r in before if r.kernel.split(".")[0] in ops and r.arch in options.arch]
+    chosen = [r for r in before if covered(r.kernel, f"sm_{r.arch}")]
     if options.update and not lines:
         kept = [r for r in before if comparable and r not in chosen and r.key not in mine]
         everything = sorted([*kept, *rows], key=lambda row: row.kernel)
         hashes = {stem: h for stem, h in sources().items() if stem in ops} if comparable else sources()
+        if held is not None:
+            known_loads.write(loads, known_loads.merged(held, moved))
         count_tables.write(options.table, triton.__version__, (listed if comparable else {}) | hashes, everything)
         compile_check.write_page(compile_check.BASELINE)
     elif not options.update and not comparable:
@@ -238,7 +251,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif not options.update and not lines:
         lines += [f"changed: {row} (make counts UPDATE=1)" for row in rows if known.get(row.key) != row]
         lines += [f"no call is so any more: {row}" for row in chosen if row.key not in mine]
+        lines += known_loads.outdated(held or [], moved)
     return _report(lines, f"{len(rows)} kernels counted in {len(ops)} operations' calls: none worse")
+
+
+def _broken(rows: Sequence[CountRow]) -> dict[tuple[str, str, str], dict[str, float]]:
+    """By kernel, element type and rule of loads, in which call how many times the ideal."""
+    return known_loads.gather(
+        ((row.kernel, load_rules.dtype_of(row.call), rule), f"{row.call}, sm_{row.arch}", times)
+        for row in rows
+        for rule, times in load_rules.count(row).items()
+    )
 
 
 def _print_rows(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:

@@ -139,6 +139,18 @@ def test_a_kernel_that_takes_more_than_before_is_refused(tmp_path: Path, baselin
     assert baseline.read_text() == written
 
 
+def test_loads_that_break_a_rule_are_held_to_the_list(tmp_path: Path, baseline: Path) -> None:
+    path = scratch(tmp_path, product("bf16", 64, 2))
+    arguments = (path, "--arch", "80", "--baseline", baseline)
+    check(*arguments, "--update")
+    known = baseline.with_name("loads.json")
+    known.write_text("[]")
+    printed = check(*arguments, fails=True)
+    assert "scratch.product (bf16, bf16 64, sm_80): 1 drained copies, none in loads.json" in printed
+    check(*arguments, "--update", "--accept-worse")
+    assert "expected a reason why scratch.product (bf16) has drained copies" in check(*arguments, fails=True)
+
+
 def test_what_devices_with_less_shared_memory_cannot_take_is_refused(tmp_path: Path, baseline: Path) -> None:
     """Stages of 16 KiB: seven fit a block of sm_80, which has 163 KiB, and none of 99 KiB."""
     path = scratch(tmp_path, product("bf16", 64, 8), product("fp16", 64, 2))

@@ -20,7 +20,7 @@ TOOLS = Path(__file__).parents[2] / "tools"
 def tool(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(TOOLS)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    for name in ("kernel_counts", "count_tables", "compile_check"):
+    for name in ("kernel_counts", "count_tables", "compile_check", "known_loads", "load_rules"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return importlib.import_module("kernel_counts")
 
@@ -66,6 +66,27 @@ def test_what_is_better_has_to_be_written(counted: Any, capsys: pytest.CaptureFi
     assert run() == 1
     assert "changed: rope2d.rope2d" in capsys.readouterr().err
     assert run("--update") == run() == 0
+
+
+def test_what_moves_too_much_is_held_to_the_list(
+    counted: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run, rows = counted
+    run("--update")
+    known = tmp_path / "loads.json"
+    known.write_text("[]")
+    assert run() == run("--update") == 1
+    shown = "rope2d.rope2d (bf16, patches 24, bf16, sm_80): 1.5 times the ideal sectors, none in loads.json"
+    assert shown in capsys.readouterr().err
+    assert run("--update", "--accept-worse") == 0
+    assert run() == 1
+    assert "expected a reason" in capsys.readouterr().err
+    known.write_text(known.read_text().replace('"reason": ""', '"reason": "as a test"'))
+    assert run() == 0
+    rows[:] = [replace(row, sectors=50) for row in rows]
+    assert run() == 1
+    assert run("--update") == run() == 0
+    assert json.loads(known.read_text()) == []
 
 
 def test_lines_of_the_source_are_printed_and_not_kept(

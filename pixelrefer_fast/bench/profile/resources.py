@@ -12,7 +12,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,7 @@ class Compiled:
         shared: bytes of shared memory a block.
         matrix: the matrix instruction in its PTX, "" for none.
         threads: of a block.
+        cubin: the assembled kernel.
     """
 
     registers: int
@@ -88,6 +89,7 @@ class Compiled:
     shared: int
     matrix: str
     threads: int
+    cubin: bytes = field(repr=False)
 
 
 def compile_case(case: Any, arch: int) -> Compiled:
@@ -118,6 +120,7 @@ def compile_case(case: Any, arch: int) -> Compiled:
         shared=compiled.metadata.shared,
         matrix=next((name for name, pattern in MATRIX.items() if re.search(pattern, ptx)), ""),
         threads=compiled.metadata.num_warps * WARP,
+        cubin=compiled.asm["cubin"],
         **_assembled(compiled.asm["cubin"]),
     )
 
