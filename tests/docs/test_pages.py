@@ -24,6 +24,8 @@ TARGETS = {  # make targets that run blocks, and what their environments have be
     "test-docs": ("mkdocs",),
     "test-serve": ("fastapi", "openai"),
     "test-web": ("gradio", "playwright"),
+    "test-ray": ("ray",),
+    "test-vllm": ("vllm",),
 }
 STANDING_IN = ("Lite-2B", "Lite-7B", "2B", "7B")  # released checkpoints, in whose place are copies of embedded ones
 

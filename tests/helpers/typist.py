@@ -25,7 +25,7 @@ from pixelrefer_fast import cli
 
 ROOT = Path(__file__).parents[2]
 GIVEN = "## What the examples use"
-PORTS = ("8123", "7860", "8000")
+PORTS = ("8123", "7860", "8000", "8001")
 SECONDS = 300
 CHECKOUT = re.compile(r"^make |\b(benchmarks|tools|training|tests)/")  # commands for a checkout
 

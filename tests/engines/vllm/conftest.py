@@ -31,6 +31,15 @@ if HERE:  # for the engines, which are processes of their own
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of the same name
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What shares an engine runs in one process (`--dist loadgroup`): starting engines is most of the time."""
+    for item in items:
+        kind = item.callspec.params.get("kind") if hasattr(item, "callspec") else None
+        file = "engine" if "engine" in item.fixturenames else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(f"{file}-{kind}"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_interpreter() -> Any:
     """Engines compute with PyTorch, as they do on a machine without a GPU."""
