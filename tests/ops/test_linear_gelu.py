@@ -28,8 +28,9 @@ def forgotten() -> Iterator[None]:
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The provider is asked about tensors of the CPU, as a GPU's are."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    (provider,) = op._providers
+    (provider,) = (p for p in op._providers if p.backend == "cublaslt")
     monkeypatch.setattr(provider, "devices", ("cpu",))
+    monkeypatch.setattr(op, "_providers", [provider])
 
 
 @pytest.fixture
