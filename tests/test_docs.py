@@ -20,6 +20,7 @@ HISTORY = ("CHANGELOG.md", "docs/log.md")  # they tell what was
 MAP_LINES = 30
 EXTRAS = (
     "ray",
+    "pandas",  # of Ray
     "openai",
     "vllm.LLM",
     "vllm.SamplingParams",
