@@ -25,9 +25,6 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parents[1]
-MODEL = (
-    HERE / "pixelrefer_fast" / "assets" / "PixelRefer-Lite-mini"
-)  # a checkout's own "embedded:lite" has other weights
 SIZE = (480, 640)
 FRAMES = 20
 CASES = ("one object", "8 objects", "20-frame video")
@@ -148,7 +145,7 @@ def benchmark(against: Path, name: str, repeats: int, threads: int) -> dict[str,
         "benchmark": "first token",
         **machine.provenance(),
         "against": commit,
-        "model": Path(name).name,
+        "model": name,
         "size": list(SIZE),
         "repeats": repeats,
         "threads_each": threads,
@@ -178,9 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(description="Pixels to the first token, against another checkout.")
     parser.add_argument("--against", type=Path, required=True, metavar="FOLDER", help="the other checkout")
-    parser.add_argument(
-        "--model", default=str(MODEL), help="that both load (default: the folder of this checkout's embedded Lite)"
-    )
+    parser.add_argument("--model", default="embedded:lite", help="that both load (default: embedded:lite)")
     parser.add_argument("--repeats", type=int, default=15, help="questions of each case (default: 15)")
     parser.add_argument("--threads", type=int, default=1, help="of each process (default: 1)")
     parser.add_argument("--json", type=Path, metavar="PATH", help="result file to append to")

@@ -104,61 +104,6 @@ void gather_tokens_out(const Tensor& embeds, const Tensor& slots, const Tensor& 
   });
 }
 
-// so many rows for each thread that starting it is worth it
-int64_t dense_grain(int64_t width) { return 1 + kGrainBytes / (1 + static_cast<int64_t>(sizeof(float)) * width); }
-
-void bias_gelu_(const Tensor& x, const Tensor& bias) {
-  const Arguments check("bias_gelu_", x);
-  auto* own = check.data<float>("x", x, {kAny, kAny}, ScalarType::Float);
-  const int64_t width = x.size(1);
-  const auto* added = check.data<const float>("bias", bias, {width}, ScalarType::Float);
-  torch::stable::parallel_for(0, x.size(0), dense_grain(width), [&](int64_t begin, int64_t end) {
-    cpu::bias_gelu(own, added, width, begin, end);
-  });
-}
-
-void add_norm_out(const Tensor& x, const Tensor& delta, const Tensor& weight, const Tensor& bias, double eps,
-                  const Tensor& summed, const Tensor& normed) {
-  const Arguments check("add_norm_out", x);
-  const auto* own = check.data<const float>("x", x, {kAny, kAny}, ScalarType::Float);
-  const int64_t rows = x.size(0), width = x.size(1);
-  const auto* added = check.data<const float>("delta", delta, {rows, width}, ScalarType::Float);
-  const auto* scale = check.data<const float>("weight", weight, {width}, ScalarType::Float);
-  const auto* shift = check.data<const float>("bias", bias, {width}, ScalarType::Float);
-  auto* sums = check.data<float>("summed", summed, {rows, width}, ScalarType::Float);
-  auto* norms = check.data<float>("normed", normed, {rows, width}, ScalarType::Float);
-  torch::stable::parallel_for(0, rows, dense_grain(width), [&](int64_t begin, int64_t end) {
-    cpu::add_norm(own, added, scale, shift, static_cast<float>(eps), sums, norms, width, begin, end);
-  });
-}
-
-void rope2d_(const Tensor& qkv, const Tensor& bias, const Tensor& rows, const Tensor& columns, const Tensor& cos,
-             const Tensor& sin) {
-  const Arguments check("rope2d_", qkv);
-  check.shape("qkv", qkv, {kAny, 3, kAny, kAny}).dtype("qkv", qkv, ScalarType::Float);
-  const int64_t patches = qkv.size(0), heads = qkv.size(2), head_dim = qkv.size(3), width = heads * head_dim;
-  if (head_dim % 4 != 0 || head_dim > cpu::kMostHeadDim) {
-    fail(check.op(), ": expected heads of a multiple of 4, up to ", cpu::kMostHeadDim, ", got ", head_dim);
-  }
-  const auto strides = qkv.strides();
-  if (patches > 0 && width > 0 && (strides[1] != width || strides[2] != head_dim || strides[3] != 1)) {
-    fail(check.op(), ": expected qkv with contiguous rows, got strides ", shape_text(strides));
-  }
-  const auto* added = check.data<const float>("bias", bias, {3, heads, head_dim}, ScalarType::Float);
-  const auto* row = check.data<const int32_t>("rows", rows, {patches}, ScalarType::Int);
-  const auto* column = check.data<const int32_t>("columns", columns, {patches}, ScalarType::Int);
-  const auto* cosine = check.data<const float>("cos", cos, {kAny, head_dim / 4}, ScalarType::Float);
-  const auto* sine = check.data<const float>("sin", sin, {cos.size(0), head_dim / 4}, ScalarType::Float);
-  for (const auto* places : {row, column}) {
-    const int64_t bad = cpu::first_bad_place(places, patches, cos.size(0));
-    if (bad >= 0) fail(check.op(), ": expected places from 0 to ", cos.size(0) - 1, ", got ", places[bad]);
-  }
-  auto* own = static_cast<float*>(qkv.mutable_data_ptr());
-  torch::stable::parallel_for(0, patches, dense_grain(3 * width), [&](int64_t begin, int64_t end) {
-    cpu::rope2d(own, strides[0], added, row, column, cosine, sine, heads, head_dim, begin, end);
-  });
-}
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(pixelrefer_fast, CPU, library) {
@@ -169,9 +114,6 @@ STABLE_TORCH_LIBRARY_IMPL(pixelrefer_fast, CPU, library) {
   library.impl("pack_views_out", TORCH_BOX(&pack_views_out));
   library.impl("scatter_tokens_", TORCH_BOX(&scatter_tokens_));
   library.impl("gather_tokens_out", TORCH_BOX(&gather_tokens_out));
-  library.impl("bias_gelu_", TORCH_BOX(&bias_gelu_));
-  library.impl("add_norm_out", TORCH_BOX(&add_norm_out));
-  library.impl("rope2d_", TORCH_BOX(&rope2d_));
 }
 
 }  // namespace pixelrefer_fast

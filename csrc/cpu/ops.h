@@ -8,8 +8,6 @@
 
 namespace pixelrefer_fast::cpu {
 
-constexpr int64_t kMostHeadDim = 512;  // that rope2d takes
-
 // Cells of all grids; -1 if a side is not from 0 to 2^31 - 1. Stops at 2^62 rather than overflow.
 int64_t grid_cells(
     const int64_t* grid_shapes,  // (objects, 2)
@@ -115,52 +113,5 @@ void gather_tokens(
     int64_t begin,
     int64_t end,
     int64_t row_bytes);
-
-// What dense.cpp computes with: the widest that the processor has, unless a test asks for less.
-enum Registers { kPlain, kAvx2, kAvx512 };
-
-// Whether the processor has them; if so they are used from now on. For one thread, before any other.
-bool use_registers(Registers kind);
-
-// Rows `begin` to `end` of gelu(x + bias), the tanh form, in place.
-void bias_gelu(
-    float* x,           // (rows, width)
-    const float* bias,  // (width,)
-    int64_t width,
-    int64_t begin,
-    int64_t end);
-
-// Rows `begin` to `end` of x + delta and its LayerNorm.
-void add_norm(
-    const float* x,       // (rows, width)
-    const float* delta,   // (rows, width)
-    const float* weight,  // (width,)
-    const float* bias,    // (width,)
-    float eps,
-    float* summed,  // (rows, width)
-    float* normed,  // (rows, width)
-    int64_t width,
-    int64_t begin,
-    int64_t end);
-
-// First place that is not from 0 to most - 1; -1 if all are good.
-int64_t first_bad_place(
-    const int32_t* places,  // (count,)
-    int64_t count,
-    int64_t most);
-
-// Patches `begin` to `end`; needs good places and a head_dim of a multiple of 4, up to kMostHeadDim.
-void rope2d(
-    float* qkv,            // (patches, 3, heads, head_dim), `stride` floats between two patches
-    int64_t stride,
-    const float* bias,       // (3, heads, head_dim)
-    const int32_t* rows,     // (patches,)
-    const int32_t* columns,  // (patches,)
-    const float* cos,        // (places, head_dim / 4)
-    const float* sin,        // (places, head_dim / 4)
-    int64_t heads,
-    int64_t head_dim,
-    int64_t begin,
-    int64_t end);
 
 }  // namespace pixelrefer_fast::cpu

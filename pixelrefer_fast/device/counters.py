@@ -43,8 +43,6 @@ GATHERS = {aten.index, aten.index_select, aten.gather, aten.embedding, aten.take
 # write as much of their target as they are given, and read none of it
 SCATTERS = {aten.index_copy_, aten.index_put_, aten.index_fill_, aten.scatter_}
 OVERWRITES = {aten.copy_, aten.fill_, aten.zero_}
-# the extension's that read the argument that they write
-IN_PLACE = ("pixelrefer_fast.bias_gelu_", "pixelrefer_fast.rope2d_")
 # take no more of their argument than its shape
 SHAPED = {aten.new_zeros, aten.new_ones, aten.new_full, aten.zeros_like, aten.ones_like, aten.full_like}
 # Python methods that bring a tensor's values to the host; on a CPU they never reach the dispatcher
@@ -164,8 +162,7 @@ class _Operations(TorchDispatchMode):
         packet = func._overloadpacket
         if not func._schema.returns:  # the extension's: they write into arguments
             if any(t.numel() for t in given):
-                read = given[:1] if name in IN_PLACE else []
-                self.counts.launched(name, 0, sum(map(_bytes, (*given, *read))))
+                self.counts.launched(name, 0, sum(map(_bytes, given)))
             return
         if func.is_view or packet in QUIET or not any(t.numel() for t in made):
             return

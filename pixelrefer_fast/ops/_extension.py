@@ -35,20 +35,6 @@ def declines(tensor: torch.Tensor) -> Reason:
     return extension.reason(tensor.device.type)
 
 
-def dense_declines(*tensors: torch.Tensor | None) -> Reason:
-    """Why what the extension has for a CPU's float32 does not compute these, or None."""
-    for tensor in tensors:
-        if tensor is None:
-            continue
-        if tensor.device.type != "cpu":
-            return f"it computes on cpu, not on {tensor.device.type}"
-        if tensor.dtype != torch.float32:
-            return f"it computes float32, not {tensor.dtype}"
-        if not tensor.is_contiguous():
-            return f"an argument is not contiguous (strides {tensor.stride()})"
-    return None
-
-
 def scratch(tensor: torch.Tensor, words: int) -> torch.Tensor:
     """Room for the look-back of a scan on a device; on the CPU nothing is needed."""
     return torch.empty(words if tensor.is_cuda else 0, dtype=torch.int64, device=tensor.device)

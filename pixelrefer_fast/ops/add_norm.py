@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 
 from pixelrefer_fast.ops._check import check_device, check_dtype, check_shape
-from pixelrefer_fast.ops._extension import available, dense_declines, out_variant
 from pixelrefer_fast.ops._registry import Reason, register_op
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -81,29 +80,3 @@ def _accepts(x: torch.Tensor) -> Reason:
 
 
 add_norm.kernel(accepts=_accepts)
-
-_add_norm_out = out_variant(
-    "add_norm_out(Tensor x, Tensor delta, Tensor weight, Tensor bias, float eps, Tensor(a!) summed, Tensor(b!) normed) "
-    "-> ()"
-)
-
-
-def _extension_accepts(
-    x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None
-) -> Reason:
-    return "there is no norm to fuse" if weight is None else dense_declines(x, delta, weight, bias)
-
-
-@add_norm.provider("cuda", devices=("cpu",), available=available, accepts=_extension_accepts)
-def _extension(
-    x: torch.Tensor,
-    delta: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    eps: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    assert weight is not None
-    assert bias is not None
-    summed, normed = torch.empty_like(x), torch.empty_like(x)
-    _add_norm_out(x, delta, weight, bias, eps, summed, normed)
-    return summed, normed

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 
 from pixelrefer_fast.ops._check import check_device, check_dtype, check_shape
-from pixelrefer_fast.ops._extension import available, dense_declines, out_variant
 from pixelrefer_fast.ops._registry import Reason, register_op
 
 EPILOGUE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -89,15 +88,11 @@ def epilogue_is_right(device: torch.device, dtype: torch.dtype) -> Reason:
 def _accepts(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> Reason:
     if x.dtype not in EPILOGUE_DTYPES:
         return f"it computes float32, float16 and bfloat16, not {x.dtype}"
-    return _unusual(x, weight, bias) or epilogue_is_right(x.device, x.dtype)
-
-
-def _unusual(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> Reason:
     if torch.is_autocast_enabled(x.device.type):
         return "autocast chooses the dtype of a product, which it does not know of"
     if not all(type(t) in (torch.Tensor, torch.nn.Parameter) for t in (x, weight, bias)):
         return "an argument is no plain tensor"
-    return None
+    return epilogue_is_right(x.device, x.dtype)
 
 
 def _epilogue(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -109,16 +104,3 @@ def _available() -> Reason:
 
 
 linear_gelu.provider("cublaslt", available=_available, accepts=_accepts)(_epilogue)
-
-_bias_gelu = out_variant("bias_gelu_(Tensor(a!) x, Tensor bias) -> ()")
-
-
-def _extension_accepts(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> Reason:
-    return dense_declines(x, weight, bias) or _unusual(x, weight, bias)
-
-
-@linear_gelu.provider("cuda", devices=("cpu",), available=available, accepts=_extension_accepts)
-def _extension(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    inner = x @ weight.T
-    _bias_gelu(inner, bias)
-    return inner

@@ -7,11 +7,9 @@ from collections.abc import Iterator
 import torch
 
 from pixelrefer_fast.ops._check import check_device, check_dtype, check_shape
-from pixelrefer_fast.ops._extension import available, dense_declines, out_variant
 from pixelrefer_fast.ops._registry import Reason, register_op
 
 THETA = 10000.0
-EXTENSION_HEAD = 512  # the largest of csrc/
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -134,29 +132,3 @@ def _accepts(qkv: torch.Tensor, cos: torch.Tensor) -> Reason:
 
 
 rope2d.kernel(accepts=_accepts)
-
-_rope2d = out_variant("rope2d_(Tensor(a!) qkv, Tensor bias, Tensor rows, Tensor columns, Tensor cos, Tensor sin) -> ()")
-
-
-def _extension_accepts(qkv: torch.Tensor, bias: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> Reason:
-    if qkv.shape[3] > EXTENSION_HEAD:
-        return f"it takes head sizes up to {EXTENSION_HEAD}, not {qkv.shape[3]}"
-    return dense_declines(qkv[:1], bias, cos, sin)
-
-
-@rope2d.provider("cuda", devices=("cpu",), available=available, accepts=_extension_accepts)
-def _extension(
-    qkv: torch.Tensor,
-    bias: torch.Tensor,
-    rows: torch.Tensor,
-    columns: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-) -> None:
-    rows, columns = rows.contiguous(), columns.contiguous()
-    try:
-        _rope2d(qkv, bias, rows, columns, cos, sin)
-    except RuntimeError:  # before anything was written
-        for name, place in (("rows", rows), ("columns", columns)):
-            _inside(name, place, len(cos))
-        raise

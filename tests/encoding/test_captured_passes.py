@@ -64,7 +64,7 @@ def nothing_captured(lite: Any, full: Any) -> Iterator[None]:
 def _warm(model: Any, capturer: Recorder | None = None, limit: int = ROOM) -> CapturedPasses:
     network = model.network
     passes = CapturedPasses(
-        network.encoder, network.object_tokenizer, network.config, network.backend, limit, capturer or Recorder()
+        network.encoder, network.object_tokenizer, network.config, "torch", limit, capturer or Recorder()
     )
     passes.warm_up()
     return passes

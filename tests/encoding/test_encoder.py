@@ -149,7 +149,7 @@ def test_the_last_layer_leaves_out_what_nobody_reads(encoder: VisionEncoder, mon
     monkeypatch.setattr(torch.nn.functional, "gelu", spy)
     reads = torch.zeros(15, dtype=torch.bool)
     reads[[2, 7]] = True
-    encoder(_patches(GRIDS[:1]), GRIDS[:1], reads, "torch")
+    encoder(_patches(GRIDS[:1]), GRIDS[:1], reads)
     assert seen == [15, 15, 2]
 
 

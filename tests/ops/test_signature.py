@@ -19,12 +19,9 @@ from pixelrefer_fast.ops._signature import on_named, schema_of
 SCHEMAS = {
     "add_norm": "Tensor x, Tensor delta, Tensor? weight, Tensor? bias, float eps, "
     '*, str backend="auto") -> (Tensor, Tensor)',
-    "add_norm_out": "Tensor x, Tensor delta, Tensor weight, Tensor bias, float eps, Tensor(a!) summed, "
-    "Tensor(b!) normed) -> ()",
     "best_token": "Tensor logits, Tensor counts, Tensor? said, Tensor repetition, Tensor presence, Tensor frequency, "
     "Tensor? biased, Tensor? bias, Tensor? ends, Tensor least, Tensor(a!) arrivals, "
     '*, str backend="auto") -> (Tensor, Tensor)',
-    "bias_gelu_": "Tensor(a!) x, Tensor bias) -> ()",
     "gather_tokens_out": "Tensor embeds, Tensor slots, Tensor(a!) tokens) -> ()",
     "infuse": "Tensor tokens, Tensor features, Tensor order, Tensor groups, Tensor ln_weight, Tensor ln_bias, "
     "Tensor in_weight, Tensor query_bias, Tensor out_weight, Tensor out_bias, int heads, SymInt max_members, "
@@ -56,7 +53,6 @@ SCHEMAS = {
     "Tensor(b!) weights, Tensor(c!) positions) -> ()",
     "rope2d": "Tensor(a!) qkv, Tensor bias, Tensor rows, Tensor columns, Tensor cos, Tensor sin, "
     '*, str backend="auto") -> ()',
-    "rope2d_": "Tensor(a!) qkv, Tensor bias, Tensor rows, Tensor columns, Tensor cos, Tensor sin) -> ()",
     "scatter_tokens": 'Tensor(a!) embeds, Tensor tokens, Tensor slots, *, str backend="auto") -> ()',
     "scatter_tokens_": "Tensor(a!) embeds, Tensor tokens, Tensor slots) -> ()",
     "swiglu": 'Tensor x, Tensor norm, float eps, Tensor weight, *, str backend="auto") -> Tensor',

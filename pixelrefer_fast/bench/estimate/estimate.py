@@ -15,7 +15,6 @@ from pixelrefer_fast.bench.estimate.gpus import Gpu
 from pixelrefer_fast.bench.estimate.planned import sizes_of
 from pixelrefer_fast.bench.estimate.workload import Workload
 from pixelrefer_fast.checkpoint.config import VISION_FILE, VISION_KEY, ModelConfig, VisionConfig, read_config
-from pixelrefer_fast.ops import _extension as extension
 
 ITEMS = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -160,9 +159,7 @@ def estimate(
     if gpu is not None:
         gpu.rate(dtype)
     sizes, tokens = sizes_of(config, given)
-    kind = "cuda" if gpu is None else gpu.kind
-    fused = kind == "cpu" and dtype == "float32" and extension.available() is None
-    machine = Machine(kind, ITEMS[dtype], graphs, fused)
+    machine = Machine("cuda" if gpu is None else gpu.kind, ITEMS[dtype], graphs)
     return Estimate(
         model=model if isinstance(model, str) else config.kind,
         kind=config.kind,

@@ -28,7 +28,7 @@ PACKAGE = Path(__file__).parents[2]
 CSRC = next((p for p in (PACKAGE / "csrc", PACKAGE.parent / "csrc") if p.is_dir()), None)
 OPERATIONS = ("mask_grids", "pack_masks", "pack_objects", "pack_views", "place_patches", "scatter_tokens")
 SOURCES = {
-    "_C": ("bindings_cpu.cpp", "cpu/dense.cpp", *(f"cpu/{name}.cpp" for name in OPERATIONS)),
+    "_C": ("bindings_cpu.cpp", *(f"cpu/{name}.cpp" for name in OPERATIONS)),
     "_C_cuda": ("bindings_cuda.cpp", *(f"cuda/{name}.cu" for name in OPERATIONS)),
 }
 SUFFIX = ".abi3.so"

@@ -36,10 +36,9 @@ from pixelrefer_fast.encoding.encoder import VisionEncoder
 from pixelrefer_fast.encoding.object_tokenizer import ObjectTokenizer, kmeans_starts
 from pixelrefer_fast.encoding.projector import VisionProjector
 from pixelrefer_fast.media import open_media
-from pixelrefer_fast.ops._extension import available
 from pixelrefer_fast.planning.selection import select_patches
 
-CPU = Machine("cpu", 4, fused=available() is None)
+CPU = Machine("cpu", 4)
 
 
 def asked(workload: Workload) -> tuple[Any, list[Any], str]:
@@ -89,7 +88,7 @@ def test_tokens_and_flops_are_those_that_are_counted(models: dict[str, Any], nam
     if model.kind == "full":
         workload = dataclasses.replace(workload, marked=1)
     media, regions, question = asked(workload)
-    with plain_memory(), as_measured(model), stages.asked(model, media, question, regions, workload.answer) as own:
+    with as_measured(model), stages.asked(model, media, question, regions, workload.answer) as own:
         counts = dict(stages.count(own))
         found = {stage: own.sizes(stage) for stage in own.names}
         scene = own.objects.scene

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import torch
 
@@ -58,8 +59,8 @@ def _encoder_pass(config: ModelConfig, part: Sequence[tuple[int, int]], machine:
         machine.pointwise("norm", rows * width, 2),
         machine.linear("qkv", rows, width, 3 * width, bias=False, times=layers),
         # as the kernel declares it: qkv in and out; the definition goes over parts of it in 24 operations
-        Work("rope2d", 9 * rows * width * machine.kernels, 6 * item * rows * width + 8 * rows, layers)
-        if machine.kernels or machine.fused
+        Work("rope2d", 9 * rows * width, 6 * item * rows * width + 8 * rows, layers)
+        if machine.kernels
         else machine.pointwise("rope2d", rows * width, 23.4, 24, layers),
     ]
     for last in (False, True):
@@ -68,8 +69,7 @@ def _encoder_pass(config: ModelConfig, part: Sequence[tuple[int, int]], machine:
         if last and partial:
             works.append(machine.pointwise("rows that are read", queries * width, 2, 1, 2))
         pairs = sum((reads if last and partial else patches) * patches for patches, reads in part)
-        # a call for each size
-        runs = len({(patches, reads if last and partial else patches) for patches, reads in part})
+        runs = len(list(groupby((patches, reads if last and partial else patches) for patches, reads in part)))
         attention = item * width * 2 * (queries + rows)
         if machine.kernels:
             works.append(Work("varlen_attention", 4 * pairs * width, attention, times))
@@ -88,9 +88,9 @@ def _encoder_pass(config: ModelConfig, part: Sequence[tuple[int, int]], machine:
 
 
 def _add_norm(rows: int, width: int, machine: Machine, times: int = 1, norm: bool = True) -> Work:
-    if machine.kernels or (machine.fused and norm):
+    if machine.kernels:
         moved = machine.item * width * (rows * (4 if norm else 3) + 2 * norm)
-        return Work("add_norm", (9 if norm else 1) * rows * width * machine.kernels, moved, times)
+        return Work("add_norm", (9 if norm else 1) * rows * width, moved, times)
     return machine.pointwise("add_norm", rows * width, 5 if norm else 3, 2 if norm else 1, times)
 
 

@@ -78,13 +78,11 @@ class Machine:
         kind: "cuda" or "cpu".
         item: bytes of a number of the model.
         graphs: whether decode steps are captured, for numbers of slots that are powers of two.
-        fused: whether the extension computes what lies between the encoder's products, as it does in float32 on a CPU.
     """
 
     kind: str
     item: int
     graphs: bool = False
-    fused: bool = False
 
     @property
     def kernels(self) -> bool:
