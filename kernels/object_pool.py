@@ -18,7 +18,6 @@ import torch
 import triton
 import triton.language as tl
 
-from pixelrefer_fast.kernels._centroids import assign, cluster_spread, means, seed
 from pixelrefer_fast.kernels._cluster_tile import TIE_FLOAT32, TIE_FLOAT64, cluster_tile
 from pixelrefer_fast.kernels._launch import CompileCase, configuration, launch, shipped
 from pixelrefer_fast.kernels._sizes import cdiv, next_power_of_2
@@ -28,11 +27,10 @@ from pixelrefer_fast.kernels._tokens import bounds, tokens
 # Triton 3.6 makes wgmma for sm_90 and writes its accumulators behind the fence, as the emulator found; with two warps,
 # which have no wgmma, it spills.
 TILE = 32
-SPREAD = 1024  # patches of an object that one program clusters; more are spread over many
 MOST_CLUSTERS = 64  # a bit each in an int64
 
 
-@triton.jit(do_not_specialize=["blocks", "capacity", "most", "upto"])
+@triton.jit(do_not_specialize=["blocks", "capacity", "most"])
 def gram(
     features,  # (F, D) features' dtype
     index,  # (S, K) int64
@@ -42,10 +40,9 @@ def gram(
     pos_weight,  # (D, 2) features' dtype
     pos_bias,  # (D,) features' dtype
     inner,  # out: (S, 64 blocks) float32, float64 for float32 features: row and column of two tokens of an object
-    blocks,  # of 64 columns in inner: as many as `most` or `upto` takes
+    blocks,  # of 64 columns in inner: as many as `most` takes
     capacity,  # S
     most,  # largest object
-    upto,  # objects of more patches are clustered by `_centroids`
     STRIDE: tl.constexpr,  # of features' rows
     CORNERS: tl.constexpr,  # K
     WIDTH: tl.constexpr,  # D
@@ -61,7 +58,7 @@ def gram(
     exact: tl.constexpr = features.dtype.element_ty == tl.float32
     first, count = bounds(offsets, tl.program_id(0), capacity, most)
     row_tile, column_tile, columns = tl.program_id(1), tl.program_id(2), blocks * 64
-    if (count <= CLUSTERS) | (count > upto) | (column_tile < row_tile) | (column_tile * BLOCK_ROWS >= count):
+    if (count <= CLUSTERS) | (column_tile < row_tile) | (column_tile * BLOCK_ROWS >= count):
         return
     i = row_tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)  # [R]
     k = column_tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)  # [R]
@@ -90,7 +87,7 @@ def _members(members, rows, inside, BLOCK_CLUSTERS: tl.constexpr):
     return (bits[:, None] >> tl.arange(0, BLOCK_CLUSTERS)[None, :]) & 1
 
 
-@triton.jit(do_not_specialize=["blocks", "capacity", "most", "upto", "iterations"])
+@triton.jit(do_not_specialize=["blocks", "capacity", "most", "iterations"])
 def cluster(
     offsets,  # (M + 1,) int64
     starts,  # (M, n) int64
@@ -101,7 +98,6 @@ def cluster(
     blocks,  # of 64 columns in inner
     capacity,  # S
     most,  # largest object
-    upto,  # objects of more patches are clustered by `_centroids`
     iterations,
     CLUSTERS: tl.constexpr,  # n
     BLOCK_CLUSTERS: tl.constexpr,  # n, rounded up to a power of two of at least 16
@@ -116,8 +112,6 @@ def cluster(
     """
     item = tl.program_id(0).to(tl.int64)
     first, count = bounds(offsets, item, capacity, most)
-    if count > upto:
-        return
     columns = blocks * 64
     kind: tl.constexpr = inner.dtype.element_ty
     j = tl.arange(0, BLOCK_CLUSTERS)  # [n]
@@ -188,7 +182,7 @@ def cluster(
         tl.debug_barrier()  # members are read by other threads
 
 
-@triton.jit(do_not_specialize=["capacity", "most", "upto"])
+@triton.jit(do_not_specialize=["capacity", "most"])
 def pool(
     features,  # (F, D) features' dtype
     index,  # (S, K) int64
@@ -201,7 +195,6 @@ def pool(
     pooled,  # out: (M, n, D) features' dtype
     capacity,  # S
     most,  # largest object
-    upto,  # objects of more patches are clustered by `_centroids`
     STRIDE: tl.constexpr,  # of features' rows
     CORNERS: tl.constexpr,  # K
     WIDTH: tl.constexpr,  # D
@@ -218,8 +211,6 @@ def pool(
     item = tl.program_id(0).to(tl.int64)
     j = tl.program_id(1)
     first, count = bounds(offsets, item, capacity, most)
-    if count > upto:
-        return
     dtype: tl.constexpr = features.dtype.element_ty
     d = tl.arange(0, BLOCK_WIDTH)  # [D]
     total = tl.zeros([BLOCK_WIDTH], tl.float32)
@@ -283,11 +274,9 @@ def object_pool(
     rows = min(capacity, objects * max_patches)
     described = rows * (corners * (8 + 4) + 8) + rows * corners * width * features.element_size()
     common = {"STRIDE": features.stride(0), "CORNERS": corners, "WIDTH": width, "CLUSTERS": clusters}
-    matrix = min(max_patches, max(SPREAD, clusters))  # largest object that is clustered from its inner products
-    inner_flops = rows * (matrix + 1) * width if matrix > clusters else 0
-    flops = 2 * iterations * rows * matrix * clusters if matrix > clusters else 0
+    inner_flops = rows * (max_patches + 1) * width if max_patches > clusters else 0
+    flops = 2 * iterations * rows * max_patches * clusters if max_patches > clusters else 0
     suffix = "_float32" if kind == torch.float32 else ""
-    upto = max(SPREAD, clusters)  # an object of at most n patches is its own centroids
     block_clusters = max(16, next_power_of_2(clusters))
     if max_patches <= TILE:
         name = f"object_pool.cluster_tile{suffix}"
@@ -314,15 +303,14 @@ def object_pool(
             **configuration(name, max_patches, device),
         )
     else:
-        largest = min(max_patches, upto)
-        blocks = cdiv(largest, 64)
+        blocks = cdiv(max_patches, 64)
         wide = torch.float64 if kind == torch.float32 else torch.float32
         inner = torch.empty(capacity, blocks * 64, device=device, dtype=wide)
         sums = torch.empty(capacity, clusters, device=device, dtype=wide)
         labels = torch.empty(capacity, device=device, dtype=torch.int32)
         name = f"object_pool.gram{suffix}"
         config = configuration(name, max_patches, device)
-        tiles = cdiv(largest, config["BLOCK_ROWS"])
+        tiles = cdiv(max_patches, config["BLOCK_ROWS"])
         launch(
             gram,
             name,
@@ -338,7 +326,6 @@ def object_pool(
             blocks,
             capacity,
             max_patches,
-            upto,
             flops=inner_flops,
             moved=described,
             **common,
@@ -358,7 +345,6 @@ def object_pool(
             blocks,
             capacity,
             max_patches,
-            upto,
             iterations,
             flops=flops,
             moved=starts.numel() * 8,
@@ -366,18 +352,6 @@ def object_pool(
             BLOCK_CLUSTERS=block_clusters,
             **configuration(name, max_patches, device),
         )
-        if max_patches > upto:
-            cluster_spread(
-                (features, index, weights, positions, offsets),
-                starts,
-                (pos_weight, pos_bias),
-                labels,
-                pooled,
-                (capacity, max_patches, upto),
-                iterations,
-                described,
-                common | {"BLOCK_CLUSTERS": block_clusters},
-            )
     launch(
         pool,
         "object_pool.pool",
@@ -393,7 +367,6 @@ def object_pool(
         pooled,
         capacity,
         max_patches,
-        upto,
         flops=rows * width,
         moved=pooled.numel() * features.element_size(),
         **common,
@@ -408,12 +381,6 @@ def compile_cases() -> Iterator[CompileCase]:
     halves = [(f"{t}, K {k}", t, {"CORNERS": k}) for t in ("fp16", "bf16") for k in (1, 4)]
     floats = [(f"fp32, K {k}", "fp32", {"CORNERS": k}) for k in (1, 4)]
     tokens = [(f"n {n}", "", {"CLUSTERS": n, "BLOCK_CLUSTERS": n}) for n in (32, MOST_CLUSTERS)]
-    spread = [
-        (f"{text}, n {n}", t, v | {"CLUSTERS": n, "BLOCK_CLUSTERS": n}) for text, t, v in halves for n in (32, 64)
-    ]
-    spread_floats = [
-        (f"{x}, n {n}", t, v | {"CLUSTERS": n, "BLOCK_CLUSTERS": n}) for x, t, v in floats for n in (32, 64)
-    ]
     for name, kernel, wide, variants in (
         ("object_pool.cluster_tile", cluster_tile, "", halves),
         ("object_pool.cluster_tile_float32", cluster_tile, "", floats),
@@ -421,12 +388,6 @@ def compile_cases() -> Iterator[CompileCase]:
         ("object_pool.gram_float32", gram, "fp64", floats),
         ("object_pool.cluster", cluster, "fp32", tokens),
         ("object_pool.cluster_float32", cluster, "fp64", tokens),
-        ("object_pool.seed", seed, "fp32", halves),
-        ("object_pool.seed_float32", seed, "fp64", floats),
-        ("object_pool.assign", assign, "fp32", spread),
-        ("object_pool.assign_float32", assign, "fp64", spread_floats),
-        ("object_pool.means", means, "fp32", halves),
-        ("object_pool.means_float32", means, "fp64", floats),
         ("object_pool.pool", pool, "", floats + halves),
     ):
         for device, config in shipped(name):
@@ -458,11 +419,9 @@ SIGNATURE = {
     "sums": "*{1}",
     "members": "*i64",
     "labels": "*i32",
-    "centroids": "*{1}",
     "pooled": "*{0}",
     "blocks": "i32",
     "capacity": "i32",
     "most": "i32",
-    "upto": "i32",
     "iterations": "i32",
 }

@@ -16,8 +16,7 @@ from pixelrefer_fast.ops._registry import Reason, register_op
 TIE = 1e-12
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # that the Triton kernels take
-MOST_PATCHES = 4096  # of an object that the Triton kernels take
-SPREAD = 1024  # of an object that they cluster from a matrix of inner products; more by centroids, over many programs
+MOST_PATCHES = 1024  # of an object that the Triton kernels take
 TILE = 32  # patches of an object that they cluster without a matrix in memory
 MOST_CLUSTERS = 64  # they keep a bit a cluster in an int64
 

@@ -27,16 +27,14 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
 
 
-@pytest.fixture(params=["in one tile", "by tiles", "spread"])
+@pytest.fixture(params=["in one tile", "by tiles"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small objects clustered in registers, and as larger and as the largest ones are."""
-    if request.param != "in one tile":
+    """Small objects clustered in registers, and as large ones are."""
+    if request.param == "by tiles":
         monkeypatch.setattr(kernel, "TILE", 0)
-    if request.param == "spread":
-        monkeypatch.setattr(kernel, "SPREAD", 0)
 
 
-IN_ALL_FORMS = pytest.mark.usefixtures("form")
+IN_BOTH_FORMS = pytest.mark.usefixtures("form")
 
 
 @pytest.fixture
@@ -56,7 +54,7 @@ def judge(kernel_device: torch.device, numeric_bar: Callable[..., None]) -> Call
 # Against the definition
 
 
-@IN_ALL_FORMS
+@IN_BOTH_FORMS
 @pytest.mark.parametrize("corners", [1, 4])
 def test_ragged_objects(dtype: torch.dtype, corners: int, judge: Callable[..., None]) -> None:
     """Empty ones, single patches, fewer than n, n, more; rows past the last of NaN and wild indices."""
@@ -64,7 +62,7 @@ def test_ragged_objects(dtype: torch.dtype, corners: int, judge: Callable[..., N
     judge(case.to(dtype=dtype))
 
 
-@IN_ALL_FORMS
+@IN_BOTH_FORMS
 @pytest.mark.parametrize("sample", range(4))
 def test_samples(dtype: torch.dtype, sample: int, judge: Callable[..., None]) -> None:
     judge(Case(*list(object_pool.samples(torch.Generator().manual_seed(0), dtype))[sample]))
@@ -75,7 +73,7 @@ def test_widths(dtype: torch.dtype, width: int, judge: Callable[..., None]) -> N
     judge(random_case([19], 3, width, 2, separate=True).to(dtype=dtype))
 
 
-@IN_ALL_FORMS
+@IN_BOTH_FORMS
 def test_the_released_width(dtype: torch.dtype, judge: Callable[..., None]) -> None:
     judge(random_case([40, 20], 32, 1152, 3, separate=True).to(dtype=dtype))
 
@@ -116,13 +114,13 @@ def test_the_largest_object(corners: int, judge: Callable[..., None]) -> None:
     judge(random_case([600, 1], 64, 40, 1, corners, separate=True, spare=3))
 
 
-@IN_ALL_FORMS
+@IN_BOTH_FORMS
 @pytest.mark.parametrize("iterations", [0, 1, 10])
 def test_numbers_of_iterations(iterations: int, judge: Callable[..., None]) -> None:
     judge(random_case([30], 5, 12, iterations, separate=True))
 
 
-@IN_ALL_FORMS
+@IN_BOTH_FORMS
 @pytest.mark.parametrize("counts", [[], [0], [0, 0, 2]], ids=str)
 def test_little_or_nothing(counts: list[int], judge: Callable[..., None]) -> None:
     judge(random_case(counts, 4, 8, 3))
@@ -134,7 +132,7 @@ def test_a_larger_bound_changes_nothing(kernel_device: torch.device) -> None:
     torch.testing.assert_close(wider, case.run("triton"), rtol=1e-6, atol=1e-6)
 
 
-@IN_ALL_FORMS
+@IN_BOTH_FORMS
 def test_few_patches_are_kept_as_they_are(dtype: torch.dtype, kernel_device: torch.device) -> None:
     """Bit for bit, and one that is not finite does not reach the others."""
     tokens = torch.randn(3, 8).to(dtype)
@@ -154,7 +152,7 @@ def test_positions_are_rounded_as_in_the_definition(kernel_device: torch.device)
         assert case.to(device=kernel_device).run(backend).eq(0).all(), backend
 
 
-@IN_ALL_FORMS
+@IN_BOTH_FORMS
 def test_weights_of_positions_that_lie_anywhere(dtype: torch.dtype, kernel_device: torch.device) -> None:
     """Both of a column are loaded as one number, which must not begin between two of its size."""
     case = random_case([5, 19], 3, 24, 2, separate=True).to(device=kernel_device, dtype=dtype)
@@ -214,7 +212,7 @@ def _check_labels(
         member = seen
 
 
-@IN_ALL_FORMS
+@IN_BOTH_FORMS
 @pytest.mark.parametrize("seed", range(2))
 def test_labels(dtype: torch.dtype, seed: int, kernel_device: torch.device) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -225,7 +223,7 @@ def test_labels(dtype: torch.dtype, seed: int, kernel_device: torch.device) -> N
     _check_labels(tokens.to(dtype), start, 4, tie, 2.0**-10, kernel_device)
 
 
-@IN_ALL_FORMS
+@IN_BOTH_FORMS
 @pytest.mark.parametrize("shift", [30.0, 1e3, 3e4])
 def test_labels_of_tokens_far_from_the_origin(shift: float, dtype: torch.dtype, kernel_device: torch.device) -> None:
     """A distance is a small difference of large inner products."""
@@ -236,7 +234,7 @@ def test_labels_of_tokens_far_from_the_origin(shift: float, dtype: torch.dtype, 
     _check_labels(tokens, torch.randperm(40, generator=generator)[:6].tolist(), 3, 1e-5, 2.0**-10, kernel_device)
 
 
-@IN_ALL_FORMS
+@IN_BOTH_FORMS
 def test_labels_in_groups_far_apart(kernel_device: torch.device) -> None:
     """No origin is near all tokens, and gaps are millions of times smaller than what distances are made of."""
     generator = torch.Generator().manual_seed(2)
@@ -246,7 +244,7 @@ def test_labels_in_groups_far_apart(kernel_device: torch.device) -> None:
     _check_labels(tokens, start, 3, 1e-5, 2.0**-10, kernel_device)
 
 
-@IN_ALL_FORMS
+@IN_BOTH_FORMS
 @pytest.mark.parametrize(("start", "expected"), [([0, 1], [[0.5], [2.0]]), ([1, 0], [[1.5], [0.0]])])
 def test_a_tie_goes_to_the_lowest_index(start: list[int], expected: list, kernel_device: torch.device) -> None:
     tokens = torch.tensor([[0.0], [2.0], [1.0]])
@@ -254,7 +252,7 @@ def test_a_tie_goes_to_the_lowest_index(start: list[int], expected: list, kernel
     assert pooled[0].tolist() == expected
 
 
-@IN_ALL_FORMS
+@IN_BOTH_FORMS
 @pytest.mark.parametrize("seed", range(4))
 def test_half_way_tokens_of_the_released_width_go_to_the_lowest_index(
     seed: int, dtype: torch.dtype, kernel_device: torch.device
@@ -270,7 +268,7 @@ def test_half_way_tokens_of_the_released_width_go_to_the_lowest_index(
     torch.testing.assert_close(case.run("triton"), case.run("torch"), rtol=1e-3, atol=most * 1e-3)
 
 
-@IN_ALL_FORMS
+@IN_BOTH_FORMS
 def test_equal_tokens_leave_no_hole(kernel_device: torch.device) -> None:
     """The first cluster takes them all; the others are empty and keep their centroid."""
     tokens = torch.randn(1, 8).expand(5, 8)
@@ -278,7 +276,7 @@ def test_equal_tokens_leave_no_hole(kernel_device: torch.device) -> None:
     torch.testing.assert_close(pooled[0].cpu(), tokens[:3], rtol=1e-6, atol=1e-6)
 
 
-@IN_ALL_FORMS
+@IN_BOTH_FORMS
 def test_an_empty_cluster_keeps_its_centroid(kernel_device: torch.device) -> None:
     """Also where its former members have left for other clusters, and until somebody is nearest to it again."""
     tokens = torch.tensor([[0.0], [0.0], [1.0], [10.0]])
@@ -287,7 +285,7 @@ def test_an_empty_cluster_keeps_its_centroid(kernel_device: torch.device) -> Non
         assert pooled[0, :, 0].tolist() == pytest.approx(expected)
 
 
-@IN_ALL_FORMS
+@IN_BOTH_FORMS
 def test_an_empty_cluster_of_several_tokens_keeps_their_mean(kernel_device: torch.device) -> None:
     tokens = torch.tensor([[20.0], [8.0], [22.0], [12.0], [12.0], [17.0]])
     case = case_of_tokens(tokens, [4, 2, 3], 5).to(device=kernel_device)
@@ -298,7 +296,7 @@ def test_an_empty_cluster_of_several_tokens_keeps_their_mean(kernel_device: torc
 # Bounds
 
 
-@IN_ALL_FORMS
+@IN_BOTH_FORMS
 @pytest.mark.parametrize("corners", [1, 4])
 def test_rows_that_nobody_selects_do_not_leak(corners: int, kernel_device: torch.device) -> None:
     case = random_case([20, 3, 8], 4, 6, 3, corners).to(device=kernel_device)
@@ -310,7 +308,7 @@ def test_rows_that_nobody_selects_do_not_leak(corners: int, kernel_device: torch
     assert torch.equal(case.run("triton"), clean)
 
 
-@IN_ALL_FORMS
+@IN_BOTH_FORMS
 @pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")  # of the interpreter's minimum
 @pytest.mark.parametrize("poisoned", range(3))
 def test_a_poisoned_object_does_not_reach_the_others(poisoned: int, kernel_device: torch.device) -> None:
@@ -324,7 +322,7 @@ def test_a_poisoned_object_does_not_reach_the_others(poisoned: int, kernel_devic
     assert torch.equal(pooled[others], clean[others])
 
 
-@IN_ALL_FORMS
+@IN_BOTH_FORMS
 def test_offsets_past_the_rows_are_cut(kernel_device: torch.device) -> None:
     """What a device has found may be more than the rows that were reserved; the host learns it later."""
     case = random_case([9, 3, 30], 4, 6, 3).to(device=kernel_device)
@@ -333,7 +331,7 @@ def test_offsets_past_the_rows_are_cut(kernel_device: torch.device) -> None:
     torch.testing.assert_close(replace(case, **cut).run("triton"), within.run("torch"), rtol=1e-5, atol=1e-5)
 
 
-@IN_ALL_FORMS
+@IN_BOTH_FORMS
 def test_patches_past_max_patches_are_cut(kernel_device: torch.device) -> None:
     """A bound that is too small costs an object its last patches, and nobody else anything."""
     case = random_case([20, 3, 8], 4, 6, 3).to(device=kernel_device)
@@ -347,7 +345,7 @@ def test_patches_past_max_patches_are_cut(kernel_device: torch.device) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"max_patches": 4097}, "it pools objects of up to 4096 patches, not 4097"),
+        ({"max_patches": 1025}, "it pools objects of up to 1024 patches, not 1025"),
         ({"starts": torch.zeros(1, 65, dtype=torch.int64)}, "it pools to 1 to 64 tokens, not 65"),
         ({"weights": torch.ones(9, 1).double()}, "it takes float32 weights and positions, not torch.float64 and"),
     ],

@@ -14,7 +14,7 @@ from pixelrefer_fast.encoding.encoder import PASS_PATCHES
 from pixelrefer_fast.encoding.infusion import HEADS
 from pixelrefer_fast.encoding.object_tokenizer import ITERATIONS
 from pixelrefer_fast.ops.infuse import BYTES, Groups, folded_work, is_projected, projected_work
-from pixelrefer_fast.ops.object_pool import SPREAD, TILE
+from pixelrefer_fast.ops.object_pool import TILE
 
 
 def views(sizes: Sizes, machine: Machine) -> list[Work]:
@@ -103,19 +103,10 @@ def pooling(config: ModelConfig, sizes: Sizes, machine: Machine) -> list[Work]:
     if machine.kernels:
         most = max((0, *sizes.marks))
         rows = min(selected, marks * most)
-        matrix = min(most, SPREAD)
-        inner = rows * (matrix + 1) * width if most > n else 0
-        cluster = 2 * iterations * rows * matrix * n if most > n else 0
+        inner = rows * (most + 1) * width if most > n else 0
+        cluster = 2 * iterations * rows * most * n if most > n else 0
         described = rows * (corners * 12 + 8) + item * rows * corners * width if most > n else 0
         works = [Work("object_pool.pool", rows * width, pooled)]
-        if most > SPREAD:
-            wide = 8 if item == 4 else 4  # bytes of a centroid's numbers
-            written, labels = (item + wide) * marks * n * width, 4 * rows
-            centroids = wide * marks * n * width
-            assigned, averaged = described + centroids + labels, described + written + labels
-            works.insert(0, Work("object_pool.means", rows * width, averaged, iterations))
-            works.insert(0, Work("object_pool.assign", 2 * rows * n * width, assigned, iterations))
-            works.insert(0, Work("object_pool.seed", 5 * marks * n * width, written + pooled + 8 * marks * n))
         if most > TILE:
             works.insert(0, Work("object_pool.cluster", cluster, 8 * marks * n))
             works.insert(0, Work("object_pool.gram", inner, described))
