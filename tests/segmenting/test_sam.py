@@ -250,11 +250,15 @@ def test_a_model_is_asked_about_points_through_a_sam(load):
     assert model.describe(picture, [{"points": [20, 15]}]) == model.describe(picture, [found.region])
 
 
+@pytest.mark.parametrize("kind", ["sam", "sam2_video", "edgetam_video"])
+def test_words_are_refused_by_a_model_that_knows_none(kind, load):
+    picture = np.zeros((20, 30, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"text: expected points or boxes for .*, which knows no words"):
+        load(kind).open(picture).masks(text="a cat")
+
+
 def test_what_a_model_cannot_do_is_said(load):
     picture, video = np.zeros((20, 30, 3), np.uint8), pf.open_media(np.zeros((2, 20, 30, 3), np.uint8))
-    for kind in ("sam", "sam2_video"):
-        with pytest.raises(ValueError, match=r"text: expected points or boxes for .*, which knows no words"):
-            load(kind).open(picture).masks(text="a cat")
     with pytest.raises(ValueError, match="text: expected it by itself"):
         load("sam3_video").open(picture).masks([[1, 1]], text="a cat")
     with pytest.raises(ValueError, match="text: expected 1 to 256 characters"):
