@@ -67,7 +67,8 @@ def scores(
         b = tl.load(shared[None, :] + column[:, None], mask=known[None, :] & (column < WIDTH)[:, None], other=0.0)
         score = product_added(a, b, score)  # [M, N]
     cells = (head * total + first_place * n + query)[:, None] * (pitches * 16) + key[None, :]
-    tl.store(scores + cells, score * scale, mask=valid[:, None] & known[None, :])
+    # a row ends at a multiple of 16, so that 8 bytes are masked as one; behind the group's keys is no score
+    tl.store(scores + cells, score * scale, mask=valid[:, None] & (key < pitches * 16)[None, :])
 
 
 @triton.jit(do_not_specialize=["n", "total", "max_rows", "pitches", "line_blocks"])
@@ -108,9 +109,9 @@ def values(
     weight_sum = tl.zeros([BLOCK_M], tl.float32)
     for first_key in range(0, length, BLOCK_N):
         key = first_key + tl.arange(0, BLOCK_N)  # [N]
-        # what lies after a group's rows is not loaded: a weight of zero would not hide a NaN there
-        known = valid[:, None] & (key < length)[None, :]
-        s = tl.load(own[:, None] + key[None, :], mask=known, other=0.0)
+        # a row of the scratch ends at a multiple of 16, so that 16 bytes are masked as one; what nobody wrote there is
+        # no score
+        s = tl.load(own[:, None] + key[None, :], mask=valid[:, None] & (key < pitches * 16)[None, :], other=0.0)
         s = tl.where((key < length)[None, :], s, float("-inf"))
         larger = tl.maximum(largest, tl.max(s, 1))
         weight_sum = weight_sum * tl.exp2(largest - larger) + tl.sum(tl.exp2(s - larger[:, None]), 1)
@@ -128,7 +129,7 @@ def values(
         for first_key in range(0, length, BLOCK_N):
             key = first_key + tl.arange(0, BLOCK_N)  # [N]
             known = key < length
-            s = tl.load(own[:, None] + key[None, :], mask=valid[:, None] & known[None, :], other=0.0)
+            s = tl.load(own[:, None] + key[None, :], mask=valid[:, None] & (key < pitches * 16)[None, :], other=0.0)
             weights = tl.exp2(tl.where(known[None, :], s, float("-inf")) - largest[:, None])  # [M, N]
             at = shared + key.to(tl.int64)[:, None] * WIDTH + column[None, :]
             v = tl.load(at, mask=known[:, None] & inside[None, :], other=0.0)  # [N, E]

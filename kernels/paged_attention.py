@@ -100,11 +100,20 @@ def _paged_attention(
     main_one = tl.zeros([BLOCK_H, BLOCK_D], tl.float32) + start_one[None, :]
     main_two = tl.zeros([BLOCK_H, BLOCK_D], tl.float32) + start_two[None, :]
 
+    begin = part * each * BLOCK_K
     stop = tl.minimum((part + 1) * each * BLOCK_K, before)
-    for start in range(part * each * BLOCK_K, stop, BLOCK_K):
+    entries = table + sequence * width
+    # where a chunk of keys lies in one block, its number is asked for a turn before the keys are: copies of keys whose
+    # addresses hang on a load of the same turn get no second buffer
+    following = tl.load(entries + begin // SIZE, begin < stop, 0)
+    for start in range(begin, stop, BLOCK_K):
         key = start + tl.arange(0, BLOCK_K)
         seen = key < stop
-        block = tl.load(table + sequence * width + key // SIZE, seen, 0).to(tl.int64)
+        if SIZE % BLOCK_K == 0:
+            block = following.to(tl.int64)
+            following = tl.load(entries + (start + BLOCK_K) // SIZE, start + BLOCK_K < stop, 0)
+        else:
+            block = tl.load(entries + key // SIZE, seen, 0).to(tl.int64)
         cells = ((block * SIZE + key % SIZE) * GROUPS + group)[:, None] * HEAD + i[None, :]
         there = seen[:, None] & inside[None, :] if BLOCK_D > HALF else seen[:, None]
         k_first = tl.load(keys + cells, there, 0.0)  # [K, D]

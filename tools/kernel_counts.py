@@ -61,6 +61,7 @@ CALLS: dict[str, list[tuple[dict[str, Any], tuple[str, ...]]]] = {
         ({"rows": 80, "tokens": 4, "width": 128, "heads": 2}, BOTH),
         ({"rows": 80, "tokens": 4, "width": 512, "heads": 2}, SINGLE),
         ({"rows": 40, "objects": 8, "tokens": 16, "width": 288, "heads": 2}, BOTH),  # projected
+        ({"rows": 24, "objects": 8, "tokens": 16, "width": 128, "heads": 2}, HALF),  # likewise
     ],
     "varlen_attention": [
         *(({"keys": 80, "heads": 2, "head": head, "causal": c}, HALF) for head in (72, 128, 160) for c in (0, 1)),

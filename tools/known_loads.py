@@ -130,7 +130,7 @@ def table(entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def _shown(key: tuple[str, str, str], place: str) -> str:
-    return f"{key[0]} ({', '.join(word for word in (key[1], place) if word)})"
+    return f"{key[0]} ({place})"
 
 
 def _much(rule: str, number: float) -> str:

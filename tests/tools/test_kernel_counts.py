@@ -76,7 +76,7 @@ def test_what_moves_too_much_is_held_to_the_list(
     known = tmp_path / "loads.json"
     known.write_text("[]")
     assert run() == run("--update") == 1
-    shown = "rope2d.rope2d (bf16, patches 24, bf16, sm_80): 1.5 times the ideal sectors, none in loads.json"
+    shown = "rope2d.rope2d (patches 24, bf16, sm_80): 1.5 times the ideal sectors, none in loads.json"
     assert shown in capsys.readouterr().err
     assert run("--update", "--accept-worse") == 0
     assert run() == 1
